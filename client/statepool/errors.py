@@ -1,0 +1,303 @@
+"""The one error tree of statepool: raised by the server, received by the client as the same class.
+
+::
+
+    StatepoolError
+    ├── InvalidArgumentError      BadFieldError, ColumnLengthMismatchError, BatchTooLargeError, RequestIdReusedError
+    ├── OutOfRangeError           BlockIndexOutOfRangeError
+    ├── NotFoundError             SessionNotFoundError, SessionExpiredError
+    ├── AlreadyExistsError        OwnerKeyInUseError
+    ├── FailedPreconditionError   IncarnationMismatchError, LayoutMismatchError, BlockNotOwnedError,
+    │                             BlockNotWritableError, BlockBusyError, BoundaryNotWrittenError
+    ├── AbortedError              GenerationStaleError, SessionFencedError
+    ├── ResourceExhaustedError    PoolExhaustedError, QuotaExceededError
+    ├── UnavailableError          OverloadedError, DrainingError
+    ├── UnimplementedError        DsSpecNotContiguousError, FeatureUnavailableError
+    ├── DataLossError             ChecksumMismatchError
+    ├── DeadlineExceededError     (made by gRPC: the caller's deadline passed)
+    └── CancelledError            (made by gRPC: the caller cancelled)
+
+A class of the middle column stands for a gRPC status code; it is what a caller gets when the answer carries that code
+without a reason (a refused connection is a bare ``UnavailableError``). A leaf stands for one *reason*, the
+``google.rpc.ErrorInfo.reason`` of domain ``statepool`` in the status details.
+"""
+
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
+from typing import ClassVar
+
+DOMAIN = "statepool"
+"""``google.rpc.ErrorInfo.domain`` of every error of this service."""
+
+
+class Code(IntEnum):
+    """gRPC status codes by number (``google.rpc.Code``), so that the domain needs no grpc import."""
+
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class StatepoolError(Exception):
+    """Is the base of everything the service or the client library raises on purpose.
+
+    Attributes:
+        message: What went wrong, for people.
+        field: The request field at fault, or "" where no single field is.
+        retry_after: Seconds after which the same call may succeed, or None where a retry does not help.
+        metadata: Machine-readable facts (numbers as decimal strings), the ``ErrorInfo.metadata`` of the answer.
+    """
+
+    code: ClassVar[Code] = Code.UNKNOWN
+    reason: ClassVar[str] = ""
+
+    def __init__(
+        self, message: str, *, field: str = "", retry_after: float | None = None, **metadata: str | int
+    ) -> None:
+        """Builds the error; keyword arguments beyond the named ones become ``metadata``."""
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after = retry_after
+        self.metadata: Mapping[str, str] = {key: str(value) for key, value in metadata.items()}
+
+    def __repr__(self) -> str:
+        reason = f" {self.reason}" if self.reason else ""
+        facts = "".join(f", {key}={value}" for key, value in self.metadata.items())
+        return f"<{type(self).__name__}{reason}: {self.message}{facts}>"
+
+
+class InvalidArgumentError(StatepoolError):
+    """The request is wrong in itself; sending it again cannot help."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class BadFieldError(InvalidArgumentError):
+    """A field has a value that is not allowed; ``field`` names it."""
+
+    reason = "BAD_FIELD"
+
+
+class ColumnLengthMismatchError(InvalidArgumentError):
+    """Parallel columns of a request have different lengths; ``field`` names the odd one."""
+
+    reason = "COLUMN_LENGTH_MISMATCH"
+
+
+class BatchTooLargeError(InvalidArgumentError):
+    """A request has more rows than ``Limits.max_batch``."""
+
+    reason = "BATCH_TOO_LARGE"
+
+
+class RequestIdReusedError(InvalidArgumentError):
+    """A ``request_id`` was seen before with a different request."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class OutOfRangeError(StatepoolError):
+    """An index lies outside what exists."""
+
+    code = Code.OUT_OF_RANGE
+
+
+class BlockIndexOutOfRangeError(OutOfRangeError):
+    """A block id is not in the pool (or is the null block), or an index is past the end of a block list or block."""
+
+    reason = "BLOCK_INDEX_OUT_OF_RANGE"
+
+
+class NotFoundError(StatepoolError):
+    """The named thing does not exist."""
+
+    code = Code.NOT_FOUND
+
+
+class SessionNotFoundError(NotFoundError):
+    """No session has this id: it never existed, was deleted, or expired long ago."""
+
+    reason = "SESSION_NOT_FOUND"
+
+
+class SessionExpiredError(NotFoundError):
+    """The session's lease ran out; its references are gone."""
+
+    reason = "SESSION_EXPIRED"
+
+
+class AlreadyExistsError(StatepoolError):
+    """The thing to create exists."""
+
+    code = Code.ALREADY_EXISTS
+
+
+class OwnerKeyInUseError(AlreadyExistsError):
+    """A live session has this owner key and the request did not ask to take it over."""
+
+    reason = "OWNER_KEY_IN_USE"
+
+
+class FailedPreconditionError(StatepoolError):
+    """The state of the pool does not allow the call."""
+
+    code = Code.FAILED_PRECONDITION
+
+
+class IncarnationMismatchError(FailedPreconditionError):
+    """The request was meant for another server process; the client must stop and re-create its session."""
+
+    reason = "INCARNATION_MISMATCH"
+
+
+class LayoutMismatchError(FailedPreconditionError):
+    """The caller's layout fingerprint is not the pool's."""
+
+    reason = "LAYOUT_MISMATCH"
+
+
+class BlockNotOwnedError(FailedPreconditionError):
+    """The session holds no reference to the block (or not as many as it gives back)."""
+
+    reason = "BLOCK_NOT_OWNED"
+
+
+class BlockNotWritableError(FailedPreconditionError):
+    """The block is committed, and so immutable."""
+
+    reason = "BLOCK_NOT_WRITABLE"
+
+
+class BlockBusyError(FailedPreconditionError):
+    """A copy, read or write of the block is still running and the call would disturb it."""
+
+    reason = "BLOCK_BUSY"
+
+
+class BoundaryNotWrittenError(FailedPreconditionError):
+    """The tokens written through are not the boundary that the commit names."""
+
+    reason = "BOUNDARY_NOT_WRITTEN"
+
+
+class AbortedError(StatepoolError):
+    """The caller acted on a state of the world that has passed."""
+
+    code = Code.ABORTED
+
+
+class GenerationStaleError(AbortedError):
+    """A block ref is stale: the block was freed (and maybe given to somebody else) since the caller got it."""
+
+    reason = "GENERATION_STALE"
+
+
+class SessionFencedError(AbortedError):
+    """Another client took the session over: the epoch of the request has passed."""
+
+    reason = "SESSION_FENCED"
+
+
+class ResourceExhaustedError(StatepoolError):
+    """Something bounded is used up."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class PoolExhaustedError(ResourceExhaustedError):
+    """Not enough free and evictable blocks; the metadata has ``free``, ``evictable`` and ``requested``."""
+
+    reason = "POOL_EXHAUSTED"
+
+
+class QuotaExceededError(ResourceExhaustedError):
+    """A limit of the server (sessions, references) is reached."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
+class UnavailableError(StatepoolError):
+    """The server cannot take the call now; the same call may succeed later."""
+
+    code = Code.UNAVAILABLE
+
+
+class OverloadedError(UnavailableError):
+    """A queue of the server is full."""
+
+    reason = "OVERLOADED"
+
+
+class DrainingError(UnavailableError):
+    """The server is shutting down and takes no new work."""
+
+    reason = "DRAINING"
+
+
+class UnimplementedError(StatepoolError):
+    """The server cannot do this at all."""
+
+    code = Code.UNIMPLEMENTED
+
+
+class DsSpecNotContiguousError(UnimplementedError):
+    """A DS conv state after more than one accepted token is not one contiguous region, so no copy spec exists."""
+
+    reason = "DS_SPEC_NOT_CONTIGUOUS"
+
+
+class FeatureUnavailableError(UnimplementedError):
+    """This pool was started without the feature that the call needs."""
+
+    reason = "FEATURE_UNAVAILABLE"
+
+
+class DataLossError(StatepoolError):
+    """Bytes are wrong or gone."""
+
+    code = Code.DATA_LOSS
+
+
+class ChecksumMismatchError(DataLossError):
+    """A chunk's bytes do not match its checksum."""
+
+    reason = "CHECKSUM_MISMATCH"
+
+
+class DeadlineExceededError(StatepoolError):
+    """The caller's deadline passed before the answer came; whether the call took effect is unknown."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
+class CancelledError(StatepoolError):
+    """The call was cancelled by its caller."""
+
+    code = Code.CANCELLED
+
+
+def _descendants(root: type[StatepoolError]) -> Iterator[type[StatepoolError]]:
+    for child in root.__subclasses__():
+        yield child
+        yield from _descendants(child)
+
+
+BY_REASON: Mapping[str, type[StatepoolError]] = {cls.reason: cls for cls in _descendants(StatepoolError) if cls.reason}
+"""Error class of each reason."""
+
+BY_CODE: Mapping[Code, type[StatepoolError]] = {cls.code: cls for cls in StatepoolError.__subclasses__()}
+"""Error class of each status code, for answers without a reason."""
