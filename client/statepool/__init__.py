@@ -1,0 +1,1 @@
+"""Client of statepool, the gRPC service that owns the state-block pool of hybrid and state-space models."""
