@@ -228,9 +228,7 @@ class ArenaLayout:
     @cached_property
     def nbytes(self) -> int:
         """Bytes of the whole arena."""
-        if self.arrangement is Arrangement.BLOCK_MAJOR:
-            return self.block_count * self.block.image_bytes
-        return sum(_align(self.block_count * state.nbytes) for state in self.block.states)
+        return _arena_bytes(self.block, self.block_count, self.arrangement)
 
     @cached_property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -255,12 +253,21 @@ def blocks_that_fit(block: BlockLayout, memory_bytes: int, arrangement: Arrangem
         arrangement: Layer-major pads each tensor once instead of each block.
 
     Returns:
-        The largest ``block_count`` whose arena is not larger than the budget; 0 where not even one block fits.
+        The largest ``block_count`` whose arena is larger neither than the budget nor than `MAX_ARENA_BYTES`; 0 where
+        not even one block fits.
     """
-    per_block = (
-        block.image_bytes
-        if arrangement is Arrangement.BLOCK_MAJOR
-        else sum(state.nbytes for state in block.states)
-    )
-    padding = 0 if arrangement is Arrangement.BLOCK_MAJOR else (ALIGNMENT - 1) * len(block.states)
-    return max(0, (memory_bytes - padding) // per_block)
+    budget = min(memory_bytes, MAX_ARENA_BYTES)
+    fits, too_many = 0, max(0, budget) // sum(state.nbytes for state in block.states) + 1
+    while too_many - fits > 1:  # padding makes the size a staircase, so it is searched, not divided
+        middle = (fits + too_many) // 2
+        if _arena_bytes(block, middle, arrangement) <= budget:
+            fits = middle
+        else:
+            too_many = middle
+    return fits
+
+
+def _arena_bytes(block: BlockLayout, block_count: int, arrangement: Arrangement) -> int:
+    if arrangement is Arrangement.BLOCK_MAJOR:
+        return block_count * block.image_bytes
+    return sum(_align(block_count * state.nbytes) for state in block.states)
