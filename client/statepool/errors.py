@@ -299,5 +299,5 @@ def _descendants(root: type[StatepoolError]) -> Iterator[type[StatepoolError]]:
 BY_REASON: Mapping[str, type[StatepoolError]] = {cls.reason: cls for cls in _descendants(StatepoolError) if cls.reason}
 """Error class of each reason."""
 
-BY_CODE: Mapping[Code, type[StatepoolError]] = {cls.code: cls for cls in StatepoolError.__subclasses__()}
+BY_CODE: Mapping[int, type[StatepoolError]] = {cls.code: cls for cls in StatepoolError.__subclasses__()}
 """Error class of each status code, for answers without a reason."""

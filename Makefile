@@ -1,0 +1,65 @@
+# Commands for a fresh machine: `make demo` and `make test`. They need Python 3.11+ and nothing else.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+FLOOR := .venv-floor/bin
+PIP := -m pip --disable-pip-version-check install --quiet
+PROTOS := $(wildcard protos/statepool/v1/*.proto)
+
+.PHONY: help demo test check fix generate generated-is-current unit floor bench clean
+
+help: ## Lists the commands.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The declared minimum of the client's dependencies, and the compiler that makes the generated code.
+.venv-floor/ready: pyproject.toml constraints.txt constraints-floor.txt
+	$(PYTHON) -m venv .venv-floor
+	$(FLOOR)/python $(PIP) -c constraints-floor.txt grpcio-tools -e . pytest pytest-asyncio pytest-timeout hypothesis
+	touch $@
+
+demo: .venv/ready ## Starts a server on the CPU from a real model config, load-tests it over a Unix socket, prints the report.
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/statepool demo
+
+test: check generated-is-current unit floor ## Runs everything that CI runs.
+
+check: .venv/ready ## Lints, type-checks, and checks the import rules and the protos.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+fix: .venv/ready ## Formats everything and applies safe lint fixes.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd protos && ../$(BIN)/buf format -w
+
+generate: .venv/ready .venv-floor/ready ## Makes client/statepool/v1 from protos/.
+	rm -f client/statepool/v1/*_pb2*.py client/statepool/v1/*_pb2*.pyi
+	$(FLOOR)/python -m grpc_tools.protoc -Iprotos --python_out=client --grpc_python_out=client \
+	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --mypy_out=quiet:client --mypy_grpc_out=quiet:client $(PROTOS)
+
+generated-is-current: generate
+	@test -z "$$(git status --porcelain -- client/statepool/v1)" || \
+	  { git status --short -- client/statepool/v1; echo 'Generated code is not current: commit the result of `make generate`.'; exit 1; }
+
+unit: .venv/ready
+	$(BIN)/pytest -n 2
+
+floor: .venv-floor/ready
+	$(FLOOR)/python -m pytest -q tests/client
+
+bench: .venv/ready ## Measures against the floors (bare gRPC, memcpy) in one run and prints the table.
+	$(BIN)/python -m benchmarks
+
+clean: ## Removes the virtual environments and caches.
+	rm -rf .venv .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,81 @@
+"""Packed fixed-width columns of messages, read and written as numpy arrays.
+
+A packed ``repeated fixed32``/``fixed64`` field is, on the wire, a tag, a length and a little-endian array. Going
+through the wire form costs one copy (a few µs for 1,024 refs), where going through Python integers costs 50 µs a column.
+A message that came from a peer is serialised by our own protobuf runtime first, which always packs and always writes
+fields in the order of their numbers, however the peer had sent them.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+
+M = TypeVar("M", bound=Message)
+
+FIXED32 = np.dtype("<u4")
+"""Element type of a packed ``repeated fixed32``."""
+FIXED64 = np.dtype("<u8")
+"""Element type of a packed ``repeated fixed64``."""
+
+_LENGTH_DELIMITED = 2
+
+
+def message_of_columns(message_type: type[M], columns: Mapping[int, NDArray[np.generic]]) -> M:
+    """Builds a message from packed columns.
+
+    Args:
+        message_type: The class of the message.
+        columns: Field number (below 16) to array; its element type must have the field's width.
+
+    Returns:
+        The message; other fields can be set on it afterwards.
+    """
+    parts: list[bytes] = []
+    for number, column in columns.items():
+        if len(column):
+            payload = column.tobytes()
+            parts += (bytes((number << 3 | _LENGTH_DELIMITED,)), _varint(len(payload)), payload)
+    return message_type.FromString(b"".join(parts))
+
+
+def columns_of_message(message: Message, dtypes: Mapping[int, np.dtype[np.generic]]) -> dict[int, NDArray[np.int64]]:
+    """Reads packed columns of a message.
+
+    Args:
+        message: The message; every other field with content must have a number above those of the columns.
+        dtypes: Field number (below 16) to the column's element type, in ascending order of the numbers.
+
+    Returns:
+        Field number to column. Values of ``fixed64`` above 2**63 - 1 come out negative, which no id, generation or
+        count ever is, so that a check against what exists refuses them.
+    """
+    data, position = message.SerializeToString(deterministic=True), 0
+    columns: dict[int, NDArray[np.int64]] = {}
+    for number, dtype in dtypes.items():
+        if position >= len(data) or data[position] != number << 3 | _LENGTH_DELIMITED:
+            columns[number] = np.empty(0, np.int64)
+            continue
+        size, position = _read_varint(data, position + 1)
+        columns[number] = np.frombuffer(data, dtype, size // dtype.itemsize, position).astype(np.int64)
+        position += size
+    return columns
+
+
+def _varint(value: int) -> bytes:
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while data[position] & 0x80:
+        value |= (data[position] & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+    return value | data[position] << shift, position + 1
