@@ -1,7 +1,7 @@
 """Packed fixed-width columns of messages, read and written as numpy arrays.
 
 A packed ``repeated fixed32``/``fixed64`` field is, on the wire, a tag, a length and a little-endian array. Going
-through the wire form costs one copy (a few µs for 1,024 refs), where going through Python integers costs 50 µs a column.
+through the wire form costs one copy (a few µs for 1,024 refs), where Python integers cost 50 µs a column.
 A message that came from a peer is serialised by our own protobuf runtime first, which always packs and always writes
 fields in the order of their numbers, however the peer had sent them.
 """

@@ -23,8 +23,8 @@ _ARRANGEMENT_OF: Mapping[int, Arrangement] = {value: arrangement for arrangement
 
 def refs_to_wire(refs: BlockRefs) -> pb.BlockRefs:
     """Writes refs."""
-    columns = {1: refs.block_ids.astype(FIXED32), 2: refs.generations.astype(FIXED64)}
-    return message_of_columns(pb.BlockRefs, columns)
+    ids, generations = refs.block_ids.astype(FIXED32), refs.generations.astype(FIXED64)
+    return message_of_columns(pb.BlockRefs, {1: ids, 2: generations})
 
 
 def refs_from_wire(message: pb.BlockRefs) -> BlockRefs:
@@ -37,7 +37,7 @@ def refs_from_wire(message: pb.BlockRefs) -> BlockRefs:
     return BlockRefs(columns[1], columns[2])
 
 
-def dtype_to_wire(dtype: Dtype | None) -> pb.Dtype:
+def dtype_to_wire(dtype: Dtype | None) -> pb.Dtype.ValueType:
     """Writes an element type; None ("auto") is unspecified."""
     return pb.DTYPE_UNSPECIFIED if dtype is None else _DTYPES[dtype]
 
@@ -51,7 +51,7 @@ def dtype_from_wire(value: int, field: str) -> Dtype | None:
     return None if value == pb.DTYPE_UNSPECIFIED else _known(_DTYPE_OF, value, field)
 
 
-def conv_layout_to_wire(layout: ConvLayout | None) -> pb.ConvLayout:
+def conv_layout_to_wire(layout: ConvLayout | None) -> pb.ConvLayout.ValueType:
     """Writes a conv layout; None is unspecified."""
     return pb.CONV_LAYOUT_UNSPECIFIED if layout is None else _CONV_LAYOUTS[layout]
 
