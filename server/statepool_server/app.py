@@ -1,0 +1,288 @@
+"""Puts a server together from its configuration, serves, and takes it down again."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from statepool.layout import ArenaLayout, BlockLayout, blocks_that_fit
+from statepool.models import ModelStates, bundled_models, model_layout, read_model_config
+from statepool.v1 import admin_pb2, block_pb2, pool_pb2, session_pb2
+from statepool_server.addresses import Address
+from statepool_server.arena import parse_devices
+from statepool_server.config import ServerConfig
+from statepool_server.limits import Limits
+from statepool_server.memory import Memory
+from statepool_server.pool import Pool, PoolConfig
+from statepool_server.service.admin_service import AdminService
+from statepool_server.service.block_service import BlockService
+from statepool_server.service.calls import Calls
+from statepool_server.service.copying import CopyThreads
+from statepool_server.service.core import Core, PoolDescription
+from statepool_server.service.pool_service import PoolService
+from statepool_server.service.reaper import Reaper
+from statepool_server.service.session_service import SessionService
+
+_DESCRIPTORS = {
+    name: module.DESCRIPTOR.services_by_name[name]
+    for name, module in {
+        "AdminService": admin_pb2,
+        "BlockService": block_pb2,
+        "PoolService": pool_pb2,
+        "SessionService": session_pb2,
+    }.items()
+}
+_log = structlog.get_logger("statepool.server")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration comes to, checked before any memory is taken."""
+
+    description: PoolDescription
+    """The pool."""
+    limits: Limits
+    """Bounds of requests."""
+    addresses: tuple[Address, ...]
+    """Where to listen."""
+    state_dir: Path
+    """Folder of host arenas."""
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> "Plan":
+        """Checks a configuration as a whole.
+
+        Raises:
+            ValueError: Any setting that cannot be, with the numbers.
+        """
+        model = read_model(config.model_config)
+        ranks = tuple(range(config.tp_size)) if config.tp_ranks is None else config.tp_ranks
+        if not ranks or len(set(ranks)) != len(ranks) or not all(0 <= rank < config.tp_size for rank in ranks):
+            raise ValueError(f"tp-ranks {list(ranks)}: must be different ranks of 0 to {config.tp_size - 1}")
+        description = PoolDescription(
+            model_type=model.model_type,
+            layout=arena_layout(config, model),
+            block_tokens=config.block_tokens,
+            tp_size=config.tp_size,
+            tp_ranks=ranks,
+            num_spec=config.num_spec,
+            devices=parse_devices(config.device, len(ranks)),
+            features=(f"copy_engine:{config.copy_engine}",),
+        )
+        return cls(
+            description,
+            limits_of(config),
+            tuple(Address.parse(text) for text in config.listen),
+            config.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"),  # noqa: S108 — private: 0700 and locked
+        )
+
+
+def read_model(name: str) -> ModelStates:
+    """Reads a model's config: a bundled model by its name, else a file or a folder.
+
+    Raises:
+        ValueError: Neither, or a config that says nothing usable.
+    """
+    return read_model_config(bundled_models().get(name, Path(name)))
+
+
+def arena_layout(config: ServerConfig, model: ModelStates) -> ArenaLayout:
+    """Sizes the arena of a rank.
+
+    Raises:
+        ValueError: Neither or both of blocks and memory are given, or not even two blocks fit.
+    """
+    block = model_layout(
+        model,
+        tp_size=config.tp_size,
+        num_spec=config.num_spec,
+        conv_layout=config.conv_layout,
+        conv_dtype=config.conv_dtype,
+        temporal_dtype=config.temporal_dtype,
+    )
+    return ArenaLayout(block, _block_count(config, block), config.arrangement)
+
+
+def _block_count(config: ServerConfig, block: BlockLayout) -> int:
+    if (config.blocks is None) == (config.memory is None):
+        raise ValueError("exactly one of blocks and memory must be given")
+    if config.memory is None:
+        return config.blocks or 0
+    count = min(blocks_that_fit(block, config.memory, config.arrangement), 2**31 - 1)
+    if count < 2:
+        raise ValueError(
+            f"memory: {config.memory} bytes hold {count} blocks of {block.image_bytes} bytes, and a pool needs 2 "
+            "(block 0 is the null block)"
+        )
+    return count
+
+
+def limits_of(config: ServerConfig) -> Limits:
+    """Takes the bounds of requests out of a configuration.
+
+    Raises:
+        ValueError: Chunks that do not fit into messages, or a longest ttl below the shortest.
+    """
+    if config.max_chunk_bytes + 4096 > config.max_message_bytes or config.max_chunk_bytes < 1:
+        raise ValueError("max-chunk-bytes: must be positive and leave 4 KiB of max-message-bytes for the rest")
+    if not 0 < config.min_ttl <= config.max_ttl:
+        raise ValueError("min-ttl: must be positive and not above max-ttl")
+    return Limits(
+        max_batch=config.max_batch,
+        max_copy_specs=config.max_copy_specs,
+        max_message_bytes=config.max_message_bytes,
+        max_chunk_bytes=config.max_chunk_bytes,
+        max_sessions=config.max_sessions,
+        max_waiting_allocations=config.max_waiting_allocations,
+        max_replays=config.max_replays,
+        min_ttl_ms=round(config.min_ttl * 1000),
+        max_ttl_ms=round(config.max_ttl * 1000),
+    )
+
+
+@contextlib.asynccontextmanager
+async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIterator[grpc.aio.Server]:
+    """Serves until the block ends; then drains.
+
+    Args:
+        config: The configuration.
+        plan: What it comes to.
+        memory: The open arenas.
+
+    Yields:
+        The started server.
+
+    Raises:
+        ValueError: An address cannot be bound.
+    """
+    limits = plan.limits
+    pool = Pool(
+        PoolConfig(
+            block_count=plan.description.layout.block_count,
+            block_tokens=plan.description.block_tokens,
+            max_sessions=limits.max_sessions,
+        )
+    )
+    copies = CopyThreads(config.copy_threads, config.max_queued_copies)
+    core = Core(description=plan.description, limits=limits, pool=pool, memory=memory, copies=copies)
+    calls, reaper, health = Calls(), Reaper(core), health_aio.HealthServicer()
+    server = _new_server(limits)
+    servicers = {
+        "AdminService": AdminService(core, calls.counts),
+        "BlockService": BlockService(core, config.stall_timeout),
+        "PoolService": PoolService(core),
+        "SessionService": SessionService(core, reaper.lease_changed),
+    }
+    for name, servicer in servicers.items():
+        calls.register(server, _DESCRIPTORS[name], servicer)
+    _add_standard_services(server, health)
+    _bind(server, plan.addresses)
+    await server.start()
+    reaping = asyncio.create_task(_supervised(reaper, health))
+    await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
+    _log.info(
+        "serving",
+        addresses=[address.target for address in plan.addresses],
+        model_type=plan.description.model_type,
+        blocks=plan.description.layout.block_count,
+        arena_bytes=plan.description.layout.nbytes,
+        ranks=list(plan.description.tp_ranks),
+        incarnation=f"{core.incarnation:016x}",
+    )
+    try:
+        yield server
+    finally:
+        _log.info("draining", timeout_s=config.drain_timeout)
+        calls.draining = True
+        await health.enter_graceful_shutdown()
+        core.waiting.close()
+        await server.stop(config.drain_timeout)
+        reaping.cancel()
+        await copies.close()
+        _log.info("stopped")
+
+
+async def run(config: ServerConfig) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        ValueError: The configuration cannot be.
+        ArenaError: The memory cannot be had.
+    """
+    plan = Plan.of(config)
+    for address in plan.addresses:
+        address.refuse_if_served()
+    stop = asyncio.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
+    known = plan.description
+    with contextlib.closing(
+        Memory.open(
+            known.layout,
+            tp_ranks=known.tp_ranks,
+            devices=known.devices,
+            state_dir=plan.state_dir,
+            engine=config.copy_engine,
+            threads=config.copy_threads,
+        )
+    ) as memory:
+        async with serving(config, plan, memory):
+            await stop.wait()
+
+
+def _new_server(limits: Limits) -> grpc.aio.Server:
+    return grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", limits.max_message_bytes),
+            ("grpc.max_send_message_length", limits.max_message_bytes),
+            ("grpc.so_reuseport", 0),  # two servers on one port would each see half of the calls
+        ]
+    )
+
+
+def _add_standard_services(server: grpc.aio.Server, health: health_aio.HealthServicer) -> None:
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    channelz.add_channelz_servicer(server)
+    names = [descriptor.full_name for descriptor in _DESCRIPTORS.values()]
+    standard = (health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, "grpc.channelz.v1.Channelz")
+    reflection.enable_server_reflection([*names, *standard, reflection.SERVICE_NAME], server)
+
+
+def _bind(server: grpc.aio.Server, addresses: tuple[Address, ...]) -> None:
+    for address in addresses:
+        if address.socket_path is not None:
+            address.socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        former = os.umask(0o007)  # a socket is for its user and group
+        try:
+            server.add_insecure_port(address.target)
+        except RuntimeError as error:
+            raise ValueError(f"listen {address.target}: cannot be bound: {error}") from error
+        finally:
+            os.umask(former)
+
+
+async def _set_health(
+    health: health_aio.HealthServicer, status: "health_pb2.HealthCheckResponse.ServingStatus"
+) -> None:
+    for name in ("", *(descriptor.full_name for descriptor in _DESCRIPTORS.values())):
+        await health.set(name, status)
+
+
+async def _supervised(reaper: Reaper, health: health_aio.HealthServicer) -> None:
+    """Runs the reaper; without it leases never end, so its death is told to everybody who asks for health."""
+    try:
+        await reaper.run()
+    except Exception:
+        _log.exception("the reaper died; sessions no longer expire")
+        await _set_health(health, health_pb2.HealthCheckResponse.NOT_SERVING)
+        raise

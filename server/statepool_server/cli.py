@@ -1,0 +1,115 @@
+"""The ``statepool-server`` command."""
+
+import asyncio
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Dict, Env
+
+from statepool_server.config import ServerConfig
+from statepool_server.logs import configure_logging
+
+app = App(
+    name="statepool-server",
+    help="Owns the state-block pool of a hybrid or state-space model and serves it over gRPC.",
+    version=lambda: version("statepool"),
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(env_var="STATEPOOL_CONFIG")] = None,
+) -> object:
+    """Reads settings from flags, else STATEPOOL_* variables, else the configuration file.
+
+    Args:
+        tokens: Flags of the server.
+        config: TOML file whose keys are the names of the flags; unknown keys are errors.
+    """
+    app.config = [Env("STATEPOOL_", command=False)]
+    if config is not None:
+        app.config = [*app.config, Dict(_read_settings(config), source=str(config))]
+    return app(tokens)
+
+
+@app.default
+def _serve(settings: ServerConfig, *, print_config: Annotated[bool, Parameter(negative=())] = False) -> int:
+    """Serves until SIGTERM or SIGINT, then drains and exits with 0.
+
+    Args:
+        settings: The settings.
+        print_config: Print the settings as TOML and exit.
+    """
+    if print_config:
+        print(_to_toml(settings), end="")
+        return 0
+    configure_logging(settings.log_level, settings.log_format)
+    from statepool_server.app import run  # imports torch: not needed for --help and --print-config
+
+    asyncio.run(run(settings))
+    return 0
+
+
+def main() -> None:
+    """Runs the command line of this process and exits.
+
+    Exit codes: 0 stopped by a signal after draining, 1 the server cannot run, 2 the command line is wrong. An error is
+    one line on standard error.
+    """
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    try:
+        result = app.meta(list(arguments))
+    except CycloptsError as error:
+        return _fail(error, 2)
+    except (OSError, ValueError, RuntimeError) as error:
+        return _fail(error, 1)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(error: Exception, exit_code: int) -> int:
+    print(f"statepool-server: {' '.join(str(error).split())}", file=sys.stderr)
+    return exit_code
+
+
+def _read_settings(path: Path) -> dict[str, object]:
+    settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    known = {field.name.replace("_", "-") for field in fields(ServerConfig)}
+    for key in settings:
+        if key.replace("_", "-") not in known:
+            raise ValueError(f"{path}: unknown key {key!r}")
+    return settings
+
+
+def _to_toml(settings: ServerConfig) -> str:
+    """Writes every setting; one that is not set is a comment, since TOML has no null."""
+    lines = []
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        key = field.name.replace("_", "-")
+        lines.append(f"# {key} is not set" if value is None else f"{key} = {_toml_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,96 @@
+"""What an operator can set: one frozen dataclass, filled from flags, the environment and a TOML file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from cyclopts import Parameter, Token
+from cyclopts.validators import Number
+
+from statepool.cli.options import ByteSize, Seconds
+from statepool.layout import Arrangement
+
+DEFAULT_LISTEN = "unix:///run/statepool/statepool.sock"
+"""Where a server listens unless told otherwise; the client's default target."""
+
+
+def _ranks(_type: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+    return tuple(int(rank) for rank in tokens[0].value.split(","))
+
+
+Count: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1, lte=2**31 - 1))]
+"""An option that counts something and cannot be zero."""
+
+Ranks: TypeAlias = Annotated[tuple[int, ...], Parameter(converter=_ranks, n_tokens=1)]
+"""An option that lists tensor-parallel ranks: ``0,1``."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Settings of one server process.
+
+    Attributes:
+        model_config: The model: a Hugging Face config.json, its folder, or the name of a bundled model such as mamba2.
+        memory: Bytes of each rank's arena, such as 4GiB; the pool gets as many blocks as fit. Exclusive with --blocks.
+        blocks: Blocks of the pool, the null block included. Exclusive with --memory.
+        block_tokens: Tokens per align-mode block; committed boundaries are multiples of it.
+        tp_size: Tensor-parallel size of the model.
+        tp_ranks: Ranks whose arenas this server holds; all of them by default.
+        num_spec: Speculative tokens that the conv states have room for.
+        conv_layout: Order of conv dimensions; by default VLLM_SSM_CONV_STATE_LAYOUT, else SD.
+        conv_dtype: Element type of conv states (mamba_cache_dtype); auto is the model's.
+        temporal_dtype: Element type of temporal states (mamba_ssm_cache_dtype); auto is as conv.
+        arrangement: block_major makes a block one run of bytes, layer_major makes a tensor one run over all blocks.
+        device: cpu, or cuda:N for all ranks, or cuda:N,M,… one for each rank.
+        state_dir: Private folder for host arenas, on tmpfs; by default /dev/shm/statepool-UID.
+        copy_engine: host copies on threads, reference is the plain torch one that the tests compare with.
+        copy_threads: Threads of the copy engine, and copies that run at a time.
+        listen: Addresses: unix:PATH, or HOST:PORT on a loopback host.
+        max_batch: Rows of one request.
+        max_copy_specs: Copy-spec entries (requests x tensors) of one ComputeCopySpecs.
+        max_message_bytes: Bytes of one message, both ways.
+        max_chunk_bytes: Bytes of data in one chunk of ReadBlocks and WriteBlocks.
+        max_sessions: Live sessions.
+        max_waiting_allocations: AllocateBlocks calls that may wait for blocks at a time.
+        max_queued_copies: Copies, zeroings, reads and writes that may be queued or run at a time.
+        max_replays: Answers remembered per session for repeated request ids.
+        min_ttl: Shortest time to live of a session.
+        max_ttl: Longest time to live of a session.
+        stall_timeout: How long a WriteBlocks or ReadBlocks peer may stand still before its pins are taken back.
+        drain_timeout: How long a stopping server waits for running calls.
+        log_level: Least level of what is logged; debug has one line per call.
+        log_format: auto is console on a terminal, else json.
+    """
+
+    model_config: str
+    memory: ByteSize | None = None
+    blocks: Count | None = None
+    block_tokens: Count = 256
+    tp_size: Count = 1
+    tp_ranks: Ranks | None = None
+    num_spec: Annotated[int, Parameter(validator=Number(gte=0, lte=1024))] = 0
+    conv_layout: Literal["SD", "DS"] | None = None
+    conv_dtype: str = "auto"
+    temporal_dtype: str = "auto"
+    arrangement: Arrangement = Arrangement.BLOCK_MAJOR
+    device: str = "cpu"
+    state_dir: Path | None = None
+    copy_engine: Literal["host", "reference"] = "host"
+    copy_threads: Count = 2
+    listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
+    max_batch: Count = 4096
+    max_copy_specs: Count = 65536
+    max_message_bytes: ByteSize = 16 * 2**20
+    max_chunk_bytes: ByteSize = 2**20
+    max_sessions: Count = 1024
+    max_waiting_allocations: Count = 256
+    max_queued_copies: Count = 1024
+    max_replays: Count = 256
+    min_ttl: Seconds = 0.1
+    max_ttl: Seconds = 3600.0
+    stall_timeout: Seconds = 30.0
+    drain_timeout: Seconds = 10.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "console", "json"] = "auto"

@@ -1,0 +1,103 @@
+"""What the services share: the pool, its memory, and everything that stands between a request and them."""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from google.protobuf.message import Message
+
+from statepool.layout import ArenaLayout
+from statepool_server.convert import Convert
+from statepool_server.limits import Limits
+from statepool_server.memory import Memory
+from statepool_server.pool import Pin, Pool
+from statepool_server.service.copying import CopyThreads
+from statepool_server.service.replays import Replays, Reply
+from statepool_server.service.waiting import WaitingLine
+
+
+class SessionRequest(Protocol):
+    """A request that a session makes."""
+
+    request_id: str
+    """See `Replays`."""
+
+
+def new_incarnation() -> int:
+    """Draws the number of this server process: random, 64 bits, not zero."""
+    return secrets.randbelow(2**64 - 1) + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolDescription:
+    """What GetPool tells beside usage and limits."""
+
+    model_type: str
+    """Hugging Face ``model_type``, or "custom"."""
+    layout: ArenaLayout
+    """Layout of every rank's arena."""
+    block_tokens: int
+    """Tokens per align-mode block."""
+    tp_size: int
+    """Tensor-parallel size of the model."""
+    tp_ranks: Sequence[int]
+    """Local ranks."""
+    num_spec: int
+    """Speculative tokens that the conv states have room for."""
+    devices: Sequence[str]
+    """Device of each local rank."""
+    features: Sequence[str]
+    """Optional abilities."""
+
+
+class Core:
+    """State of one serving process; lives on one event loop."""
+
+    def __init__(
+        self, *, description: PoolDescription, limits: Limits, pool: Pool, memory: Memory, copies: CopyThreads
+    ) -> None:
+        self.incarnation = new_incarnation()
+        self.description = description
+        self.limits = limits
+        self.pool = pool
+        self.memory = memory
+        self.copies = copies
+        self.convert = Convert(limits, self.incarnation)
+        self.replays = Replays(limits.max_replays)
+        self.waiting: WaitingLine[Reply] = WaitingLine(limits.max_waiting_allocations)
+        self.started_ns = time.time_ns()
+        self._started_monotonic_ns = time.monotonic_ns()
+
+    @property
+    def uptime_ns(self) -> int:
+        """Nanoseconds since the start, by the monotonic clock."""
+        return time.monotonic_ns() - self._started_monotonic_ns
+
+    def once(self, session: tuple[int, int], request: SessionRequest, act: Callable[[], Message]) -> Message:
+        """Gives the answer that a session's request got before, else acts and remembers the answer.
+
+        Args:
+            session: Session id and epoch.
+            request: The request.
+            act: Changes the pool, whole or not at all, and builds the answer.
+        """
+        self.pool.check_session(*session)
+        ticket = Replays.ticket(session[0], request.request_id, request)
+        reply = self.replays.find(ticket) or self.replays.keep(ticket, act())
+        return reply.response
+
+    def unpin(self, pin: Pin) -> None:
+        """Takes a pin back, and serves those who wait for its blocks."""
+        self.pool.unpin(pin)
+        self.waiting.serve()
+
+    def expire_sessions(self) -> list[int]:
+        """Ends the sessions whose lease has run out, and serves those who wait for their blocks."""
+        expired = self.pool.expire_sessions(time.monotonic_ns())
+        for session_id in expired:
+            self.replays.forget(session_id)
+        if expired:
+            self.waiting.serve()
+        return expired

@@ -1,0 +1,109 @@
+"""SessionService: leases."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+
+from google.protobuf.message import Message
+
+from statepool.errors import BadFieldError, StatepoolError
+from statepool.v1 import session_pb2 as pb
+from statepool.v1 import types_pb2
+from statepool_server import convert
+from statepool_server.pool import SessionInfo
+from statepool_server.service.calls import Context
+from statepool_server.service.core import Core
+from statepool_server.service.replays import Replays
+
+_NO_SESSION = 0
+
+
+class SessionService:
+    """Handlers of ``statepool.v1.SessionService``."""
+
+    def __init__(self, core: Core, lease_changed: Callable[[], None]) -> None:
+        """Builds the handlers.
+
+        Args:
+            core: What the services share.
+            lease_changed: Called when a lease may now be the next to end.
+        """
+        self._core = core
+        self._lease_changed = lease_changed
+
+    async def CreateSession(self, request: pb.CreateSessionRequest, _context: Context) -> Message:
+        """Opens or takes over a session."""
+        core = self._core
+        ticket = Replays.ticket(_NO_SESSION, request.request_id, request)
+        ttl_ns = core.convert.ttl_ns(request.ttl)
+        owner_key = core.convert.name(request.owner_key, "owner_key")
+        if request.on_conflict not in pb.OnConflict.values():
+            raise BadFieldError(f"on_conflict: {request.on_conflict} is not known", field="on_conflict")
+        take_over = request.on_conflict == pb.ON_CONFLICT_TAKE_OVER
+
+        def act() -> pb.CreateSessionResponse:
+            session, taken_over = core.pool.create_session(owner_key, ttl_ns, take_over, time.monotonic_ns())
+            self._lease_changed()
+            return pb.CreateSessionResponse(
+                incarnation=core.incarnation, session=self._to_wire(session), taken_over=taken_over
+            )
+
+        reply = core.replays.find(ticket) or core.replays.keep(ticket, act())
+        return reply.response
+
+    async def KeepAlive(self, requests: AsyncIterator[pb.KeepAliveRequest], context: Context) -> None:
+        """Renews leases for as long as the client likes."""
+        async for request in requests:
+            self._core.convert.batch(len(request.sessions), "sessions")
+            results = [self._renew(ref) for ref in request.sessions]
+            self._lease_changed()
+            await context.write(pb.KeepAliveResponse(incarnation=self._core.incarnation, results=results))
+
+    async def GetSession(self, request: pb.GetSessionRequest, _context: Context) -> pb.GetSessionResponse:
+        """Returns one session."""
+        session = self._core.pool.get_session(request.session_id)
+        return pb.GetSessionResponse(incarnation=self._core.incarnation, session=self._to_wire(session))
+
+    async def ListSessions(self, request: pb.ListSessionsRequest, _context: Context) -> pb.ListSessionsResponse:
+        """Lists a page of sessions."""
+        core = self._core
+        after, size = core.convert.page(request.page_size, request.page_token)
+        sessions = core.pool.list_sessions(after, size)
+        return pb.ListSessionsResponse(
+            incarnation=core.incarnation,
+            sessions=[self._to_wire(session) for session in sessions],
+            next_page_token=core.convert.page_token(sessions[-1].session_id) if len(sessions) == size else "",
+        )
+
+    async def DeleteSession(self, request: pb.DeleteSessionRequest, _context: Context) -> pb.DeleteSessionResponse:
+        """Ends a session."""
+        core = self._core
+        session_id, epoch = core.convert.session(request.session)
+        released = core.pool.delete_session(session_id, epoch)
+        core.replays.forget(session_id)
+        core.waiting.serve()
+        return pb.DeleteSessionResponse(incarnation=core.incarnation, released_references=released)
+
+    def _renew(self, ref: types_pb2.SessionRef) -> pb.KeepAliveResult:
+        try:
+            session_id, epoch = self._core.convert.session(ref)
+            session = self._core.pool.keep_alive(session_id, epoch, time.monotonic_ns())
+        except StatepoolError as error:
+            wire_error = types_pb2.Error(code=error.code, reason=error.reason, message=error.message)
+            return pb.KeepAliveResult(session_id=ref.session_id, error=wire_error)
+        return pb.KeepAliveResult(session_id=ref.session_id, expire_time=_wall_clock(session.expires_ns))
+
+    def _to_wire(self, session: SessionInfo) -> pb.Session:
+        ref = types_pb2.SessionRef(
+            session_id=session.session_id, epoch=session.epoch, incarnation=self._core.incarnation
+        )
+        return pb.Session(
+            ref=ref,
+            owner_key=session.owner_key,
+            ttl=convert.duration(session.ttl_ns),
+            expire_time=_wall_clock(session.expires_ns),
+            block_count=session.block_count,
+        )
+
+
+def _wall_clock(monotonic_ns: int) -> convert.Timestamp:
+    return convert.timestamp(time.time_ns() + monotonic_ns - time.monotonic_ns())

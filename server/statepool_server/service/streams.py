@@ -1,0 +1,162 @@
+"""Byte streams of block images: ReadBlocks and WriteBlocks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Self, TypeVar
+
+import xxhash
+
+from statepool.errors import (
+    BadFieldError,
+    BatchTooLargeError,
+    BlockIndexOutOfRangeError,
+    ChecksumMismatchError,
+    DeadlineExceededError,
+    LayoutMismatchError,
+)
+from statepool.refs import BlockRefs
+from statepool.v1 import block_pb2 as pb
+from statepool_server.pool import Pin
+from statepool_server.service.calls import Context
+from statepool_server.service.core import Core
+
+T = TypeVar("T")
+
+
+class BlockStreams:
+    """Handlers that stream bytes; a stream pins its blocks, and lasts no longer than its peer moves."""
+
+    def __init__(self, core: Core, stall_timeout: float) -> None:
+        """Builds the handlers.
+
+        Args:
+            core: What the services share.
+            stall_timeout: Seconds that a peer may stand still.
+        """
+        self._core = core
+        self._stall_timeout = stall_timeout
+
+    async def ReadBlocks(self, request: pb.ReadBlocksRequest, context: Context) -> None:
+        """Streams images in chunks."""
+        core = self._core
+        session = core.convert.session(request.session)
+        refs = core.convert.refs(request.blocks, "blocks")
+        rank_index = self._rank_index(request.rank_index)
+        end = self._end_of_range(request.offset, request.length)
+        async with _Pinned(core, core.pool.pin_read(*session, refs)) as pinned:
+            for block_index, block_id in enumerate(refs.block_ids.tolist()):
+                for offset in range(request.offset, end, core.limits.max_chunk_bytes):
+                    length = min(core.limits.max_chunk_bytes, end - offset)
+                    chunk = await pinned.run(lambda b=block_id, o=offset, n=length: self._read(rank_index, b, o, n))
+                    chunk.block_index = block_index
+                    await self._moving(context.write(chunk), "the reader")
+
+    async def WriteBlocks(
+        self, requests: AsyncIterator[pb.WriteBlocksRequest], _context: Context
+    ) -> pb.WriteBlocksResponse:
+        """Writes chunks as they come, each checked first."""
+        core = self._core
+        header = await self._header(requests)
+        session = core.convert.session(header.session)
+        refs = core.convert.refs(header.blocks, "header.blocks")
+        rank_index = self._rank_index(header.rank_index)
+        self._check_fingerprint(header.layout_fingerprint)
+        written = 0
+        async with _Pinned(core, core.pool.pin_write(*session, refs)) as pinned:
+            while (message := await self._moving(anext(requests, None), "the writer")) is not None:
+                chunk = self._checked_chunk(message, refs)
+                core.pool.check_session(*session)  # a session that was lost meanwhile writes nothing more
+                block_id = int(refs.block_ids[chunk.block_index])
+                await pinned.run(lambda b=block_id, c=chunk: self._write(rank_index, b, c))
+                written += len(chunk.data)
+        return pb.WriteBlocksResponse(incarnation=core.incarnation, written_bytes=written)
+
+    def _rank_index(self, rank_index: int) -> int:
+        ranks = len(self._core.description.tp_ranks)
+        if rank_index >= ranks:
+            raise BadFieldError(f"rank_index: {rank_index}, but the server holds {ranks} ranks", field="rank_index")
+        return rank_index
+
+    def _end_of_range(self, offset: int, length: int) -> int:
+        image_bytes = self._core.description.layout.block.image_bytes
+        end = offset + length if length else image_bytes
+        if not offset <= end <= image_bytes:
+            raise BlockIndexOutOfRangeError(
+                f"bytes {offset} to {end} are not in an image of {image_bytes} bytes", field="offset"
+            )
+        return end
+
+    def _read(self, rank_index: int, block_id: int, offset: int, length: int) -> pb.ReadBlocksResponse:
+        data = self._core.memory.read_image(rank_index, block_id, offset, length)
+        return pb.ReadBlocksResponse(
+            incarnation=self._core.incarnation, offset=offset, data=data, checksum=xxhash.xxh3_64_intdigest(data)
+        )
+
+    def _write(self, rank_index: int, block_id: int, chunk: pb.WriteBlocksChunk) -> None:
+        data = chunk.data
+        if xxhash.xxh3_64_intdigest(data) != chunk.checksum:
+            raise ChecksumMismatchError(
+                f"chunk at offset {chunk.offset} of block_index {chunk.block_index}: not the bytes of its checksum",
+                field="chunk.checksum",
+            )
+        self._core.memory.write_image(rank_index, block_id, chunk.offset, data)
+
+    async def _header(self, requests: AsyncIterator[pb.WriteBlocksRequest]) -> pb.WriteBlocksHeader:
+        first = await self._moving(anext(requests, None), "the writer")
+        if first is None or first.WhichOneof("message") != "header":
+            raise BadFieldError("the first message of the stream must be a header", field="header")
+        return first.header
+
+    def _check_fingerprint(self, fingerprint: str) -> None:
+        expected = self._core.description.layout.block.fingerprint
+        if fingerprint and fingerprint != expected:
+            raise LayoutMismatchError(
+                f"the bytes are of layout {fingerprint[:64]}, the pool has {expected}",
+                field="header.layout_fingerprint",
+            )
+
+    def _checked_chunk(self, message: pb.WriteBlocksRequest, refs: BlockRefs) -> pb.WriteBlocksChunk:
+        if message.WhichOneof("message") != "chunk":
+            raise BadFieldError("every message after the first must be a chunk", field="chunk")
+        chunk, limit = message.chunk, self._core.limits.max_chunk_bytes
+        if len(chunk.data) > limit:
+            raise BatchTooLargeError(
+                f"chunk of {len(chunk.data)} bytes, more than {limit}", field="chunk.data", limit=limit
+            )
+        if chunk.block_index >= len(refs):
+            raise BlockIndexOutOfRangeError(
+                f"block_index {chunk.block_index}, but the header has {len(refs)} blocks", field="chunk.block_index"
+            )
+        self._end_of_range(chunk.offset, len(chunk.data))
+        return chunk
+
+    async def _moving(self, step: Awaitable[T], who: str) -> T:
+        try:
+            async with asyncio.timeout(self._stall_timeout):
+                return await step
+        except TimeoutError:
+            raise DeadlineExceededError(f"{who} stood still for {self._stall_timeout:g} s") from None
+
+
+class _Pinned:
+    """Holds a pin while a stream lasts; taken back when the stream has ended and its last thread is done."""
+
+    def __init__(self, core: Core, pin: Pin) -> None:
+        self._core = core
+        self._pin = pin
+        self._work: asyncio.Future[object] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def run(self, work: Callable[[], T]) -> T:
+        self._core.copies.check_room()
+        future = self._core.copies.submit(work)
+        self._work = future
+        return await asyncio.shield(future)
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._work is not None and not self._work.done():
+            self._work.add_done_callback(lambda _: self._core.unpin(self._pin))
+        else:
+            self._core.unpin(self._pin)

@@ -1,0 +1,106 @@
+"""Allocations that wait for blocks: a bounded queue, first come first served."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from statepool.errors import DrainingError, OverloadedError, PoolExhaustedError, StatepoolError
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 0.1
+"""Hint to a caller that found no blocks or a full queue; blocks usually come back within a few engine steps."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiter(Generic[T]):
+    attempt: Callable[[], T]
+    answer: "asyncio.Future[T]"
+
+
+class WaitingLine(Generic[T]):
+    """Callers in the order in which they came; nobody is served before the head of the line.
+
+    An *attempt* is a plain function that takes effect whole or raises; it is run in the caller's own step where nobody
+    waits, else in the step that freed blocks (`serve`), so that blocks cannot slip to somebody else in between.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._line: deque[_Waiter[T]] = deque()
+
+    def __len__(self) -> int:
+        return sum(not waiter.answer.done() for waiter in self._line)
+
+    async def run(self, attempt: Callable[[], T], max_wait: float) -> T:
+        """Runs an attempt, at the latest when ``max_wait`` seconds have passed.
+
+        Args:
+            attempt: Raises `PoolExhaustedError` as long as it has to wait.
+            max_wait: Seconds; 0: now or never.
+
+        Returns:
+            What the attempt returned.
+
+        Raises:
+            PoolExhaustedError: No success in time, or others were waiting and the caller would not.
+            OverloadedError: The line is as long as it may be.
+            DrainingError: The server stopped meanwhile.
+            StatepoolError: Whatever else the attempt raised.
+        """
+        self._drop_gone()
+        if not self._line:
+            try:
+                return attempt()
+            except PoolExhaustedError:
+                if max_wait <= 0:
+                    raise
+        elif max_wait <= 0:
+            raise PoolExhaustedError(
+                f"{len(self)} calls wait for blocks already", field="count", retry_after=RETRY_SECONDS
+            )
+        return await self._wait(attempt, max_wait)
+
+    async def _wait(self, attempt: Callable[[], T], max_wait: float) -> T:
+        if len(self) >= self._limit:
+            raise OverloadedError(f"{self._limit} calls wait for blocks already", retry_after=RETRY_SECONDS)
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(attempt, answer)
+        self._line.append(waiter)
+        try:
+            async with asyncio.timeout(max_wait):
+                return await answer
+        except TimeoutError:
+            if answer.done() and not answer.cancelled():  # served in the very step of the timeout
+                return answer.result()
+            raise PoolExhaustedError(
+                f"no blocks within {max_wait:g} s", field="count", retry_after=RETRY_SECONDS
+            ) from None
+        finally:
+            self.serve()
+
+    def serve(self) -> None:
+        """Serves from the head of the line as far as the blocks reach; called after anything that frees blocks."""
+        self._drop_gone()
+        while self._line:
+            waiter = self._line[0]
+            try:
+                waiter.answer.set_result(waiter.attempt())
+            except PoolExhaustedError:
+                return
+            except StatepoolError as error:
+                waiter.answer.set_exception(error)
+            self._drop_gone()
+
+    def close(self) -> None:
+        """Refuses everybody who waits: the server stops."""
+        for waiter in self._line:
+            if not waiter.answer.done():
+                waiter.answer.set_exception(DrainingError("the server is shutting down", retry_after=1.0))
+        self._line.clear()
+
+    def _drop_gone(self) -> None:
+        while self._line and self._line[0].answer.done():
+            self._line.popleft()
