@@ -5,9 +5,9 @@ import asyncio
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from statepool.copies import CopyPlan, check_plan, copied_bytes, copy_specs
 
 from statepool.columns import FIXED64, message_of_columns
-from statepool.copies import CopyPlan, check_plan, copied_bytes, copy_specs
 from statepool.errors import BadFieldError, BatchTooLargeError
 from statepool.v1 import block_pb2 as pb
 from statepool.wire import refs_to_wire
@@ -48,7 +48,7 @@ class BlockService(BlockStreams):
     def _allocate(self, ticket: Ticket, session: tuple[int, int], request: pb.AllocateBlocksRequest) -> Reply:
         core = self._core
         repeated = core.replays.find(ticket)  # the same request may have been ahead in the line
-        if repeated is not None:
+        if repeated:
             return repeated
         zero = request.zero if request.HasField("zero") else True
         if zero:
@@ -72,7 +72,7 @@ class BlockService(BlockStreams):
             core.waiting.serve()
             return pb.FreeBlocksResponse(incarnation=core.incarnation)
 
-        return core.once(session, request, act)
+        return core.once(session, request.request_id, request, act)
 
     async def RetainBlocks(self, request: pb.RetainBlocksRequest, _context: Context) -> Message:
         """Takes references."""
@@ -84,7 +84,7 @@ class BlockService(BlockStreams):
             core.pool.retain(*session, refs)
             return pb.RetainBlocksResponse(incarnation=core.incarnation)
 
-        return core.once(session, request, act)
+        return core.once(session, request.request_id, request, act)
 
     async def CommitBlocks(self, request: pb.CommitBlocksRequest, _context: Context) -> Message:
         """Makes blocks immutable and findable."""
@@ -104,7 +104,7 @@ class BlockService(BlockStreams):
                 duplicate_rows=result.duplicate_rows.tolist(),
             )
 
-        return core.once(session, request, act)
+        return core.once(session, request.request_id, request, act)
 
     async def LookupPrefix(self, request: pb.LookupPrefixRequest, _context: Context) -> Message:
         """Finds and references the deepest prefix."""
@@ -115,10 +115,10 @@ class BlockService(BlockStreams):
 
         def act() -> pb.LookupPrefixResponse:
             hit = core.pool.lookup(*session, namespace, hashes)
-            found = hit and pb.PrefixHit(hash_index=hit.hash_index, block=refs_to_wire(hit.block))
+            found = None if hit is None else pb.PrefixHit(hash_index=hit.hash_index, block=refs_to_wire(hit.block))
             return pb.LookupPrefixResponse(incarnation=core.incarnation, hit=found)
 
-        return core.once(session, request, act)
+        return core.once(session, request.request_id, request, act)
 
     async def EvictBlocks(self, request: pb.EvictBlocksRequest, _context: Context) -> Message:
         """Takes blocks out of the prefix index."""
@@ -135,7 +135,7 @@ class BlockService(BlockStreams):
                 incarnation=core.incarnation, unlisted_blocks=result.unlisted, freed_blocks=result.freed
             )
 
-        return core.once(session, request, act)
+        return core.once(session, request.request_id, request, act)
 
     async def ComputeCopySpecs(
         self, request: pb.ComputeCopySpecsRequest, _context: Context
@@ -190,7 +190,7 @@ class BlockService(BlockStreams):
 
 
 async def _settled(reply: Reply) -> Message:
-    if reply.done is not None and not reply.done.done():
+    if reply.done is not None:
         await asyncio.shield(reply.done)
     return reply.response
 

@@ -4,25 +4,18 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from google.protobuf.message import Message
 
 from statepool.layout import ArenaLayout
+from statepool_server.answers import Pin
 from statepool_server.convert import Convert
 from statepool_server.limits import Limits
 from statepool_server.memory import Memory
-from statepool_server.pool import Pin, Pool
+from statepool_server.pool import Pool
 from statepool_server.service.copying import CopyThreads
 from statepool_server.service.replays import Replays, Reply
 from statepool_server.service.waiting import WaitingLine
-
-
-class SessionRequest(Protocol):
-    """A request that a session makes."""
-
-    request_id: str
-    """See `Replays`."""
 
 
 def new_incarnation() -> int:
@@ -75,16 +68,17 @@ class Core:
         """Nanoseconds since the start, by the monotonic clock."""
         return time.monotonic_ns() - self._started_monotonic_ns
 
-    def once(self, session: tuple[int, int], request: SessionRequest, act: Callable[[], Message]) -> Message:
+    def once(self, session: tuple[int, int], request_id: str, request: Message, act: Callable[[], Message]) -> Message:
         """Gives the answer that a session's request got before, else acts and remembers the answer.
 
         Args:
             session: Session id and epoch.
+            request_id: The caller's id of the request.
             request: The request.
             act: Changes the pool, whole or not at all, and builds the answer.
         """
         self.pool.check_session(*session)
-        ticket = Replays.ticket(session[0], request.request_id, request)
+        ticket = Replays.ticket(session[0], request_id, request)
         reply = self.replays.find(ticket) or self.replays.keep(ticket, act())
         return reply.response
 

@@ -16,7 +16,7 @@ from statepool.wire import (
     refs_to_wire,
     state_from_wire,
 )
-from statepool_server.pool import BlockState
+from statepool_server.blocks import BlockState
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
 

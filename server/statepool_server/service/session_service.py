@@ -4,12 +4,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from statepool.errors import BadFieldError, StatepoolError
 from statepool.v1 import session_pb2 as pb
 from statepool.v1 import types_pb2
 from statepool_server import convert
-from statepool_server.pool import SessionInfo
+from statepool_server.answers import SessionInfo
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
 from statepool_server.service.replays import Replays
@@ -86,11 +87,11 @@ class SessionService:
     def _renew(self, ref: types_pb2.SessionRef) -> pb.KeepAliveResult:
         try:
             session_id, epoch = self._core.convert.session(ref)
-            session = self._core.pool.keep_alive(session_id, epoch, time.monotonic_ns())
+            expires_ns = self._core.pool.keep_alive(session_id, epoch, time.monotonic_ns())
         except StatepoolError as error:
             wire_error = types_pb2.Error(code=error.code, reason=error.reason, message=error.message)
             return pb.KeepAliveResult(session_id=ref.session_id, error=wire_error)
-        return pb.KeepAliveResult(session_id=ref.session_id, expire_time=_wall_clock(session.expires_ns))
+        return pb.KeepAliveResult(session_id=ref.session_id, expire_time=_wall_clock(expires_ns))
 
     def _to_wire(self, session: SessionInfo) -> pb.Session:
         ref = types_pb2.SessionRef(
@@ -105,5 +106,5 @@ class SessionService:
         )
 
 
-def _wall_clock(monotonic_ns: int) -> convert.Timestamp:
+def _wall_clock(monotonic_ns: int) -> Timestamp:
     return convert.timestamp(time.time_ns() + monotonic_ns - time.monotonic_ns())

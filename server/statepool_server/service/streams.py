@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Self, TypeVar
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import xxhash
 
@@ -16,7 +17,7 @@ from statepool.errors import (
 )
 from statepool.refs import BlockRefs
 from statepool.v1 import block_pb2 as pb
-from statepool_server.pool import Pin
+from statepool_server.answers import Pin
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
 
@@ -47,7 +48,7 @@ class BlockStreams:
             for block_index, block_id in enumerate(refs.block_ids.tolist()):
                 for offset in range(request.offset, end, core.limits.max_chunk_bytes):
                     length = min(core.limits.max_chunk_bytes, end - offset)
-                    chunk = await pinned.run(lambda b=block_id, o=offset, n=length: self._read(rank_index, b, o, n))
+                    chunk = await pinned.run(partial(self._read, rank_index, block_id, offset, length))
                     chunk.block_index = block_index
                     await self._moving(context.write(chunk), "the reader")
 
@@ -67,7 +68,7 @@ class BlockStreams:
                 chunk = self._checked_chunk(message, refs)
                 core.pool.check_session(*session)  # a session that was lost meanwhile writes nothing more
                 block_id = int(refs.block_ids[chunk.block_index])
-                await pinned.run(lambda b=block_id, c=chunk: self._write(rank_index, b, c))
+                await pinned.run(partial(self._write, rank_index, block_id, chunk))
                 written += len(chunk.data)
         return pb.WriteBlocksResponse(incarnation=core.incarnation, written_bytes=written)
 
@@ -144,7 +145,7 @@ class _Pinned:
     def __init__(self, core: Core, pin: Pin) -> None:
         self._core = core
         self._pin = pin
-        self._work: asyncio.Future[object] | None = None
+        self._work: asyncio.Future[Any] | None = None
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,0 +1,137 @@
+"""Checks that several use cases share; each raises before anything has changed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statepool.errors import (
+    BadFieldError,
+    BlockNotOwnedError,
+    BlockNotWritableError,
+    BoundaryNotWrittenError,
+    ColumnLengthMismatchError,
+)
+from statepool.refs import BlockRefs
+from statepool_server.blocks import BlockTable, Ids
+from statepool_server.holdings import Holdings
+from statepool_server.prefix import PrefixIndex
+from statepool_server.sessions import Session
+
+
+class Guards:
+    """Decides whether a session may do something to blocks."""
+
+    def __init__(self, blocks: BlockTable, holdings: Holdings, prefixes: PrefixIndex) -> None:
+        self._blocks = blocks
+        self._holdings = holdings
+        self._prefixes = prefixes
+
+    def owned(self, session: Session, ids: Ids, field: str, counts: NDArray[np.int64] | int = 1) -> None:
+        """Refuses blocks to which the session holds fewer references than counted.
+
+        Raises:
+            BlockNotOwnedError: There is one.
+        """
+        missing = self._holdings.count(session, ids) < counts
+        if missing.any():
+            row = int(missing.argmax())
+            raise BlockNotOwnedError(
+                f"{field}: session {session.session_id} holds no (or too few) references to block {ids[row]}",
+                field=field,
+            )
+
+    def readable(self, session: Session, ids: Ids, field: str) -> None:
+        """Refuses blocks that are neither committed nor the session's.
+
+        Raises:
+            BlockNotOwnedError: There is one.
+        """
+        uncommitted = ids[~self._blocks.committed[ids]]
+        if len(uncommitted):
+            self.owned(session, uncommitted, field)
+
+    def uncommitted_or_same(self, ids: Ids, namespace: str, prefix_hashes: Sequence[bytes]) -> None:
+        """Refuses blocks that are committed, unless it is under the same hash.
+
+        Raises:
+            BlockNotWritableError: There is one.
+        """
+        for row in np.flatnonzero(self._blocks.committed[ids]).tolist():
+            block = int(ids[row])
+            if self._prefixes.name_of(block) != (namespace, prefix_hashes[row]):
+                raise BlockNotWritableError(
+                    f"blocks[{row}]: block {block} is committed already", field="blocks", row=row
+                )
+
+    def source(self, session: Session, refs: BlockRefs, field: str) -> Ids:
+        """Checks blocks that are to be read.
+
+        Returns:
+            The blocks, each once.
+
+        Raises:
+            BlockNotOwnedError: Neither committed nor the session's.
+            BlockBusyError: Being written.
+            GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
+        """
+        ids = self._blocks.check(refs, field)
+        self.readable(session, ids, field)
+        self._blocks.check_idle(ids, field, readers_too=False)
+        return np.unique(ids)
+
+    def destination(self, session: Session, refs: BlockRefs, field: str) -> Ids:
+        """Checks blocks that are to be written.
+
+        Returns:
+            The blocks.
+
+        Raises:
+            BadFieldError: A block named twice.
+            BlockNotOwnedError, BlockNotWritableError, BlockBusyError: Not the session's to write now.
+            GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
+        """
+        ids = self._blocks.check(refs, field)
+        self._blocks.check_distinct(ids, field)
+        self.owned(session, ids, field)
+        committed = self._blocks.committed[ids]
+        if committed.any():
+            row = int(committed.argmax())
+            raise BlockNotWritableError(f"{field}[{row}]: block {ids[row]} is committed", field=field, row=row)
+        self._blocks.check_idle(ids, field, readers_too=True)
+        return ids
+
+
+def check_boundaries(block_tokens: int, boundary: NDArray[np.int64], written: NDArray[np.int64]) -> None:
+    """Checks that every state stands exactly at a block boundary.
+
+    Raises:
+        BadFieldError: A boundary that is not a positive multiple of `block_tokens`.
+        BoundaryNotWrittenError: The tokens written through are not the boundary.
+    """
+    bad = (boundary <= 0) | (boundary % block_tokens != 0)
+    if bad.any():
+        row = int(bad.argmax())
+        raise BadFieldError(
+            f"boundary_tokens[{row}]: {boundary[row]} is not a positive multiple of {block_tokens}",
+            field="boundary_tokens",
+        )
+    unwritten = boundary != written
+    if unwritten.any():
+        row = int(unwritten.argmax())
+        raise BoundaryNotWrittenError(
+            f"row {row}: the boundary is at token {boundary[row]}, but tokens are written through {written[row]}",
+            field="written_through_tokens",
+            row=row,
+        )
+
+
+def check_lengths(rows: int, **columns: Sequence[bytes] | NDArray[np.int64] | BlockRefs) -> None:
+    """Checks that columns have the same number of rows.
+
+    Raises:
+        ColumnLengthMismatchError: One has not; the keyword is the field.
+    """
+    for name, column in columns.items():
+        if len(column) != rows:
+            raise ColumnLengthMismatchError(f"{name} has {len(column)} rows, not {rows}", field=name)

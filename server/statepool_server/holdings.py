@@ -1,0 +1,79 @@
+"""Who holds how many references to which block."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statepool_server.blocks import Ids
+from statepool_server.sessions import Session
+
+NOBODY = 0
+"""Holder of a block that no session holds as its first."""
+
+
+class Holdings:
+    """References by session and block.
+
+    Nearly every block is held by one session, its *holder*, in two columns; references of further sessions to a
+    committed block stand in `Session.shared`. A session's references to one block are all in one of the two places.
+
+    Attributes:
+        holder: ``[block_count]``; session id, or `NOBODY`.
+        held: ``[block_count]``; references of the holder.
+    """
+
+    def __init__(self, block_count: int) -> None:
+        self.holder = np.zeros(block_count, np.int64)
+        self.held = np.zeros(block_count, np.int64)
+
+    def give(self, session: Session, block_ids: Ids) -> None:
+        """Makes a session the holder of blocks that nobody holds, with one reference each."""
+        self.holder[block_ids] = session.session_id
+        self.held[block_ids] = 1
+
+    def count(self, session: Session, block_ids: Ids) -> NDArray[np.int64]:
+        """Counts a session's references to each block."""
+        counts = np.where(self.holder[block_ids] == session.session_id, self.held[block_ids], 0)
+        if session.shared:
+            counts += np.fromiter(
+                (session.shared.get(block, 0) for block in block_ids.tolist()), np.int64, len(block_ids)
+            )
+        return counts
+
+    def add(self, session: Session, block_ids: Ids) -> None:
+        """Adds one reference per row; a block may be in several rows."""
+        unheld = block_ids[self.holder[block_ids] == NOBODY]
+        if session.shared:
+            unheld = np.fromiter((b for b in unheld.tolist() if b not in session.shared), np.int64)
+        self.holder[unheld] = session.session_id
+        own = self.holder[block_ids] == session.session_id
+        np.add.at(self.held, block_ids[own], 1)
+        for block in block_ids[~own].tolist():
+            session.shared[block] = session.shared.get(block, 0) + 1
+
+    def drop(self, session: Session, block_ids: Ids, counts: NDArray[np.int64]) -> None:
+        """Drops references of distinct blocks, as many of each as counted; the session has them."""
+        own = self.holder[block_ids] == session.session_id
+        own_ids = block_ids[own]
+        self.held[own_ids] -= counts[own]
+        self.holder[own_ids[self.held[own_ids] == 0]] = NOBODY
+        if len(own_ids) != len(block_ids):
+            for block, count in zip(block_ids[~own].tolist(), counts[~own].tolist(), strict=True):
+                left = session.shared.pop(block) - count
+                if left:
+                    session.shared[block] = left
+
+    def blocks_of(self, session: Session) -> Ids:
+        """Lists the blocks that a session holds, by id."""
+        own = np.flatnonzero(self.holder == session.session_id)
+        return np.union1d(own, list(session.shared)).astype(np.int64) if session.shared else own
+
+    def some_holder(self, block_ids: Ids, sessions: Iterable[Session]) -> NDArray[np.int64]:
+        """Names one session per block that holds it, `NOBODY` where none does."""
+        holders = self.holder[block_ids]
+        unheld = np.flatnonzero(holders == NOBODY)
+        if len(unheld):
+            sharers = {block: session.session_id for session in sessions for block in session.shared}
+            holders[unheld] = [sharers.get(block, NOBODY) for block in block_ids[unheld].tolist()]
+        return holders

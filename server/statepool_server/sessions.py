@@ -1,0 +1,170 @@
+"""The table of sessions: leases, epochs, owner keys. Time enters as an argument, never from a clock."""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from statepool.errors import (
+    OwnerKeyInUseError,
+    QuotaExceededError,
+    SessionExpiredError,
+    SessionFencedError,
+    SessionNotFoundError,
+)
+
+
+@dataclass(slots=True)
+class Session:
+    """A lease."""
+
+    session_id: int
+    """Counts from 1, never reused."""
+    owner_key: str
+    """The owner's name for it; empty: none."""
+    epoch: int
+    """Grows at every take-over."""
+    ttl_ns: int
+    """Time to live, in nanoseconds."""
+    expires_ns: int
+    """When the lease ends, on the caller's clock."""
+    noted_ns: int = 0
+    """End of the lease as the table's heap has it; at most `expires_ns`."""
+    shared: dict[int, int] = field(default_factory=dict)
+    """References to blocks whose first holder is another session: block id to count."""
+
+
+class SessionTable:
+    """Live sessions by id."""
+
+    def __init__(self, max_sessions: int, remembered: int) -> None:
+        """Builds an empty table.
+
+        Args:
+            max_sessions: Live sessions at a time.
+            remembered: Ids of expired sessions that are told apart from unknown ones.
+        """
+        self._max_sessions = max_sessions
+        self._remembered = remembered
+        self._sessions: dict[int, Session] = {}
+        self._by_owner_key: dict[str, int] = {}
+        self._expired: OrderedDict[int, None] = OrderedDict()
+        self._deadlines: list[tuple[int, int]] = []  # heap of (noted_ns, session id)
+        self._last_id = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
+
+    def open(self, owner_key: str, ttl_ns: int, take_over: bool, now_ns: int) -> tuple[Session, bool]:
+        """Opens a session, or takes the one of the same owner key over.
+
+        Returns:
+            The session, and whether it was taken over.
+
+        Raises:
+            OwnerKeyInUseError: A live session has the key and `take_over` is false.
+            QuotaExceededError: As many sessions live as may.
+        """
+        former = self._sessions.get(self._by_owner_key.get(owner_key, 0)) if owner_key else None
+        if former is not None:
+            return self._take_over(former, ttl_ns, take_over, now_ns), True
+        if len(self._sessions) >= self._max_sessions:
+            raise QuotaExceededError(f"{self._max_sessions} sessions are open already", limit=self._max_sessions)
+        self._last_id += 1
+        session = Session(self._last_id, owner_key, 1, ttl_ns, now_ns + ttl_ns)
+        self._sessions[session.session_id] = session
+        if owner_key:
+            self._by_owner_key[owner_key] = session.session_id
+        self._note(session)
+        return session, False
+
+    def get(self, session_id: int) -> Session:
+        """Finds a session.
+
+        Raises:
+            SessionExpiredError: Its lease ran out, not long ago.
+            SessionNotFoundError: No session has the id.
+        """
+        session = self._sessions.get(session_id)
+        if session is not None:
+            return session
+        if session_id in self._expired:
+            raise SessionExpiredError(f"session {session_id} has expired", field="session")
+        raise SessionNotFoundError(f"no session {session_id}", field="session")
+
+    def owned(self, session_id: int, epoch: int) -> Session:
+        """Finds a session for its present owner.
+
+        Raises:
+            SessionFencedError: It was taken over.
+            SessionExpiredError: Its lease ran out.
+            SessionNotFoundError: No session has the id.
+        """
+        session = self.get(session_id)
+        if session.epoch != epoch:
+            raise SessionFencedError(
+                f"session {session_id} is at epoch {session.epoch}, not {epoch}: it was taken over", field="session"
+            )
+        return session
+
+    def renew(self, session: Session, now_ns: int) -> None:
+        """Starts the lease anew."""
+        session.expires_ns = now_ns + session.ttl_ns
+
+    def close(self, session: Session, *, expired: bool) -> None:
+        """Removes a session."""
+        del self._sessions[session.session_id]
+        if session.owner_key:
+            del self._by_owner_key[session.owner_key]
+        if expired:
+            self._expired[session.session_id] = None
+            if len(self._expired) > self._remembered:
+                self._expired.popitem(last=False)
+
+    def due(self, now_ns: int) -> list[Session]:
+        """Finds the sessions whose lease has ended, in the order of their ends."""
+        found = []
+        while (next_ns := self.next_expiry_ns) is not None and next_ns <= now_ns:
+            _, session_id = heapq.heappop(self._deadlines)
+            found.append(self._sessions[session_id])
+        return found
+
+    @property
+    def next_expiry_ns(self) -> int | None:
+        """When the next lease ends, None where there is none."""
+        deadlines = self._deadlines
+        while deadlines:
+            noted_ns, session_id = deadlines[0]
+            session = self._sessions.get(session_id)
+            if session is None or session.noted_ns != noted_ns:
+                heapq.heappop(deadlines)  # closed, or noted again with an earlier end
+            elif session.expires_ns == noted_ns:
+                return noted_ns
+            else:  # renewed since
+                session.noted_ns = session.expires_ns
+                heapq.heapreplace(deadlines, (session.noted_ns, session_id))
+        return None
+
+    def page(self, after_id: int, limit: int) -> list[Session]:
+        """Lists sessions in the order of their ids, which is the order of the table."""
+        ids = [session_id for session_id in self._sessions if session_id > after_id][:limit]
+        return [self._sessions[session_id] for session_id in ids]
+
+    def _take_over(self, session: Session, ttl_ns: int, allowed: bool, now_ns: int) -> Session:
+        if not allowed:
+            raise OwnerKeyInUseError(
+                f"session {session.session_id} has owner key {session.owner_key!r}", field="owner_key"
+            )
+        session.epoch += 1
+        session.ttl_ns = ttl_ns
+        self.renew(session, now_ns)
+        if session.expires_ns < session.noted_ns:
+            self._note(session)
+        return session
+
+    def _note(self, session: Session) -> None:
+        session.noted_ns = session.expires_ns
+        heapq.heappush(self._deadlines, (session.noted_ns, session.session_id))
