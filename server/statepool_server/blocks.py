@@ -36,6 +36,9 @@ WRITER = -1
 """Value of ``busy`` while one writer has the block; positive values count readers."""
 
 _NOT_LOGGED = -1
+_NO_IDS: Ids = np.empty(0, np.int64)
+_ONE = np.uint64(1)
+_ROWS = 4096
 
 
 class BlockState(IntEnum):
@@ -66,7 +69,7 @@ class BlockTable:
         self.references = np.zeros(block_count, np.int64)
         self.committed = np.zeros(block_count, np.bool_)
         self.listed = np.zeros(block_count, np.bool_)
-        self.busy = np.zeros(block_count, np.int32)
+        self.busy = np.zeros(block_count, np.int64)
         self._free = np.arange(block_count - 1, 0, -1, dtype=np.int64)  # a stack: block 1 is on top
         self._free_count = block_count - 1
         self._log = np.empty(2 * block_count + 64, np.int64)  # least recently used first, with dead entries
@@ -74,6 +77,8 @@ class BlockTable:
         self._log_position = np.full(block_count, _NOT_LOGGED, np.int64)
         self._evictable_count = 0
         self._mark = np.zeros(block_count, np.int64)
+        self._rows = np.arange(_ROWS)
+        self._capacity = np.uint64(block_count - 1)
 
     @property
     def capacity(self) -> int:
@@ -105,15 +110,16 @@ class BlockTable:
             GenerationStaleError: A block was freed since the ref was handed out.
         """
         ids = refs.block_ids
-        outside = (ids <= 0) | (ids >= self.block_count)
-        if outside.any():
+        outside = ids.view(np.uint64) - _ONE >= self._capacity  # wraps 0 and negative ids around to huge ones
+        if np.count_nonzero(outside):
             row = int(outside.argmax())
             raise BlockIndexOutOfRangeError(
                 f"{field}[{row}]: block {ids[row]} is not one of 1 to {self.capacity}", field=field, row=row
             )
         current = self.generations[ids]
-        stale = (current != refs.generations) | (current & 1 == 0)
-        if stale.any():
+        stale = current != refs.generations
+        stale |= current & 1 == 0
+        if np.count_nonzero(stale):
             row = int(stale.argmax())
             raise GenerationStaleError(
                 f"{field}[{row}]: block {ids[row]} is at generation {current[row]}, not {refs.generations[row]}",
@@ -124,9 +130,9 @@ class BlockTable:
 
     def has_duplicates(self, block_ids: Ids) -> bool:
         """Tells whether an id occurs twice."""
-        rows = np.arange(len(block_ids))
+        rows = self._rows[: len(block_ids)] if len(block_ids) <= len(self._rows) else np.arange(len(block_ids))
         self._mark[block_ids] = rows
-        return bool((self._mark[block_ids] != rows).any())
+        return bool(np.count_nonzero(self._mark[block_ids] != rows))
 
     def check_distinct(self, block_ids: Ids, field: str) -> None:
         """Refuses a block that is named twice.
@@ -160,7 +166,7 @@ class BlockTable:
         while missing:
             window = self._log[self._log_head : min(self._log_head + 2 * missing, self._log_tail)]
             positions = np.arange(self._log_head, self._log_head + len(window))
-            live = np.flatnonzero(self._log_position[window] == positions)[:missing]
+            live = (self._log_position[window] == positions).nonzero()[0][:missing]
             found.append(window[live])
             missing -= len(live)
             self._log_head += len(window) if missing else int(live[-1]) + 1
@@ -186,9 +192,14 @@ class BlockTable:
         Returns:
             The blocks that became blank, in order.
         """
-        idle: Ids = block_ids[(self.references[block_ids] == 0) & (self.busy[block_ids] == 0)]
+        in_use = self.references[block_ids] | self.busy[block_ids]
+        idle = block_ids[in_use == 0] if np.count_nonzero(in_use) else block_ids
         listed = self.listed[idle]
-        if listed.any():
+        listed_count = np.count_nonzero(listed)
+        if listed_count == len(idle):
+            self._push_most_recent(idle)
+            return _NO_IDS
+        if listed_count:
             self._push_most_recent(idle[listed])
             idle = idle[~listed]
         if len(idle):
@@ -233,7 +244,7 @@ class BlockTable:
             BlockBusyError: One is.
         """
         busy = self.busy[block_ids] != 0 if readers_too else self.busy[block_ids] == WRITER
-        if busy.any():
+        if np.count_nonzero(busy):
             row = int(busy.argmax())
             raise BlockBusyError(
                 f"{field}[{row}]: a copy, read or write of block {block_ids[row]} is running", field=field, row=row

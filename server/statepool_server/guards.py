@@ -34,7 +34,7 @@ class Guards:
             BlockNotOwnedError: There is one.
         """
         missing = self._holdings.count(session, ids) < counts
-        if missing.any():
+        if np.count_nonzero(missing):
             row = int(missing.argmax())
             raise BlockNotOwnedError(
                 f"{field}: session {session.session_id} holds no (or too few) references to block {ids[row]}",
@@ -57,7 +57,7 @@ class Guards:
         Raises:
             BlockNotWritableError: There is one.
         """
-        for row in np.flatnonzero(self._blocks.committed[ids]).tolist():
+        for row in self._blocks.committed[ids].nonzero()[0].tolist():
             block = int(ids[row])
             if self._prefixes.name_of(block) != (namespace, prefix_hashes[row]):
                 raise BlockNotWritableError(
@@ -95,7 +95,7 @@ class Guards:
         self._blocks.check_distinct(ids, field)
         self.owned(session, ids, field)
         committed = self._blocks.committed[ids]
-        if committed.any():
+        if np.count_nonzero(committed):
             row = int(committed.argmax())
             raise BlockNotWritableError(f"{field}[{row}]: block {ids[row]} is committed", field=field, row=row)
         self._blocks.check_idle(ids, field, readers_too=True)
@@ -109,15 +109,16 @@ def check_boundaries(block_tokens: int, boundary: NDArray[np.int64], written: ND
         BadFieldError: A boundary that is not a positive multiple of `block_tokens`.
         BoundaryNotWrittenError: The tokens written through are not the boundary.
     """
-    bad = (boundary <= 0) | (boundary % block_tokens != 0)
-    if bad.any():
+    bad = boundary % block_tokens != 0
+    bad |= boundary <= 0
+    if np.count_nonzero(bad):
         row = int(bad.argmax())
         raise BadFieldError(
             f"boundary_tokens[{row}]: {boundary[row]} is not a positive multiple of {block_tokens}",
             field="boundary_tokens",
         )
     unwritten = boundary != written
-    if unwritten.any():
+    if np.count_nonzero(unwritten):
         row = int(unwritten.argmax())
         raise BoundaryNotWrittenError(
             f"row {row}: the boundary is at token {boundary[row]}, but tokens are written through {written[row]}",

@@ -34,7 +34,7 @@ class Holdings:
 
     def count(self, session: Session, block_ids: Ids) -> NDArray[np.int64]:
         """Counts a session's references to each block."""
-        counts = np.where(self.holder[block_ids] == session.session_id, self.held[block_ids], 0)
+        counts = self.held[block_ids] * (self.holder[block_ids] == session.session_id)
         if session.shared:
             counts += np.fromiter(
                 (session.shared.get(block, 0) for block in block_ids.tolist()), np.int64, len(block_ids)
@@ -55,14 +55,16 @@ class Holdings:
     def drop(self, session: Session, block_ids: Ids, counts: NDArray[np.int64]) -> None:
         """Drops references of distinct blocks, as many of each as counted; the session has them."""
         own = self.holder[block_ids] == session.session_id
-        own_ids = block_ids[own]
-        self.held[own_ids] -= counts[own]
-        self.holder[own_ids[self.held[own_ids] == 0]] = NOBODY
-        if len(own_ids) != len(block_ids):
+        all_own = np.count_nonzero(own) == len(own)
+        own_ids = block_ids if all_own else block_ids[own]
+        left = self.held[own_ids] - (counts if all_own else counts[own])
+        self.held[own_ids] = left
+        self.holder[own_ids[left == 0] if np.count_nonzero(left) else own_ids] = NOBODY
+        if not all_own:
             for block, count in zip(block_ids[~own].tolist(), counts[~own].tolist(), strict=True):
-                left = session.shared.pop(block) - count
-                if left:
-                    session.shared[block] = left
+                rest = session.shared.pop(block) - count
+                if rest:
+                    session.shared[block] = rest
 
     def blocks_of(self, session: Session) -> Ids:
         """Lists the blocks that a session holds, by id."""

@@ -392,14 +392,15 @@ class Pool:
     def _commit(self, session: Session, ids: Ids, namespace: str, prefix_hashes: Sequence[bytes]) -> CommitResult:
         blocks = self._blocks
         holders = self._prefixes.insert(namespace, prefix_hashes, ids)
-        fresh = (holders == ids) & ~blocks.listed[ids]
-        new = ids[fresh]
-        blocks.committed[new] = True
-        blocks.listed[new] = True
+        own = holders == ids
+        mine = ids[own]
         if self._listener is not None:
-            values = tuple(prefix_hashes[row] for row in np.flatnonzero(fresh).tolist())
-            self._tell(EventKind.COMMITTED, session, new, namespace, values)
-        return CommitResult(blocks.refs(holders), np.flatnonzero(holders != ids))
+            fresh = own & ~blocks.listed[ids]
+            values = tuple(prefix_hashes[row] for row in fresh.nonzero()[0].tolist())
+            self._tell(EventKind.COMMITTED, session, ids[fresh], namespace, values)
+        blocks.committed[mine] = True
+        blocks.listed[mine] = True
+        return CommitResult(blocks.refs(holders), (~own).nonzero()[0])
 
     def _unlist(self, ids: Ids) -> Ids:
         """Takes listed blocks, which are not in the log, out of the index; returns those that became blank."""

@@ -9,19 +9,25 @@ from statepool_server.blocks import Ids
 
 
 class PrefixIndex:
-    """Hashes to blocks, apart for each namespace; a block has at most one hash."""
+    """Hashes to blocks, apart for each namespace; a block has at most one hash.
+
+    A namespace has a number while it has hashes, so that a batch of blocks is told apart by comparing integers.
+    """
 
     def __init__(self, block_count: int) -> None:
-        self._blocks: dict[str, dict[bytes, int]] = {}
-        self._namespaces = np.full(block_count, None, np.object_)
-        self._hashes = np.full(block_count, None, np.object_)
+        self._numbers: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+        self._blocks: dict[int, dict[bytes, int]] = {}
+        self._last_number = 0
+        self._number_of = np.zeros(block_count, np.int64)
+        self._hash_of = np.full(block_count, None, np.object_)
 
     def __len__(self) -> int:
         return sum(map(len, self._blocks.values()))
 
     def find_all(self, namespace: str, prefix_hashes: Iterable[bytes]) -> list[int]:
         """Finds the blocks of the hashes that are known, in order, each block once."""
-        known = self._blocks.get(namespace, {})
+        known = self._known(namespace)
         return list(dict.fromkeys(known[value] for value in prefix_hashes if value in known))
 
     def deepest(self, namespace: str, prefix_hashes: Sequence[bytes]) -> tuple[int, int] | None:
@@ -30,7 +36,7 @@ class PrefixIndex:
         Returns:
             Its row and its block, or None.
         """
-        known = self._blocks.get(namespace)
+        known = self._known(namespace)
         if known:
             for row in range(len(prefix_hashes) - 1, -1, -1):
                 block = known.get(prefix_hashes[row])
@@ -40,8 +46,8 @@ class PrefixIndex:
 
     def name_of(self, block_id: int) -> tuple[str, bytes] | None:
         """Tells the namespace and the hash of a block."""
-        value = self._hashes[block_id]
-        return None if value is None else (self._namespaces[block_id], value)
+        value = self._hash_of[block_id]
+        return None if value is None else (self._names[int(self._number_of[block_id])], value)
 
     def insert(self, namespace: str, prefix_hashes: Sequence[bytes], block_ids: Ids) -> Ids:
         """Adds hashes, unless they are known.
@@ -56,32 +62,48 @@ class PrefixIndex:
         """
         if not prefix_hashes:
             return block_ids
-        known = self._blocks.setdefault(namespace, {})
-        holders = np.array(list(map(known.setdefault, prefix_hashes, block_ids.tolist())), np.int64)
+        number = self._number(namespace)
+        setdefault = self._blocks[number].setdefault
+        holders = np.fromiter(map(setdefault, prefix_hashes, block_ids.tolist()), np.int64, len(block_ids))
         own = holders == block_ids
-        mine = block_ids[own]
-        self._hashes[mine] = np.array(prefix_hashes, np.object_)[own]
-        self._namespaces[mine] = namespace
+        mine, values = block_ids, np.array(prefix_hashes, np.object_)
+        if np.count_nonzero(own) != len(own):
+            mine, values = mine[own], values[own]
+        self._hash_of[mine] = values
+        self._number_of[mine] = number
         return holders
 
     def remove(self, block_ids: Ids) -> None:
         """Takes blocks out; each must be in."""
-        names, values = self._namespaces[block_ids].tolist(), self._hashes[block_ids].tolist()
-        self._namespaces[block_ids] = self._hashes[block_ids] = None
-        if names.count(names[0] if names else "") == len(names):
-            self._remove_all(names[:1], values)
-        else:
-            for name, value in zip(names, values, strict=True):
-                self._remove_all([name], [value])
+        numbers, values = self._number_of[block_ids], self._hash_of[block_ids]
+        self._hash_of[block_ids] = None
+        while len(numbers):
+            number = int(numbers[0])
+            others = numbers != number
+            if np.count_nonzero(others):
+                self._remove(number, values[~others])
+                numbers, values = numbers[others], values[others]
+            else:
+                self._remove(number, values)
+                return
 
     def items(self) -> Iterator[tuple[str, bytes, int]]:
         """Lists everything, in the order of block ids."""
-        for block in np.flatnonzero(self._hashes != None).tolist():  # noqa: E711 - elementwise
-            yield self._namespaces[block], self._hashes[block], block
+        for block in np.flatnonzero(self._hash_of != None).tolist():  # noqa: E711 - elementwise
+            yield self._names[int(self._number_of[block])], self._hash_of[block], block
 
-    def _remove_all(self, namespaces: Iterable[str], prefix_hashes: Iterable[bytes]) -> None:
-        for namespace in namespaces:
-            known = self._blocks[namespace]
-            deque(map(known.__delitem__, prefix_hashes), maxlen=0)
-            if not known:
-                del self._blocks[namespace]
+    def _known(self, namespace: str) -> dict[bytes, int]:
+        return self._blocks.get(self._numbers.get(namespace, 0), {})
+
+    def _number(self, namespace: str) -> int:
+        number = self._numbers.get(namespace)
+        if number is None:
+            number = self._last_number = self._last_number + 1
+            self._numbers[namespace], self._names[number], self._blocks[number] = number, namespace, {}
+        return number
+
+    def _remove(self, number: int, values: "np.ndarray[tuple[int], np.dtype[np.object_]]") -> None:
+        known = self._blocks[number]
+        deque(map(known.__delitem__, values.tolist()), maxlen=0)
+        if not known:
+            del self._blocks[number], self._numbers[self._names.pop(number)]
