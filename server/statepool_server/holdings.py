@@ -34,7 +34,7 @@ class Holdings:
 
     def count(self, session: Session, block_ids: Ids) -> NDArray[np.int64]:
         """Counts a session's references to each block."""
-        counts = self.held[block_ids] * (self.holder[block_ids] == session.session_id)
+        counts: NDArray[np.int64] = self.held[block_ids] * (self.holder[block_ids] == session.session_id)
         if session.shared:
             counts += np.fromiter(
                 (session.shared.get(block, 0) for block in block_ids.tolist()), np.int64, len(block_ids)

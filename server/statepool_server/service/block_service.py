@@ -5,9 +5,9 @@ import asyncio
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from statepool.copies import CopyPlan, check_plan, copied_bytes, copy_specs
 
 from statepool.columns import FIXED64, message_of_columns
+from statepool.copies import CopyPlan, check_plan, copied_bytes, copy_specs
 from statepool.errors import BadFieldError, BatchTooLargeError
 from statepool.v1 import block_pb2 as pb
 from statepool.wire import refs_to_wire
@@ -48,7 +48,7 @@ class BlockService(BlockStreams):
     def _allocate(self, ticket: Ticket, session: tuple[int, int], request: pb.AllocateBlocksRequest) -> Reply:
         core = self._core
         repeated = core.replays.find(ticket)  # the same request may have been ahead in the line
-        if repeated:
+        if repeated is not None:
             return repeated
         zero = request.zero if request.HasField("zero") else True
         if zero:

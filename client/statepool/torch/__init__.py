@@ -1,0 +1,24 @@
+"""States as torch tensors: copy specs in the field's own form, views of an arena, and the engines that copy.
+
+Needs the extra ``statepool[torch]``; nothing else in the client imports torch.
+"""
+
+from statepool.torch.engine import ENGINES, CopyEngine, HostEngine, ReferenceEngine
+from statepool.torch.images import read_image, write_image
+from statepool.torch.specs import MambaCopySpec, MambaStateCopyFunc, get_conv_copy_spec, get_temporal_copy_spec
+from statepool.torch.views import state_views, torch_dtype
+
+__all__ = [
+    "ENGINES",
+    "CopyEngine",
+    "HostEngine",
+    "MambaCopySpec",
+    "MambaStateCopyFunc",
+    "ReferenceEngine",
+    "get_conv_copy_spec",
+    "get_temporal_copy_spec",
+    "read_image",
+    "state_views",
+    "torch_dtype",
+    "write_image",
+]

@@ -1,0 +1,63 @@
+"""Block images: the bytes of one block, in the order of its layout whatever the arrangement of the arena."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from statepool.layout import ArenaLayout, Arrangement
+
+
+def read_image(arena: torch.Tensor, layout: ArenaLayout, block_id: int, offset: int, length: int) -> bytes:
+    """Reads bytes of a block image.
+
+    Args:
+        arena: uint8, ``[arena bytes]``, on any device.
+        layout: Its layout.
+        block_id: The block.
+        offset: First byte in the image.
+        length: Bytes; the range must lie in the image.
+
+    Returns:
+        The bytes; padding between tensors reads as zero.
+    """
+    if layout.arrangement is Arrangement.BLOCK_MAJOR:  # padding is never written, so it is zero in the arena too
+        start = block_id * layout.block.image_bytes + offset
+        return _bytes(arena[start : start + length])
+    image = bytearray(length)
+    for start, place, size in _pieces(layout, block_id, offset, length):
+        image[place : place + size] = _bytes(arena[start : start + size])
+    return bytes(image)
+
+
+def write_image(arena: torch.Tensor, layout: ArenaLayout, block_id: int, offset: int, data: bytes) -> None:
+    """Writes bytes of a block image; bytes that fall on padding are dropped.
+
+    Args:
+        arena: uint8, ``[arena bytes]``, on any device.
+        layout: Its layout.
+        block_id: The block.
+        offset: First byte in the image.
+        data: The bytes; the range must lie in the image.
+    """
+    source = np.frombuffer(data, np.uint8)
+    for start, place, size in _pieces(layout, block_id, offset, len(data)):
+        target, piece = arena[start : start + size], source[place : place + size]
+        if target.is_cpu:
+            target.numpy()[:] = piece
+        else:
+            target.copy_(torch.from_numpy(piece.copy()))
+
+
+def _bytes(region: torch.Tensor) -> bytes:
+    return region.cpu().numpy().tobytes()
+
+
+def _pieces(layout: ArenaLayout, block_id: int, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """Cuts a range of an image at tensors: offset in the arena, offset in the range, bytes."""
+    for spec in layout.tensors:
+        first = max(offset, spec.image_offset)
+        end = min(offset + length, spec.image_offset + spec.state.nbytes)
+        if first < end:
+            start = spec.arena_offset + block_id * spec.block_stride + first - spec.image_offset
+            yield start, first - offset, end - first

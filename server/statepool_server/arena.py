@@ -1,0 +1,209 @@
+"""Arenas: the one allocation of a rank, in host memory or on a device, behind one interface."""
+
+import ctypes
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from statepool.units import format_bytes
+
+MADV_POPULATE_WRITE = 23
+"""From linux/mman.h (Linux 5.14); makes all pages present at once."""
+
+
+class ArenaError(RuntimeError):
+    """The memory of an arena cannot be had; the message has the numbers and what to do."""
+
+
+class Arena(Protocol):
+    """Memory of one rank."""
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The whole arena, uint8, ``[arena bytes]``; zero-filled when new."""
+
+    def close(self) -> None:
+        """Gives the memory back."""
+
+
+class HostArena:
+    """A file on tmpfs, mapped shared, so that other processes on the machine can map the same bytes."""
+
+    def __init__(self, path: Path, nbytes: int) -> None:
+        """Creates the file (in place of one that a dead server left), fills it with pages and maps it.
+
+        Args:
+            path: The file; its folder is private and locked (`StateDir`).
+            nbytes: Size of the arena.
+
+        Raises:
+            ArenaError: The file system has not so much room.
+        """
+        self.path = path
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            _reserve(descriptor, path, nbytes)
+            self._map = mmap.mmap(descriptor, nbytes, mmap.MAP_SHARED)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        self._advise()
+        self._tensor: torch.Tensor | None = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The whole arena, uint8, ``[arena bytes]``."""
+        if self._tensor is None:
+            raise ValueError("the arena is closed")
+        return self._tensor
+
+    def close(self) -> None:
+        """Removes the file; the mapping goes with the last tensor that uses it."""
+        self._tensor = None
+        self.path.unlink(missing_ok=True)
+
+    def _advise(self) -> None:
+        for advice in (mmap.MADV_HUGEPAGE, MADV_POPULATE_WRITE):
+            try:
+                self._map.madvise(advice)
+            except OSError:
+                continue  # an older kernel, or no huge pages for this file system: pages come at their first use
+
+
+class CudaArena:
+    """One torch allocation on a CUDA device."""
+
+    def __init__(self, device: str, nbytes: int) -> None:
+        """Allocates zero-filled device memory.
+
+        Args:
+            device: ``cuda:N``.
+            nbytes: Size of the arena.
+
+        Raises:
+            ArenaError: There is no CUDA, no such device, or not so much free memory.
+        """
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = torch.device(device).index or 0
+        if index >= count:
+            raise ArenaError(f"{device}: this machine has {count} usable CUDA devices; --device cpu works without one")
+        free, _ = torch.cuda.mem_get_info(index)
+        if nbytes > free:
+            raise ArenaError(
+                f"{device}: the arena needs {nbytes} bytes ({format_bytes(nbytes)}), of {free} ({format_bytes(free)}) free ones"
+            )
+        self._tensor: torch.Tensor | None = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+        torch.cuda.synchronize(index)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The whole arena, uint8, ``[arena bytes]``."""
+        if self._tensor is None:
+            raise ValueError("the arena is closed")
+        return self._tensor
+
+    def close(self) -> None:
+        """Drops the allocation."""
+        self._tensor = None
+
+
+class StateDir:
+    """The private folder of one server: made if missing, refused if others may enter, locked while it is used."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens and locks the folder.
+
+        Raises:
+            ArenaError: It is not a folder of this user alone, or another server uses it.
+        """
+        self.path = path
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = path.lstat()
+        except OSError as error:
+            raise ArenaError(f"state-dir {path}: {error.strerror}") from error
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise ArenaError(f"state-dir {path}: must be a folder that belongs to this user and has mode 0700")
+        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ArenaError(f"state-dir {path}: another server uses it; give each its own --state-dir") from None
+
+    def close(self) -> None:
+        """Unlocks the folder."""
+        os.close(self._lock)
+
+
+def parse_devices(text: str, rank_count: int) -> tuple[str, ...]:
+    """Reads ``cpu``, ``cuda:N`` (for all ranks) or ``cuda:N,M,…`` (one for each).
+
+    Returns:
+        A device per rank.
+
+    Raises:
+        ValueError: Another form, or as many devices as neither 1 nor the ranks.
+    """
+    if text == "cpu":
+        return ("cpu",) * rank_count
+    kind, _, rest = text.partition(":")
+    numbers = rest.split(",")
+    if kind != "cuda" or not all(number.isascii() and number.isdecimal() and len(number) < 4 for number in numbers):
+        raise ValueError(f"device {text!r}: cpu, cuda:N or cuda:N,M,… is needed")
+    if len(numbers) not in (1, rank_count):
+        raise ValueError(f"device {text!r}: {len(numbers)} devices for {rank_count} ranks")
+    devices = [f"cuda:{int(number)}" for number in numbers]
+    return tuple(devices * rank_count if len(devices) == 1 else devices)
+
+
+def open_arenas(nbytes: int, tp_ranks: Sequence[int], devices: Sequence[str], state_dir: Path) -> list[Arena]:
+    """Opens one arena per rank; either all of them or none.
+
+    Raises:
+        ArenaError: The memory of one cannot be had.
+    """
+    arenas: list[Arena] = []
+    try:
+        for rank, device in zip(tp_ranks, devices, strict=True):
+            host = device == "cpu"
+            arenas.append(HostArena(state_dir / f"rank{rank}.arena", nbytes) if host else CudaArena(device, nbytes))
+    except BaseException:
+        for arena in arenas:
+            arena.close()
+        raise
+    return arenas
+
+
+def _reserve(descriptor: int, path: Path, nbytes: int) -> None:
+    """Takes the file's pages now: on a full tmpfs the first touch of a missing page would kill the process."""
+    file_system = os.fstatvfs(descriptor)
+    free = file_system.f_bavail * file_system.f_frsize
+    available = min(free, _available_memory())
+    if nbytes <= available:
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)
+            return
+        except OSError:
+            available = min(available, os.fstatvfs(descriptor).f_bavail * file_system.f_frsize)
+    raise ArenaError(
+        f"{path}: the arena needs {nbytes} bytes ({format_bytes(nbytes)}), {available} ({format_bytes(available)}) are "
+        "available; use a smaller --memory or --blocks, enlarge the tmpfs, or put --state-dir elsewhere"
+    )
+
+
+def _available_memory() -> int:
+    with Path("/proc/meminfo").open(encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return ctypes.c_size_t(-1).value

@@ -1,0 +1,89 @@
+"""The memory of the pool: an arena and a copy engine per local rank, the same block ids on each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from statepool.copies import Column, CopyPlan
+from statepool.layout import ArenaLayout
+from statepool.torch import ENGINES, CopyEngine, ReferenceEngine, read_image, write_image
+from statepool_server.arena import Arena, HostArena, StateDir, open_arenas
+
+
+class Memory:
+    """Everything that touches the bytes of blocks; blocking, so it is called from copy threads.
+
+    Calls may run at the same time as long as they touch different blocks; the pool's pins see to it.
+    """
+
+    def __init__(
+        self, layout: ArenaLayout, arenas: Sequence[Arena], engines: Sequence[CopyEngine], state_dir: StateDir
+    ) -> None:
+        self._layout = layout
+        self._arenas = arenas
+        self._engines = engines
+        self._state_dir = state_dir
+
+    @classmethod
+    def open(
+        cls,
+        layout: ArenaLayout,
+        *,
+        tp_ranks: Sequence[int],
+        devices: Sequence[str],
+        state_dir: Path,
+        engine: Literal["host", "reference"],
+        threads: int,
+    ) -> "Memory":
+        """Takes the memory of every rank.
+
+        Args:
+            layout: Layout of each rank's arena.
+            tp_ranks: Local ranks.
+            devices: Device of each rank.
+            state_dir: Folder of host arenas.
+            engine: Copy engine of host arenas; arenas on a device have the reference engine.
+            threads: Threads of a host engine.
+
+        Raises:
+            ArenaError: The memory cannot be had.
+        """
+        folder = StateDir(state_dir)
+        try:
+            arenas = open_arenas(layout.nbytes, tp_ranks, devices, state_dir)
+        except BaseException:
+            folder.close()
+            raise
+        engines = [
+            (ENGINES[engine] if isinstance(arena, HostArena) else ReferenceEngine)(arena.tensor, layout, threads)
+            for arena in arenas
+        ]
+        return cls(layout, arenas, engines, folder)
+
+    def zero(self, block_ids: Column) -> None:
+        """Fills blocks with zero bytes, on every rank."""
+        for engine in self._engines:
+            engine.zero(block_ids)
+
+    def copy(self, plan: CopyPlan) -> None:
+        """Runs a checked plan on every rank."""
+        for engine in self._engines:
+            engine.copy(plan)
+
+    def read_image(self, rank_index: int, block_id: int, offset: int, length: int) -> bytes:
+        """Reads bytes of a block image; the range must lie in it."""
+        return read_image(self._arenas[rank_index].tensor, self._layout, block_id, offset, length)
+
+    def write_image(self, rank_index: int, block_id: int, offset: int, data: bytes) -> None:
+        """Writes bytes of a block image; the range must lie in it."""
+        write_image(self._arenas[rank_index].tensor, self._layout, block_id, offset, data)
+
+    def base_address(self, rank_index: int) -> int:
+        """Tells where a rank's arena begins in this process."""
+        return self._arenas[rank_index].tensor.data_ptr()
+
+    def close(self) -> None:
+        """Gives all memory back."""
+        for arena in self._arenas:
+            arena.close()
+        self._state_dir.close()
