@@ -98,9 +98,7 @@ class CudaArena:
             raise ArenaError(f"{device}: this machine has {count} usable CUDA devices; --device cpu works without one")
         free, _ = torch.cuda.mem_get_info(index)
         if nbytes > free:
-            raise ArenaError(
-                f"{device}: the arena needs {nbytes} bytes ({format_bytes(nbytes)}), of {free} ({format_bytes(free)}) free ones"
-            )
+            raise ArenaError(f"{device}: the arena needs {nbytes} bytes ({format_bytes(nbytes)}); {free} are free")
         self._tensor: torch.Tensor | None = torch.zeros(nbytes, dtype=torch.uint8, device=device)
         torch.cuda.synchronize(index)
 

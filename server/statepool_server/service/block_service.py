@@ -197,5 +197,9 @@ async def _settled(reply: Reply) -> Message:
 
 def _wait_seconds(max_wait: Duration, context: Context) -> float:
     wait_ns = min(convert.duration_ns(max_wait, "max_wait"), MAX_WAIT_NS)
-    remaining = context.time_remaining()
+    remaining = _time_remaining(context)
     return wait_ns / 1e9 if remaining is None else min(wait_ns / 1e9, remaining)
+
+
+def _time_remaining(context: Context) -> float | None:
+    return context.time_remaining()  # None without a deadline, which the stubs do not know

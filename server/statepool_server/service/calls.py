@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -15,9 +15,9 @@ from google.protobuf.message_factory import GetMessageClass
 from statepool.errors import BadFieldError, Code, DrainingError, StatepoolError
 from statepool.status import message_of, trailers_of
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 """Context of a call."""
-Handler = Callable[[Any, Context], Awaitable[Message | None]]
+Handler: TypeAlias = Callable[[Any, Context], Awaitable[Message | None]]
 """Handles one call: takes the request (or an iterator over requests) and returns the response; a handler of a streaming
 response writes to the context and returns None."""
 
@@ -61,7 +61,7 @@ class Calls:
         generic = grpc.method_handlers_generic_handler(service.full_name, handlers)
         server.add_generic_rpc_handlers((generic,))
 
-    def _method_handler(self, method: MethodDescriptor, servicer: object) -> grpc.RpcMethodHandler[Any, Any]:
+    def _method_handler(self, method: MethodDescriptor, servicer: object) -> "grpc.RpcMethodHandler[Any, Any]":
         request_type = GetMessageClass(method.input_type)
         handler: Handler = getattr(servicer, method.name)
         streams = "stream" if method.client_streaming else "unary", "stream" if method.server_streaming else "unary"
