@@ -1,7 +1,8 @@
 """Copy engines: one interface, one meaning (`statepool.copies.CopyPlan`), one conformance suite over all of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from statepool.copies import Column, CopyPlan
 from statepool.layout import ArenaLayout, ConvLayout, StateKind
-from statepool.torch.regions import Regions, hazards, plan_regions, run_copies, run_zeroing, split, zero_regions
+from statepool.torch.regions import Bytes, Regions, hazards, plan_regions, run_copies, run_zeroing, split, zero_regions
 from statepool.torch.views import state_views
 
 
@@ -70,7 +71,7 @@ class ReferenceEngine:
 
 
 class HostEngine:
-    """Copies host memory with memmove on a few threads, near the bandwidth of the machine.
+    """Copies host memory on a few threads, near the bandwidth of the machine.
 
     A plan becomes columns of (source, destination, bytes); in block-major order a plain copy is one region. Copies
     that read what another copy of the plan writes, and strided ones, are staged tensor by tensor, so staging never
@@ -87,7 +88,7 @@ class HostEngine:
         """
         if not arena.is_cpu:
             raise ValueError(f"the host engine copies host memory, the arena is on {arena.device}")
-        self._arena = arena  # keeps the memory alive
+        self._memory: Bytes = arena.numpy()  # the same bytes, and keeps them alive
         self._layout = layout
         self._reference = ReferenceEngine(arena, layout)
         self._threads = threads
@@ -103,19 +104,18 @@ class HostEngine:
             self._reference.copy(_rows(plan, staged))
             plan = _rows(plan, ~staged)
         if len(plan):
-            self._run(plan_regions(plan, self._layout, self._arena.data_ptr()))
+            self._run(run_copies, plan_regions(plan, self._layout))
 
     def zero(self, block_ids: Column) -> None:
         """Fills blocks with zeros."""
-        pieces = split(zero_regions(block_ids, self._layout, self._arena.data_ptr()), self._threads)
-        list(self._executor.map(run_zeroing, pieces))
+        self._run(run_zeroing, zero_regions(block_ids, self._layout))
 
-    def _run(self, regions: Regions) -> None:
+    def _run(self, work: Callable[[Bytes, Regions], None], regions: Regions) -> None:
         pieces = split(regions, self._threads)
         if len(pieces) == 1:
-            run_copies(pieces[0])
+            work(self._memory, pieces[0])
         else:
-            list(self._executor.map(run_copies, pieces))
+            list(self._executor.map(work, repeat(self._memory), pieces))
 
 
 ENGINES: Mapping[str, type[ReferenceEngine] | type[HostEngine]] = {"reference": ReferenceEngine, "host": HostEngine}

@@ -1,7 +1,5 @@
-"""Regions of host memory: a copy plan as columns of addresses, and the loop that runs them outside the GIL."""
+"""Regions of an arena: a copy plan as columns of offsets, and the loop that runs them outside the GIL."""
 
-import ctypes
-from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,29 +9,24 @@ from numpy.typing import NDArray
 from statepool.copies import Column, CopyPlan
 from statepool.layout import ArenaLayout, Arrangement, StateKind
 
-PIECE_BYTES = 4 * 2**20
+PIECE_BYTES = 16 * 2**20
 """Bytes; larger regions are cut so that threads get even shares."""
 
 MIN_THREAD_BYTES = 256 * 2**10
 """Bytes; a smaller share is copied faster than another thread wakes up."""
 
-_libc = ctypes.CDLL(None)
-_memmove = _libc.memmove  # a foreign function: releases the GIL while it runs
-_memmove.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_memmove.restype = None
-_memset = _libc.memset
-_memset.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
-_memset.restype = None
+Bytes = NDArray[np.uint8]
+"""Host memory as bytes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Regions:
-    """Regions of memory, columns ``[n]``."""
+    """Regions of an arena, columns ``[n]``."""
 
     sources: Column
-    """Address to copy from (to zero: unused)."""
+    """Bytes from its start to copy from (to zero: the destination)."""
     destinations: Column
-    """Address to copy to."""
+    """Bytes from its start to copy to."""
     nbytes: Column
     """Bytes."""
 
@@ -41,7 +34,7 @@ class Regions:
 def hazards(plan: CopyPlan) -> NDArray[np.bool_]:
     """Finds the rows that cannot run in any order: they read what another row writes, or write what another reads.
 
-    A row that reads its own destination is no hazard: memmove is overlap-safe.
+    A row that reads its own destination is no hazard: running a region is overlap-safe.
     """
     writer = _last_row_of(plan.dst_blocks, plan)
     rows = np.arange(len(plan))
@@ -54,32 +47,25 @@ def hazards(plan: CopyPlan) -> NDArray[np.bool_]:
     return found
 
 
-def plan_regions(plan: CopyPlan, layout: ArenaLayout, base: int) -> Regions:
-    """Writes a plan without hazards and without strided copies as regions.
-
-    Args:
-        plan: The plan.
-        layout: The arena's layout.
-        base: Address of the arena.
-    """
+def plan_regions(plan: CopyPlan, layout: ArenaLayout) -> Regions:
+    """Writes a plan without hazards and without strided copies as regions."""
     whole = (plan.token_biases == 0) & (plan.temporal_src_blocks == plan.src_blocks)
     if layout.arrangement is Arrangement.BLOCK_MAJOR and whole.any():
         image_bytes = layout.block.image_bytes
         sources, destinations = plan.src_blocks[whole], plan.dst_blocks[whole]
-        images = Regions(
-            base + sources * image_bytes, base + destinations * image_bytes, np.full(len(sources), image_bytes)
-        )
-        return _join(_moving(images), _tensor_regions(plan, ~whole, layout, base))
-    return _tensor_regions(plan, np.ones(len(plan), np.bool_), layout, base)
+        sizes = np.full(len(sources), image_bytes)
+        images = Regions(sources * image_bytes, destinations * image_bytes, sizes)
+        return _join(_moving(images), _tensor_regions(plan, ~whole, layout))
+    return _tensor_regions(plan, np.ones(len(plan), np.bool_), layout)
 
 
-def zero_regions(block_ids: Column, layout: ArenaLayout, base: int) -> Regions:
+def zero_regions(block_ids: Column, layout: ArenaLayout) -> Regions:
     """Writes blocks as regions."""
     if layout.arrangement is Arrangement.BLOCK_MAJOR:
-        starts = base + block_ids * layout.block.image_bytes
+        starts = block_ids * layout.block.image_bytes
         return Regions(starts, starts, np.full(len(starts), layout.block.image_bytes))
     offsets, strides, nbytes = _tensor_columns(layout)
-    starts = (base + offsets + block_ids[:, None] * strides).ravel()
+    starts = (offsets + block_ids[:, None] * strides).ravel()
     return Regions(starts, starts, np.tile(nbytes, len(block_ids)))
 
 
@@ -89,7 +75,7 @@ def split(regions: Regions, threads: int) -> list[Regions]:
     shares = min(threads, max(1, total // MIN_THREAD_BYTES))
     if shares == 1:
         return [regions]
-    regions = _cut(regions)
+    regions = _by_destination(_cut(regions))
     owners = np.minimum(np.cumsum(regions.nbytes) * shares // (total + 1), shares - 1)
     bounds = np.searchsorted(owners, np.arange(shares + 1))
     return [
@@ -99,19 +85,30 @@ def split(regions: Regions, threads: int) -> list[Regions]:
     ]
 
 
-def run_copies(regions: Regions) -> None:
-    """Copies region after region; the loop itself runs in C."""
-    columns = (regions.destinations.tolist(), regions.sources.tolist(), regions.nbytes.tolist())
-    deque(map(_memmove, *columns), maxlen=0)
+def run_copies(memory: Bytes, regions: Regions) -> None:
+    """Copies region after region; numpy lets go of the GIL meanwhile, and copies overlapping ones as if staged.
+
+    Args:
+        memory: The arena, uint8, ``[arena bytes]``.
+        regions: Offsets into it.
+    """
+    columns = (regions.sources.tolist(), regions.destinations.tolist(), regions.nbytes.tolist())
+    for source, destination, nbytes in zip(*columns, strict=True):
+        memory[destination : destination + nbytes] = memory[source : source + nbytes]
 
 
-def run_zeroing(regions: Regions) -> None:
-    """Zeroes region after region."""
-    columns = (regions.destinations.tolist(), [0] * len(regions.nbytes), regions.nbytes.tolist())
-    deque(map(_memset, *columns), maxlen=0)
+def run_zeroing(memory: Bytes, regions: Regions) -> None:
+    """Zeroes region after region.
+
+    Args:
+        memory: The arena, uint8, ``[arena bytes]``.
+        regions: Offsets into it.
+    """
+    for start, nbytes in zip(regions.destinations.tolist(), regions.nbytes.tolist(), strict=True):
+        memory[start : start + nbytes] = 0
 
 
-def _tensor_regions(plan: CopyPlan, rows: NDArray[np.bool_], layout: ArenaLayout, base: int) -> Regions:
+def _tensor_regions(plan: CopyPlan, rows: NDArray[np.bool_], layout: ArenaLayout) -> Regions:
     """Writes rows of a plan as one region per tensor; temporal ones come from the temporal source."""
     offsets, strides, nbytes = _tensor_columns(layout)
     states = layout.block.states
@@ -119,8 +116,8 @@ def _tensor_regions(plan: CopyPlan, rows: NDArray[np.bool_], layout: ArenaLayout
     row_bytes = np.array([s.nbytes // s.shape[0] if s.kind is StateKind.CONV else 0 for s in states], np.int64)
     blocks = np.where(temporal, plan.temporal_src_blocks[rows, None], plan.src_blocks[rows, None])
     left_out = plan.token_biases[rows, None] * row_bytes
-    sources = base + offsets + blocks * strides + left_out
-    destinations = base + offsets + plan.dst_blocks[rows, None] * strides
+    sources = offsets + blocks * strides + left_out
+    destinations = offsets + plan.dst_blocks[rows, None] * strides
     return _moving(Regions(sources.ravel(), destinations.ravel(), (nbytes - left_out).ravel()))
 
 
@@ -159,6 +156,12 @@ def _cut(regions: Regions) -> Regions:
     left = regions.nbytes[owner] - starts
     nbytes = np.where(np.repeat(pieces, pieces) == 1, left, np.minimum(left, PIECE_BYTES))
     return Regions(regions.sources[owner] + starts, regions.destinations[owner] + starts, nbytes)
+
+
+def _by_destination(regions: Regions) -> Regions:
+    """Sorts regions, which may run in any order: writing upwards is kinder to caches and page tables."""
+    order = np.argsort(regions.destinations)
+    return Regions(regions.sources[order], regions.destinations[order], regions.nbytes[order])
 
 
 def _last_row_of(blocks: Column, plan: CopyPlan) -> Column:
