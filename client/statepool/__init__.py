@@ -1,1 +1,147 @@
-"""Client of statepool, the gRPC service that owns the state-block pool of hybrid and state-space models."""
+"""Client of statepool, the gRPC service that owns the state-block pool of hybrid and state-space models.
+
+::
+
+    with statepool.Client("unix:///run/statepool/statepool.sock") as client:
+        with client.create_session(ttl=10.0) as session:
+            blocks = session.allocate_blocks(4)
+
+`AsyncClient` has the same methods for asyncio. Errors are the tree of `statepool.errors`, all of whose classes are here
+too. Names are loaded when they are first used, so that `statepool.shapes`, `statepool.models` and `statepool.layout`
+need no gRPC.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from statepool.aio.client import AsyncClient
+    from statepool.aio.session import AsyncSession
+    from statepool.descriptions import CalculatedShapes, Limits, Pool, PoolUsage, ServerInfo, SessionInfo
+    from statepool.errors import (
+        AbortedError,
+        AlreadyExistsError,
+        BadFieldError,
+        BatchTooLargeError,
+        BlockBusyError,
+        BlockIndexOutOfRangeError,
+        BlockNotOwnedError,
+        BlockNotWritableError,
+        BoundaryNotWrittenError,
+        CancelledError,
+        ChecksumMismatchError,
+        ColumnLengthMismatchError,
+        DataLossError,
+        DeadlineExceededError,
+        DrainingError,
+        DsSpecNotContiguousError,
+        FailedPreconditionError,
+        FeatureUnavailableError,
+        GenerationStaleError,
+        IncarnationMismatchError,
+        InvalidArgumentError,
+        LayoutMismatchError,
+        NotFoundError,
+        OutOfRangeError,
+        OverloadedError,
+        OwnerKeyInUseError,
+        PoolExhaustedError,
+        QuotaExceededError,
+        RequestIdReusedError,
+        ResourceExhaustedError,
+        SessionExpiredError,
+        SessionFencedError,
+        SessionNotFoundError,
+        StatepoolError,
+        UnavailableError,
+        UnimplementedError,
+    )
+    from statepool.refs import BlockRefs
+    from statepool.results import BlockPage, BlockState, Chunk, Commit, CopySpecs, Eviction, Hit
+    from statepool.sync.client import Client
+    from statepool.sync.session import Session
+
+__all__ = [
+    "AbortedError",
+    "AlreadyExistsError",
+    "AsyncClient",
+    "AsyncSession",
+    "BadFieldError",
+    "BatchTooLargeError",
+    "BlockBusyError",
+    "BlockIndexOutOfRangeError",
+    "BlockNotOwnedError",
+    "BlockNotWritableError",
+    "BlockPage",
+    "BlockRefs",
+    "BlockState",
+    "BoundaryNotWrittenError",
+    "CalculatedShapes",
+    "CancelledError",
+    "ChecksumMismatchError",
+    "Chunk",
+    "Client",
+    "ColumnLengthMismatchError",
+    "Commit",
+    "CopySpecs",
+    "DataLossError",
+    "DeadlineExceededError",
+    "DrainingError",
+    "DsSpecNotContiguousError",
+    "Eviction",
+    "FailedPreconditionError",
+    "FeatureUnavailableError",
+    "GenerationStaleError",
+    "Hit",
+    "IncarnationMismatchError",
+    "InvalidArgumentError",
+    "LayoutMismatchError",
+    "Limits",
+    "NotFoundError",
+    "OutOfRangeError",
+    "OverloadedError",
+    "OwnerKeyInUseError",
+    "Pool",
+    "PoolExhaustedError",
+    "PoolUsage",
+    "QuotaExceededError",
+    "RequestIdReusedError",
+    "ResourceExhaustedError",
+    "ServerInfo",
+    "Session",
+    "SessionExpiredError",
+    "SessionFencedError",
+    "SessionInfo",
+    "SessionNotFoundError",
+    "StatepoolError",
+    "UnavailableError",
+    "UnimplementedError",
+]
+
+_HOMES = {
+    "statepool.aio.client": ("AsyncClient",),
+    "statepool.aio.session": ("AsyncSession",),
+    "statepool.descriptions": ("CalculatedShapes", "Limits", "Pool", "PoolUsage", "ServerInfo", "SessionInfo"),
+    "statepool.refs": ("BlockRefs",),
+    "statepool.results": ("BlockPage", "BlockState", "Chunk", "Commit", "CopySpecs", "Eviction", "Hit"),
+    "statepool.sync.client": ("Client",),
+    "statepool.sync.session": ("Session",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_ERRORS = "statepool.errors"
+
+
+def __getattr__(name: str) -> object:
+    """Loads a public name when it is first used (PEP 562)."""
+    if name == "__version__":
+        return version("statepool")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOME_OF.get(name, _ERRORS)), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

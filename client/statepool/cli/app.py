@@ -23,6 +23,8 @@ app = App(
 )
 
 COMMANDS = {
+    "demo": "Start a server on the CPU with a pool for a real model, load-test it over a Unix socket, and stop it.",
+    "loadtest": "Drive a server with real traffic, verify its bytes, and report latencies.",
     "shapes": "Show what states a model keeps on one rank, how large a block is, and how many blocks fit.",
 }
 """Every subcommand and what it does; ``name`` is ``statepool.cli.name:name``, imported when it runs, and may have a

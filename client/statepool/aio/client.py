@@ -1,0 +1,190 @@
+"""The client for asyncio."""
+
+# ruff: noqa: ASYNC109 — a deadline is sent to the server with each call, which asyncio.timeout cannot do
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from numpy.typing import ArrayLike
+
+from statepool.aio.keeper import AsyncKeeper
+from statepool.aio.session import AsyncSession
+from statepool.aio.transport import AsyncTransport
+from statepool.calls import blocks as block_calls
+from statepool.calls import pool as pool_calls
+from statepool.calls import sessions as session_calls
+from statepool.calls.blocks import BlockIds
+from statepool.channel import DEFAULT_TIMEOUT_SECONDS, ChannelOptions
+from statepool.descriptions import CalculatedShapes, Pool, ServerInfo, SessionInfo
+from statepool.errors import StatepoolError
+from statepool.layout import ConvLayout, Dtype, StateSpec
+from statepool.leases import Lease
+from statepool.results import BlockPage, BlockState, CopySpecs
+
+
+class AsyncClient:
+    """Talks to one pool from one event loop: that of its first call.
+
+    The methods, their arguments and their errors are those of `statepool.sync.client.Client`; listings are async
+    iterators. An ``on_lost`` callback runs on the event loop, so it must not block.
+
+    ::
+
+        async with AsyncClient("unix:///run/statepool/statepool.sock") as client:
+            async with await client.create_session(ttl=10.0) as session:
+                blocks = await session.allocate_blocks(4)
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        credentials: grpc.ChannelCredentials | None = None,
+        insecure: bool = False,
+        options: ChannelOptions = (),
+    ) -> None:
+        """Makes a client; arguments as `Client`.
+
+        Raises:
+            ValueError: Plain text over a network without ``insecure=True``.
+        """
+        self._transport = AsyncTransport(target, timeout, credentials, insecure, options)
+        self._keeper = AsyncKeeper(self._transport)
+
+    async def get_pool(self, *, timeout: float | None = None) -> Pool:
+        """Returns the pool: layout, capacity, usage of the moment, limits, features; see `Client.get_pool`."""
+        return await self._transport.execute(pool_calls.get_pool(), timeout)
+
+    async def get_server_info(self, *, timeout: float | None = None) -> ServerInfo:
+        """Returns what the server process is and since when it runs; see `Client.get_server_info`."""
+        return await self._transport.execute(pool_calls.get_server_info(), timeout)
+
+    async def calculate_state_shapes(
+        self,
+        model_config: str | Mapping[str, Any] | None = None,
+        *,
+        family: str | None = None,
+        parameters: Mapping[str, int] | None = None,
+        states: Sequence[StateSpec] | None = None,
+        conv_layout: ConvLayout | str | None = None,
+        tp_size: int = 1,
+        num_spec: int = 0,
+        conv_dtype: Dtype | str | None = None,
+        temporal_dtype: Dtype | str | None = None,
+        timeout: float | None = None,
+    ) -> CalculatedShapes:
+        """Has the server compute the state shapes of a model, a family or a list of custom states.
+
+        See `Client.calculate_state_shapes`.
+        """
+        call = pool_calls.calculate_state_shapes(
+            model_config,
+            family,
+            parameters,
+            states,
+            conv_layout=conv_layout,
+            tp_size=tp_size,
+            num_spec=num_spec,
+            conv_dtype=conv_dtype,
+            temporal_dtype=temporal_dtype,
+        )
+        return await self._transport.execute(call, timeout)
+
+    async def list_blocks(
+        self,
+        *,
+        states: Sequence[BlockState] | None = None,
+        session_id: int = 0,
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncIterator[BlockPage]:
+        """Lists blocks in the order of their ids, page by page; blocks may change between two pages.
+
+        See `Client.list_blocks`.
+        """
+        token = ""
+        while True:
+            call = pool_calls.list_blocks(states, session_id, page_size, token)
+            page, token = await self._transport.execute(call, timeout)
+            if len(page):
+                yield page
+            if not token:
+                return
+
+    async def create_session(
+        self,
+        ttl: float,
+        *,
+        owner_key: str = "",
+        take_over: bool = False,
+        on_lost: Callable[[AsyncSession, StatepoolError], object] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncSession:
+        """Opens a session and keeps it alive in the background until it is closed; see `Client.create_session`."""
+        asked_at = time.monotonic()
+        lease = Lease(
+            await self._transport.execute(session_calls.create_session(ttl, owner_key, take_over), timeout), asked_at
+        )
+        session = AsyncSession(self._transport, lease)
+        lease.on_lost = None if on_lost is None else partial(on_lost, session)
+        self._keeper.keep(lease)
+        return session
+
+    async def get_session(self, session_id: int, *, timeout: float | None = None) -> SessionInfo:
+        """Returns one session, anybody's; see `Client.get_session`."""
+        return await self._transport.execute(session_calls.get_session(session_id), timeout)
+
+    async def list_sessions(self, *, page_size: int = 0, timeout: float | None = None) -> AsyncIterator[SessionInfo]:
+        """Lists live sessions in the order of their ids; see `Client.list_sessions`."""
+        token = ""
+        while True:
+            page, token = await self._transport.execute(session_calls.list_sessions(page_size, token), timeout)
+            for session in page:
+                yield session
+            if not token:
+                return
+
+    async def compute_copy_specs(
+        self,
+        block_ids: BlockIds,
+        cur_block_idx: ArrayLike,
+        num_accepted_tokens: ArrayLike,
+        *,
+        rank_index: int = 0,
+        timeout: float | None = None,
+    ) -> CopySpecs:
+        """Computes where the state of the last accepted token begins, per request and state tensor.
+
+        See `Client.compute_copy_specs`.
+        """
+        call = block_calls.compute_copy_specs(block_ids, cur_block_idx, num_accepted_tokens, rank_index)
+        return await self._transport.execute(call, timeout)
+
+    async def close(self) -> None:
+        """Ends the client's sessions, as well as it can, and the connection; closing twice does nothing.
+
+        See `Client.close`.
+        """
+        if self._transport.leases.is_foreign():
+            return
+        await self._keeper.close()
+        for lease in self._transport.leases.live():
+            if not await self._transport.release(lease):
+                break
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._transport.target}, {len(self._transport.leases.live())} sessions>"

@@ -1,0 +1,121 @@
+"""A session for asyncio."""
+
+# ruff: noqa: ASYNC109 — a deadline is sent to the server with each call, which asyncio.timeout cannot do
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from numpy.typing import ArrayLike
+
+from statepool.aio.streams import AsyncBlockStreams
+from statepool.calls import blocks as calls
+from statepool.calls.sessions import delete_session
+from statepool.refs import BlockRefs
+from statepool.results import Commit, Eviction, Hit
+
+
+class AsyncSession(AsyncBlockStreams):
+    """A lease on blocks, kept alive in the background until it is closed or lost.
+
+    Made by `AsyncClient.create_session`; an async context manager that closes it. The methods, their arguments and
+    their errors are those of `statepool.sync.session.Session`.
+    """
+
+    async def allocate_blocks(
+        self, count: int, *, zero: bool = True, max_wait: float | None = None, timeout: float | None = None
+    ) -> BlockRefs:
+        """Allocates blocks: all of them or none; see `Session.allocate_blocks`."""
+        return await self._transport.execute(
+            calls.allocate_blocks(self._ref, count, zero, max_wait), timeout, self._lease
+        )
+
+    async def free_blocks(self, blocks: BlockRefs, *, timeout: float | None = None) -> None:
+        """Drops one reference per row; see `Session.free_blocks`."""
+        await self._transport.execute(calls.free_blocks(self._ref, blocks), timeout, self._lease)
+
+    async def retain_blocks(self, blocks: BlockRefs, *, timeout: float | None = None) -> None:
+        """Takes one more reference per row, to committed blocks or the session's own; see `Session.retain_blocks`."""
+        await self._transport.execute(calls.retain_blocks(self._ref, blocks), timeout, self._lease)
+
+    async def commit_blocks(
+        self,
+        blocks: BlockRefs,
+        *,
+        prefix_hashes: Sequence[bytes],
+        boundary_tokens: ArrayLike,
+        written_through_tokens: ArrayLike,
+        namespace: str = "",
+        timeout: float | None = None,
+    ) -> Commit:
+        """Declares that blocks hold exactly the state at a boundary: they become immutable and may be found.
+
+        See `Session.commit_blocks`.
+        """
+        call = calls.commit_blocks(self._ref, blocks, prefix_hashes, boundary_tokens, written_through_tokens, namespace)
+        return await self._transport.execute(call, timeout, self._lease)
+
+    async def lookup_prefix(
+        self, prefix_hashes: Sequence[bytes], *, namespace: str = "", timeout: float | None = None
+    ) -> Hit | None:
+        """Finds the deepest committed block of a chain of prefixes and takes a reference to it in the same step.
+
+        See `Session.lookup_prefix`.
+        """
+        return await self._transport.execute(
+            calls.lookup_prefix(self._ref, prefix_hashes, namespace), timeout, self._lease
+        )
+
+    async def evict_blocks(
+        self,
+        blocks: BlockRefs | None = None,
+        *,
+        prefix_hashes: Sequence[bytes] = (),
+        namespace: str = "",
+        timeout: float | None = None,
+    ) -> Eviction:
+        """Takes committed blocks out of the prefix index, by ref or by hash; those without a reference become free.
+
+        See `Session.evict_blocks`.
+        """
+        return await self._transport.execute(
+            calls.evict_blocks(self._ref, blocks, prefix_hashes, namespace), timeout, self._lease
+        )
+
+    async def copy_blocks(
+        self,
+        *,
+        src: BlockRefs,
+        dst: BlockRefs,
+        token_bias: ArrayLike = 0,
+        temporal_src: BlockRefs | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Copies states between blocks on every rank and returns when it is done; see `Session.copy_blocks`."""
+        return await self._transport.execute(
+            calls.copy_blocks(self._ref, src, dst, token_bias, temporal_src), timeout, self._lease
+        )
+
+    async def delete(self, *, timeout: float | None = None) -> int:
+        """Ends the session; whatever comes of it, the handle is closed; see `Session.delete`."""
+        self._transport.leases.check(self._lease)
+        self._transport.leases.give_back(self._lease)
+        return await self._transport.execute(delete_session(self._ref), timeout)
+
+    async def close(self) -> None:
+        """Ends the session as well as it can, within a second: an unreachable server ends the lease by itself.
+
+        See `Session.close`.
+        """
+        await self._transport.release(self._lease)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

@@ -1,0 +1,84 @@
+"""Byte streams of a session, for asyncio."""
+
+# ruff: noqa: ASYNC109 — a deadline is sent to the server with each call, which asyncio.timeout cannot do
+
+from collections.abc import AsyncIterator
+
+import numpy as np
+
+from statepool.aio.transport import AsyncTransport
+from statepool.calls.images import ImageReader, Images, as_images, write_messages
+from statepool.handle import SessionHandle
+from statepool.leases import Lease
+from statepool.refs import BlockRefs
+from statepool.results import Chunk
+
+
+class AsyncBlockStreams(SessionHandle):
+    """The part of a session that reads and writes block images."""
+
+    def __init__(self, transport: AsyncTransport, lease: Lease) -> None:
+        super().__init__(lease)
+        self._transport = transport
+
+    async def read_blocks(
+        self,
+        blocks: BlockRefs,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        rank_index: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Chunk]:
+        """Streams block images in chunks, each checked; the blocks are pinned until the iterator ends or is closed.
+
+        See `Session.read_blocks`.
+        """
+        reader = await self._reader(blocks, offset, length, rank_index)
+        async for chunk in self._transport.read(reader, timeout, self._lease):
+            yield chunk
+
+    async def read_images(
+        self,
+        blocks: BlockRefs,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        rank_index: int = 0,
+        timeout: float | None = None,
+    ) -> Images:
+        """Reads block images into one array; arguments and errors as `read_blocks`; see `Session.read_images`."""
+        reader = await self._reader(blocks, offset, length, rank_index)
+        images = np.empty(reader.shape, np.uint8)
+        async for chunk in self._transport.read(reader, timeout, self._lease):
+            reader.place(chunk, images)
+        return images
+
+    async def write_blocks(
+        self,
+        blocks: BlockRefs,
+        data: bytes | bytearray | memoryview | Images,
+        *,
+        offset: int = 0,
+        rank_index: int = 0,
+        layout_fingerprint: str = "",
+        timeout: float | None = None,
+    ) -> int:
+        """Writes bytes of block images, in checked chunks; see `Session.write_blocks`."""
+        images = as_images(data, len(blocks))
+        messages = write_messages(
+            self._ref,
+            blocks,
+            images,
+            offset=offset,
+            rank_index=rank_index,
+            layout_fingerprint=layout_fingerprint,
+            max_chunk_bytes=(await self._transport.pool()).limits.max_chunk_bytes,
+        )
+        return await self._transport.write(messages, images.nbytes, timeout, self._lease)
+
+    async def _reader(self, blocks: BlockRefs, offset: int, length: int | None, rank_index: int) -> ImageReader:
+        image_bytes = (await self._transport.pool()).layout.block.image_bytes
+        return ImageReader(
+            self._ref, blocks, offset=offset, length=length, rank_index=rank_index, image_bytes=image_bytes
+        )

@@ -1,0 +1,169 @@
+"""Executes calls on a grpc.aio channel and turns its failures into statepool's errors."""
+
+# ruff: noqa: ASYNC109 — a deadline is sent to the server with each call, which asyncio.timeout cannot do
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+
+from statepool import rpc
+from statepool.calls.images import ImageReader, stream_seconds
+from statepool.calls.pool import get_pool
+from statepool.calls.sessions import delete_session
+from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, check_security, error_of_rpc
+from statepool.descriptions import Pool
+from statepool.errors import StatepoolError
+from statepool.leases import LOSING_ERRORS, Lease, Leases, log
+from statepool.results import Chunk
+from statepool.rpc import Call, Rpc
+from statepool.v1 import block_pb2, session_pb2
+
+T = TypeVar("T")
+
+KeepAliveStream: TypeAlias = "grpc.aio.StreamStreamCall[session_pb2.KeepAliveRequest, session_pb2.KeepAliveResponse]"
+"""A KeepAlive stream that is under way."""
+
+
+class AsyncTransport:
+    """A channel to one server, and what its answers say about the leases.
+
+    Attributes:
+        target: Where it connects.
+        timeout: Deadline in seconds of a call that names none.
+        leases: The leases of every session over this channel.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        timeout: float,
+        credentials: grpc.ChannelCredentials | None,
+        insecure: bool,
+        options: ChannelOptions,
+    ) -> None:
+        check_security(target, credentials, insecure)
+        self.target = target
+        self.timeout = timeout
+        self.leases = Leases()
+        self._credentials = credentials
+        self._options = channel_options(options)
+        self._channel: grpc.aio.Channel | None = None
+        self._unary: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
+        self._pool: Pool | None = None
+        self._closed = False
+
+    async def execute(self, call: Call[T], timeout: float | None, lease: Lease | None = None) -> T:
+        """Executes a call.
+
+        Args:
+            call: The call.
+            timeout: Deadline in seconds; None: the client's.
+            lease: The lease that it needs, if any.
+
+        Raises:
+            StatepoolError: What the server raised, what became of the connection, or why the lease is lost.
+            RuntimeError: The client is closed, or belongs to the process that this one was forked from.
+        """
+        self._check(lease)
+        method = self._unary.get(call.rpc.path) or self._register(call.rpc)
+        try:
+            response = await method(call.request, timeout=self._deadline(timeout) + call.extra_seconds)
+        except grpc.RpcError as error:
+            raise self.leases.failed(lease, error_of_rpc(error)) from error
+        self.leases.saw_incarnation(response.incarnation)
+        return call.parse(response)
+
+    async def read(self, reader: ImageReader, timeout: float | None, lease: Lease) -> AsyncIterator[Chunk]:
+        """Executes a ReadBlocks stream; it is cancelled when the iterator is closed early.
+
+        Raises:
+            StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
+        """
+        self._check(lease)
+        method = self._open_channel().unary_stream(*rpc.READ_BLOCKS.stub)
+        responses = method(reader.request, timeout=self._deadline(timeout) + stream_seconds(reader.nbytes))
+        try:
+            async for response in responses:
+                yield reader.accept(response)
+        except grpc.RpcError as error:
+            raise self.leases.failed(lease, error_of_rpc(error)) from error
+        finally:
+            responses.cancel()
+        reader.finish()
+
+    async def write(
+        self, messages: Iterator[block_pb2.WriteBlocksRequest], nbytes: int, timeout: float | None, lease: Lease
+    ) -> int:
+        """Executes a WriteBlocks stream.
+
+        Returns:
+            Bytes written.
+
+        Raises:
+            StatepoolError: As `execute`.
+        """
+        self._check(lease)
+        method = self._open_channel().stream_unary(*rpc.WRITE_BLOCKS.stub)
+        try:
+            response = await method(messages, timeout=self._deadline(timeout) + stream_seconds(nbytes))
+        except grpc.RpcError as error:
+            raise self.leases.failed(lease, error_of_rpc(error)) from error
+        return response.written_bytes
+
+    def keep_alive(self, requests: AsyncIterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
+        """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""
+        return self._open_channel().stream_stream(*rpc.KEEP_ALIVE.stub)(requests)
+
+    async def pool(self) -> Pool:
+        """Returns the pool as it was when first asked; its layout and limits last as long as the server process.
+
+        Raises:
+            StatepoolError: As `execute`.
+        """
+        if self._pool is None or self._pool.incarnation != self.leases.incarnation:
+            self._pool = await self.execute(get_pool(), None)
+        return self._pool
+
+    async def release(self, lease: Lease) -> bool:
+        """Gives a lease back as well as it can: where the server cannot be reached, the lease ends by itself.
+
+        Returns:
+            Whether the server knows, or needs not to.
+        """
+        if self.leases.is_foreign() or not self.leases.give_back(lease):
+            return True
+        try:
+            await self.execute(delete_session(lease.opened.ref), RELEASE_SECONDS)
+        except LOSING_ERRORS:
+            return True
+        except StatepoolError as error:
+            log.debug("session %d was not deleted: %s", lease.opened.ref.session_id, error)
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Closes the channel; calls under way are cancelled."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _open_channel(self) -> grpc.aio.Channel:
+        # A channel of grpc.aio belongs to the event loop that runs when it is made, so it is made by the first call.
+        if self._channel is None:
+            if self._credentials is None:
+                self._channel = grpc.aio.insecure_channel(self.target, self._options)
+            else:
+                self._channel = grpc.aio.secure_channel(self.target, self._credentials, self._options)
+        return self._channel
+
+    def _register(self, called: Rpc[Any, Any]) -> "grpc.aio.UnaryUnaryMultiCallable[Any, Any]":
+        return self._unary.setdefault(called.path, self._open_channel().unary_unary(*called.stub))
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self.timeout if timeout is None else timeout
+
+    def _check(self, lease: Lease | None) -> None:
+        self.leases.check(lease)
+        if self._closed:
+            raise RuntimeError("the client is closed")

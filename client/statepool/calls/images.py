@@ -1,0 +1,158 @@
+"""Messages of the byte streams: block images cut into checked chunks, and put together again."""
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from statepool.errors import ChecksumMismatchError, DataLossError
+from statepool.refs import BlockRefs
+from statepool.results import Chunk
+from statepool.v1 import block_pb2 as pb
+from statepool.v1.types_pb2 import SessionRef
+from statepool.wire import refs_to_wire
+
+Images: TypeAlias = NDArray[np.uint8]
+"""Bytes of block images, ``[n, length]``."""
+
+MIN_STREAM_BYTES_PER_SECOND = 64 * 2**20
+"""A stream may take its timeout and, on top, as long as its bytes need at this rate (a tenth of 10 Gbit/s Ethernet)."""
+
+
+def stream_seconds(nbytes: int) -> float:
+    """Computes what a stream of so many bytes may take on top of its timeout."""
+    return nbytes / MIN_STREAM_BYTES_PER_SECOND
+
+
+def as_images(data: "bytes | bytearray | memoryview | Images", rows: int) -> Images:
+    """Reads what a caller wants to write.
+
+    Args:
+        data: uint8 ``[rows, length]``, or as many bytes, image after image.
+        rows: Blocks to write.
+
+    Returns:
+        uint8 ``[rows, length]``, without a copy.
+
+    Raises:
+        ValueError: Another dtype or shape, or bytes that cannot be divided evenly among the rows.
+    """
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim != 2 or len(data) != rows:
+            raise ValueError(f"data: {data.dtype} {list(data.shape)} is not uint8 [{rows}, length]")
+        return data
+    flat = np.frombuffer(data, np.uint8)
+    if len(flat) % max(rows, 1) or (len(flat) and not rows):
+        raise ValueError(f"data: {len(flat)} bytes are not {rows} images of one length")
+    return flat.reshape(rows, len(flat) // max(rows, 1))
+
+
+def write_messages(
+    session: SessionRef,
+    blocks: BlockRefs,
+    images: Images,
+    *,
+    offset: int,
+    rank_index: int,
+    layout_fingerprint: str,
+    max_chunk_bytes: int,
+) -> Iterator[pb.WriteBlocksRequest]:
+    """Yields the messages of a WriteBlocks stream: a header, then the chunks of each image in order."""
+    header = pb.WriteBlocksHeader(
+        session=session,
+        blocks=refs_to_wire(blocks),
+        rank_index=rank_index,
+        layout_fingerprint=layout_fingerprint,
+    )
+    yield pb.WriteBlocksRequest(header=header)
+    for block_index, image in enumerate(images):
+        for start in range(0, len(image), max_chunk_bytes):
+            data = image[start : start + max_chunk_bytes].tobytes()
+            yield pb.WriteBlocksRequest(
+                chunk=pb.WriteBlocksChunk(
+                    block_index=block_index,
+                    offset=offset + start,
+                    data=data,
+                    checksum=xxhash.xxh3_64_intdigest(data),
+                )
+            )
+
+
+class ImageReader:
+    """Checks the chunks of a ReadBlocks stream: their checksums, and that nothing is missing between them.
+
+    Attributes:
+        request: What opens the stream.
+        shape: ``(n, length)``: blocks, and bytes of each.
+    """
+
+    def __init__(
+        self,
+        session: SessionRef,
+        blocks: BlockRefs,
+        *,
+        offset: int,
+        length: int | None,
+        rank_index: int,
+        image_bytes: int,
+    ) -> None:
+        """Plans a stream.
+
+        Args:
+            session: The reader's session.
+            blocks: Blocks to read.
+            offset: First byte of each image.
+            length: Bytes of each image, or None: to its end.
+            rank_index: Index into ``Pool.tp_ranks``.
+            image_bytes: Bytes of a whole image.
+
+        Raises:
+            ValueError: length is given and not positive.
+        """
+        if length is not None and length <= 0:
+            raise ValueError(f"length: {length} is not positive")
+        self.request = pb.ReadBlocksRequest(
+            session=session, blocks=refs_to_wire(blocks), rank_index=rank_index, offset=offset, length=length or 0
+        )
+        self.shape = len(blocks), max(0, image_bytes - offset) if length is None else length
+        self._expected = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole stream."""
+        return self.shape[0] * self.shape[1]
+
+    def accept(self, response: pb.ReadBlocksResponse) -> Chunk:
+        """Checks the next chunk.
+
+        Raises:
+            ChecksumMismatchError: Its bytes are not those that the server read.
+            DataLossError: It is not the next one.
+        """
+        start = response.offset - self.request.offset
+        position = response.block_index * self.shape[1] + start
+        if position != self._expected or start + len(response.data) > self.shape[1]:
+            raise DataLossError(
+                f"block_index {response.block_index}, offset {response.offset}, {len(response.data)} bytes: "
+                f"not what follows after {self._expected} bytes of {list(self.shape)}"
+            )
+        if xxhash.xxh3_64_intdigest(response.data) != response.checksum:
+            raise ChecksumMismatchError(f"block_index {response.block_index}, offset {response.offset}: wrong bytes")
+        self._expected += len(response.data)
+        return Chunk(response.block_index, response.offset, response.data)
+
+    def place(self, chunk: Chunk, images: Images) -> None:
+        """Puts a chunk where it belongs in ``[n, length]``."""
+        start = chunk.offset - self.request.offset
+        images[chunk.block_index, start : start + len(chunk.data)] = np.frombuffer(chunk.data, np.uint8)
+
+    def finish(self) -> None:
+        """Checks that the stream was whole.
+
+        Raises:
+            DataLossError: It ended early.
+        """
+        if self._expected != self.nbytes:
+            raise DataLossError(f"the stream ended after {self._expected} of {self.nbytes} bytes")

@@ -1,0 +1,94 @@
+"""Where a client may connect, and with which gRPC options; shared by the sync and the async client."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from statepool.errors import StatepoolError
+from statepool.rpc import service_config
+from statepool.status import error_of
+
+DEFAULT_TARGET = "unix:///run/statepool/statepool.sock"
+"""Where a server listens unless told otherwise."""
+
+DEFAULT_TIMEOUT_SECONDS = 5.0
+"""Deadline of a call that names none."""
+
+RELEASE_SECONDS = 1.0
+"""Deadline of the best-effort DeleteSession when a handle is closed."""
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+"""Largest message either way. What a request may ask for is bounded by the pool's own limits, far below this."""
+
+ChannelOptions = Sequence[tuple[str, Any]]
+"""gRPC channel arguments."""
+
+
+def check_security(target: str, credentials: grpc.ChannelCredentials | None, insecure: bool) -> None:
+    """Refuses to send state bytes over a network in the clear by accident.
+
+    Args:
+        target: Where to connect, in gRPC's naming.
+        credentials: TLS credentials, or None.
+        insecure: Whether the caller has asked for plain text.
+
+    Raises:
+        ValueError: There are neither credentials nor ``insecure=True``, and the target is neither a Unix socket nor a
+            loopback address; or there are both.
+    """
+    if credentials is not None and insecure:
+        raise ValueError("credentials and insecure=True contradict each other")
+    if credentials is None and not insecure and not _is_local(target):
+        raise ValueError(
+            f"{target}: not on this machine, so it needs credentials=… (TLS) or insecure=True (plain text)"
+        )
+
+
+def channel_options(options: ChannelOptions) -> list[tuple[str, Any]]:
+    """Lists the options of a channel.
+
+    Args:
+        options: The caller's own; they win.
+    """
+    defaults = {
+        "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+        "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
+        "grpc.service_config": service_config(),
+        # A server that was restarted is found again within a second, not within gRPC's two minutes.
+        "grpc.initial_reconnect_backoff_ms": 100,
+        "grpc.min_reconnect_backoff_ms": 100,
+        "grpc.max_reconnect_backoff_ms": 1000,
+        # A pool is next to its callers; a proxy meant for the internet would only break the way to it.
+        "grpc.enable_http_proxy": 0,
+    }
+    return list((defaults | dict(options)).items())
+
+
+def error_of_rpc(error: grpc.RpcError) -> StatepoolError:
+    """Rebuilds the error that the server raised, or that gRPC made of a broken connection or a passed deadline."""
+    trailers: Any = error.trailing_metadata() or ()  # pairs, in either client's own class
+    return error_of(error.code().value[0], error.details() or "", trailers)
+
+
+def _is_local(target: str) -> bool:
+    scheme, colon, rest = target.partition(":")
+    if colon and scheme in ("unix", "unix-abstract"):
+        return True
+    addresses = rest.rsplit("/", 1)[-1] if scheme in ("dns", "ipv4", "ipv6") else target
+    return all(_is_loopback(_host(address)) for address in addresses.split(","))
+
+
+def _host(address: str) -> str:
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.rpartition(":")[0] if address.count(":") == 1 else address
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress  # a millisecond that a Unix socket never needs
+
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

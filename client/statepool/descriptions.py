@@ -1,0 +1,160 @@
+"""What a server tells about itself: its pool, its process, its sessions, and shapes that it calculated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from statepool.layout import ArenaLayout, BlockLayout
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUsage:
+    """Counts of a moment: held + evictable + free + releasing = capacity."""
+
+    free_blocks: int
+    """Blocks that nobody holds and that have no content worth keeping."""
+    evictable_blocks: int
+    """Committed blocks without a reference: found by `lookup_prefix` until they are needed."""
+    held_blocks: int
+    """Blocks with at least one reference."""
+    releasing_blocks: int
+    """Blocks without a reference whose last copy, read or write is still running."""
+    committed_blocks: int
+    """Blocks in the prefix index, held or not."""
+    busy_blocks: int
+    """Blocks with a copy, read or write running."""
+    sessions: int
+    """Live sessions."""
+    waiting_allocations: int
+    """`allocate_blocks` calls that wait for blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one request; a larger one is refused with `BatchTooLargeError`."""
+
+    max_batch: int
+    """Rows (blocks, hashes, requests) of one request."""
+    max_copy_specs: int
+    """Copy-spec entries (requests x tensors) of one `compute_copy_specs`."""
+    max_message_bytes: int
+    """Bytes of one message, both ways."""
+    max_chunk_bytes: int
+    """Bytes of data in one chunk of `read_blocks` and `write_blocks`."""
+    max_sessions: int
+    """Live sessions."""
+    max_waiting_allocations: int
+    """`allocate_blocks` calls that may wait at a time."""
+    max_replays: int
+    """Answers remembered per session for repeated request ids."""
+    min_ttl_ms: int
+    """Shortest time to live of a session, in milliseconds."""
+    max_ttl_ms: int
+    """Longest time to live of a session, in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Pool:
+    """The one pool of a server."""
+
+    incarnation: int
+    """The server process that told."""
+    model_type: str
+    """Hugging Face ``model_type`` of the model, or "custom"."""
+    layout: ArenaLayout
+    """Where every state lies; the same on every rank."""
+    capacity: int
+    """Blocks that can be allocated: `block_count` without the null block."""
+    block_tokens: int
+    """Tokens per align-mode block; boundaries are multiples of it."""
+    tp_size: int
+    """Tensor-parallel size of the model."""
+    tp_ranks: tuple[int, ...]
+    """Ranks whose arenas the server holds, in the order used by ``rank_index``."""
+    num_spec: int
+    """Speculative tokens that the conv states have room for."""
+    devices: tuple[str, ...]
+    """Device of each rank's arena, for example "cpu" or "cuda:0"."""
+    usage: PoolUsage
+    """Blocks and sessions at the moment of the answer."""
+    limits: Limits
+    """What one request may ask for."""
+    features: tuple[str, ...]
+    """Optional abilities of the server, for example "copy_engine:host"."""
+
+    @property
+    def block_count(self) -> int:
+        """Blocks, the null block included."""
+        return self.layout.block_count
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block image on one rank."""
+        return self.layout.block.image_bytes
+
+    def __repr__(self) -> str:
+        return (
+            f"<Pool {self.model_type} of {self.block_count:,} blocks of {self.block_bytes:,} bytes on "
+            f"{', '.join(self.devices)}: {self.usage.free_blocks:,} free, {self.usage.evictable_blocks:,} evictable, "
+            f"{self.usage.held_blocks:,} held>"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session as the server sees it."""
+
+    session_id: int
+    """The session."""
+    epoch: int
+    """Its epoch; a take-over raises it."""
+    incarnation: int
+    """The server process."""
+    owner_key: str
+    """The owner's name for it; empty for an anonymous session."""
+    ttl: float
+    """Time to live in seconds: the lease ends this long after its last renewal."""
+    expire_time: datetime
+    """When the lease ends, by the server's clock, in UTC."""
+    block_count: int
+    """Blocks to which the session holds a reference."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ServerInfo:
+    """A server process."""
+
+    incarnation: int
+    """Random number of the process, non-zero."""
+    version: str
+    """Version of statepool."""
+    pid: int
+    """Process id, in the server's own pid namespace."""
+    start_time: datetime
+    """When the process began to serve, in UTC."""
+    uptime: float
+    """Seconds that it has served, by its monotonic clock."""
+    runtime_versions: Mapping[str, str]
+    """Versions of what it runs on: "python", "grpcio", "protobuf", "torch"."""
+    calls: Mapping[str, int]
+    """Calls answered since the start, by full method name and status code: "statepool.v1.PoolService/GetPool:OK"."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<ServerInfo statepool {self.version}, pid {self.pid}, up {self.uptime:.1f} s, "
+            f"{sum(self.calls.values()):,} calls, incarnation {self.incarnation:#x}>"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CalculatedShapes:
+    """The states that a model, a family or a list of custom states needs."""
+
+    family: str
+    """Family of the model, for example "mamba2", or "custom"."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Shapes of one state layer on one rank, conv first, temporal last; empty for custom states."""
+    state_layers: tuple[int, ...]
+    """Indices of the layers that hold state; empty without a model."""
+    layout: BlockLayout | None
+    """The block image; None for a family."""

@@ -1,0 +1,38 @@
+"""When the next operation of a lane is due."""
+
+import asyncio
+import time
+
+
+class Pace:
+    """Closed loop: at once. Open loop: at fixed times, whether or not the operation before has ended.
+
+    In the open loop an operation that starts late is measured from when it was due, so that a stall of the server is
+    seen by every operation that it held up (no coordinated omission).
+    """
+
+    def __init__(self, lane: int, lanes: int, rate: float) -> None:
+        """Builds the pace of one lane.
+
+        Args:
+            lane: Number of the lane over all processes; lanes are due one after the other.
+            lanes: Lanes over all processes.
+            rate: Operations per second over all lanes; 0: closed loop.
+        """
+        self._interval_ns = round(lanes / rate * 1e9) if rate else 0
+        self._due_ns = time.perf_counter_ns() + (self._interval_ns * lane // lanes)
+
+    async def turn(self) -> int:
+        """Waits until the next operation is due.
+
+        Returns:
+            When it was due, in nanoseconds of ``time.perf_counter_ns``.
+        """
+        if not self._interval_ns:
+            return time.perf_counter_ns()
+        due_ns = self._due_ns
+        self._due_ns += self._interval_ns
+        ahead_ns = due_ns - time.perf_counter_ns()
+        if ahead_ns > 0:
+            await asyncio.sleep(ahead_ns / 1e9)
+        return due_ns

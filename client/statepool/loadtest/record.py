@@ -1,0 +1,79 @@
+"""What a client process measures: latencies in HDR histograms, errors, bytes, verifications."""
+
+from collections import Counter
+from typing import Any
+
+from hdrh.histogram import HdrHistogram
+
+LOWEST_NS = 1_000
+HIGHEST_NS = 120 * 10**9
+DIGITS = 3
+
+
+def new_histogram() -> HdrHistogram:
+    """Makes a histogram of nanoseconds, 1 µs to 2 min, to three digits."""
+    return HdrHistogram(LOWEST_NS, HIGHEST_NS, DIGITS)
+
+
+class Recorder:
+    """Counts of one process; nothing is recorded before `start`.
+
+    Attributes:
+        operations: Operations recorded.
+        copied_bytes: Bytes that copies wrote, on all ranks.
+        verified: Comparisons of bytes or answers with what they had to be.
+        mismatches: Comparisons that failed.
+    """
+
+    def __init__(self) -> None:
+        self._histograms: dict[str, HdrHistogram] = {}
+        self._errors: Counter[str] = Counter()
+        self._recording = False
+        self.operations = 0
+        self.copied_bytes = 0
+        self.verified = 0
+        self.mismatches: list[str] = []
+
+    def start(self) -> None:
+        """Ends the warm-up."""
+        self._recording = True
+
+    def latency(self, operation: str, nanoseconds: int) -> None:
+        """Records one operation that succeeded."""
+        if self._recording:
+            self.operations += 1
+            histogram = self._histograms.get(operation)
+            if histogram is None:
+                histogram = self._histograms[operation] = new_histogram()
+            histogram.record_value(min(max(nanoseconds, LOWEST_NS), HIGHEST_NS))
+
+    def error(self, operation: str, error: Exception) -> None:
+        """Records one operation that failed; during the warm-up too, since it is news at any time."""
+        self._errors[f"{operation}: {type(error).__name__}"] += 1
+
+    def copied(self, nbytes: int) -> None:
+        """Records the bytes of a copy."""
+        if self._recording:
+            self.copied_bytes += nbytes
+
+    def verify(self, what: str, matches: bool) -> None:
+        """Records a comparison."""
+        self.verified += 1
+        if not matches:
+            self.mismatches.append(what)
+
+    @property
+    def errors(self) -> int:
+        """Operations that failed."""
+        return self._errors.total()
+
+    def to_json(self) -> dict[str, Any]:
+        """Gives everything in a form that `json` writes."""
+        return {
+            "histograms": {name: histogram.encode().decode() for name, histogram in self._histograms.items()},
+            "errors": dict(self._errors),
+            "copied_bytes": self.copied_bytes,
+            "verified": self.verified,
+            "mismatches": self.mismatches[:20],
+            "mismatch_count": len(self.mismatches),
+        }

@@ -1,0 +1,91 @@
+"""When which leases are renewed, and what the answers mean: the keep-alive of both clients, without its I/O.
+
+One KeepAlive stream carries the renewals of all leases, with at most one request unanswered. The keepers of the two
+clients do what `Renewals` says and tell it what happened.
+"""
+
+import math
+import secrets
+
+from statepool.leases import LOSING_ERRORS, RENEWALS_PER_TTL, Lease, Leases
+from statepool.status import error_of_reason
+from statepool.v1.session_pb2 import KeepAliveRequest, KeepAliveResponse
+
+MAX_SESSIONS_PER_REQUEST = 1024
+"""Leases renewed by one request; more follow in the next."""
+
+FIRST_BACKOFF_SECONDS = 0.05
+"""About how long to wait before a broken stream is opened again; doubled each time it breaks unanswered."""
+
+MAX_BACKOFF_SECONDS = 1.0
+"""About the longest such wait."""
+
+_RANDOM = secrets.SystemRandom()
+
+
+class Renewals:
+    """Decides what to send on the KeepAlive stream. Used by one thread or task only."""
+
+    def __init__(self, leases: Leases) -> None:
+        self._leases = leases
+        self._asked: list[Lease] = []
+        self._asked_at = 0.0
+        self._broken = 0
+        self._retry_at = 0.0
+
+    def next_at(self) -> float:
+        """Tells when to look again, by `time.monotonic`; infinity when there is no lease."""
+        live = self._leases.live()
+        if not live:
+            return math.inf
+        renew_at = self._answer_due_at() if self._asked else max(self._retry_at, min(lease.renew_at for lease in live))
+        return min(renew_at, min(lease.expires_at for lease in live))
+
+    def expire(self, now: float) -> None:
+        """Gives up the leases that have ended."""
+        self._leases.expire([lease for lease in self._leases.live() if lease.expires_at <= now])
+
+    def request(self, now: float) -> KeepAliveRequest | None:
+        """Builds the request to send now, if any.
+
+        Leases that are due within another half period come along, so that all fall into step.
+        """
+        if self._asked or now < self._retry_at:
+            return None
+        live = self._leases.live()
+        if not any(lease.renew_at <= now for lease in live):
+            return None
+        due = sorted(live, key=lambda lease: lease.renew_at)[:MAX_SESSIONS_PER_REQUEST]
+        self._asked = [lease for lease in due if lease.renew_at - now <= lease.opened.ttl / RENEWALS_PER_TTL / 2]
+        self._asked_at = now
+        for lease in self._asked:
+            lease.asked(now)
+        return KeepAliveRequest(sessions=[lease.opened.ref for lease in self._asked])
+
+    def is_overdue(self, now: float) -> bool:
+        """Tells whether the stream owes an answer for so long that it must be given up."""
+        return bool(self._asked) and now >= self._answer_due_at()
+
+    def answered(self, response: KeepAliveResponse) -> None:
+        """Takes the answer to the last request."""
+        asked, self._asked, self._broken = self._asked, [], 0
+        self._leases.saw_incarnation(response.incarnation)
+        for lease, result in zip(asked, response.results, strict=False):
+            if not result.HasField("error"):
+                lease.renewed(self._asked_at)
+                continue
+            error = error_of_reason(result.error.code, result.error.reason, result.error.message)
+            if isinstance(error, LOSING_ERRORS):
+                self._leases.lose([lease], error)
+
+    def broke(self, now: float) -> None:
+        """Notes that the stream ended; what it owed is asked again on the next one."""
+        wait = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(self._broken, 10))
+        self._broken += 1
+        self._retry_at = now + wait * _RANDOM.uniform(0.5, 1.0)
+        for lease in self._asked:
+            lease.renew_at = now
+        self._asked = []
+
+    def _answer_due_at(self) -> float:
+        return self._asked_at + min(lease.opened.ttl for lease in self._asked) / RENEWALS_PER_TTL

@@ -1,0 +1,134 @@
+"""The remote procedures of statepool as values, and a call of one as a value.
+
+A `Call` is everything about a call but its execution: which procedure, the request, and how the response reads. The
+functions in `statepool.calls` build calls, and the sync and async clients execute the same ones.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from google.protobuf.message import Message
+
+from statepool.v1 import admin_pb2, block_pb2, pool_pb2, session_pb2
+
+Request = TypeVar("Request", bound=Message)
+
+
+class Response(Protocol):
+    """Every response tells which server process answered."""
+
+    @property
+    def incarnation(self) -> int:
+        """The server process."""
+
+    @classmethod
+    def FromString(cls, s: bytes) -> Self:  # noqa: N802 — protobuf's name
+        """Decodes a message."""
+
+
+ResponseMessage = TypeVar("ResponseMessage", bound=Response)
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc(Generic[Request, ResponseMessage]):
+    """One remote procedure."""
+
+    service: str
+    """Full name of its service."""
+    name: str
+    """Its name in the service."""
+    request_type: type[Request]
+    """Class of a request message."""
+    response_type: type[ResponseMessage]
+    """Class of a response message."""
+    is_retried: bool = True
+    """Whether gRPC repeats it on UNAVAILABLE; a stream is not, since part of it may have had its effect."""
+
+    @property
+    def path(self) -> str:
+        """How gRPC names it."""
+        return f"/{self.service}/{self.name}"
+
+    @property
+    def stub(self) -> tuple[str, Callable[[Request], bytes], Callable[[bytes], ResponseMessage]]:
+        """What a gRPC channel makes a stub of: path, encoder, decoder."""
+        return self.path, self.request_type.SerializeToString, self.response_type.FromString
+
+    def call(
+        self, request: Request, parse: Callable[[ResponseMessage], Result], *, extra_seconds: float = 0.0
+    ) -> "Call[Result]":
+        """Builds a unary call."""
+        return Call(self, request, parse, extra_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Result_co]):
+    """One unary call, ready to be executed any number of times."""
+
+    rpc: Rpc[Any, Any]
+    """The procedure."""
+    request: Message
+    """What is sent; with a ``request_id`` in it every attempt is the same call to the server."""
+    parse: Callable[[Any], Result_co]
+    """Reads the response."""
+    extra_seconds: float
+    """What the server may take by request on top of the caller's timeout."""
+
+
+_POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name
+_SESSION = session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
+_BLOCK = block_pb2.DESCRIPTOR.services_by_name["BlockService"].full_name
+_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+
+GET_POOL = Rpc(_POOL, "GetPool", pool_pb2.GetPoolRequest, pool_pb2.GetPoolResponse)
+CALCULATE_STATE_SHAPES = Rpc(
+    _POOL, "CalculateStateShapes", pool_pb2.CalculateStateShapesRequest, pool_pb2.CalculateStateShapesResponse
+)
+LIST_BLOCKS = Rpc(_POOL, "ListBlocks", pool_pb2.ListBlocksRequest, pool_pb2.ListBlocksResponse)
+CREATE_SESSION = Rpc(_SESSION, "CreateSession", session_pb2.CreateSessionRequest, session_pb2.CreateSessionResponse)
+KEEP_ALIVE = Rpc(_SESSION, "KeepAlive", session_pb2.KeepAliveRequest, session_pb2.KeepAliveResponse, is_retried=False)
+GET_SESSION = Rpc(_SESSION, "GetSession", session_pb2.GetSessionRequest, session_pb2.GetSessionResponse)
+LIST_SESSIONS = Rpc(_SESSION, "ListSessions", session_pb2.ListSessionsRequest, session_pb2.ListSessionsResponse)
+DELETE_SESSION = Rpc(_SESSION, "DeleteSession", session_pb2.DeleteSessionRequest, session_pb2.DeleteSessionResponse)
+ALLOCATE_BLOCKS = Rpc(_BLOCK, "AllocateBlocks", block_pb2.AllocateBlocksRequest, block_pb2.AllocateBlocksResponse)
+FREE_BLOCKS = Rpc(_BLOCK, "FreeBlocks", block_pb2.FreeBlocksRequest, block_pb2.FreeBlocksResponse)
+RETAIN_BLOCKS = Rpc(_BLOCK, "RetainBlocks", block_pb2.RetainBlocksRequest, block_pb2.RetainBlocksResponse)
+COMMIT_BLOCKS = Rpc(_BLOCK, "CommitBlocks", block_pb2.CommitBlocksRequest, block_pb2.CommitBlocksResponse)
+LOOKUP_PREFIX = Rpc(_BLOCK, "LookupPrefix", block_pb2.LookupPrefixRequest, block_pb2.LookupPrefixResponse)
+EVICT_BLOCKS = Rpc(_BLOCK, "EvictBlocks", block_pb2.EvictBlocksRequest, block_pb2.EvictBlocksResponse)
+COMPUTE_COPY_SPECS = Rpc(
+    _BLOCK, "ComputeCopySpecs", block_pb2.ComputeCopySpecsRequest, block_pb2.ComputeCopySpecsResponse
+)
+COPY_BLOCKS = Rpc(_BLOCK, "CopyBlocks", block_pb2.CopyBlocksRequest, block_pb2.CopyBlocksResponse)
+READ_BLOCKS = Rpc(_BLOCK, "ReadBlocks", block_pb2.ReadBlocksRequest, block_pb2.ReadBlocksResponse, is_retried=False)
+WRITE_BLOCKS = Rpc(_BLOCK, "WriteBlocks", block_pb2.WriteBlocksRequest, block_pb2.WriteBlocksResponse, is_retried=False)
+GET_SERVER_INFO = Rpc(_ADMIN, "GetServerInfo", admin_pb2.GetServerInfoRequest, admin_pb2.GetServerInfoResponse)
+
+RPCS: tuple[Rpc[Any, Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rpc))
+"""Every remote procedure."""
+
+
+def service_config() -> str:
+    """Writes gRPC's service config: what is retried, and how.
+
+    Up to 4 attempts on UNAVAILABLE within the call's deadline, 50 ms, 100 ms and 200 ms apart, each ±20 % (gRFC A6); a
+    server's ``grpc-retry-pushback-ms`` takes precedence. Half of 100 tokens is spent by 50 failed attempts: then there
+    are no retries until the server has answered again, so that clients do not add to an outage.
+
+    Returns:
+        JSON.
+    """
+    retried = [{"service": rpc.service, "method": rpc.name} for rpc in RPCS if rpc.is_retried]
+    policy = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    throttling = {"maxTokens": 100, "tokenRatio": 0.5}
+    return json.dumps({"methodConfig": [{"name": retried, "retryPolicy": policy}], "retryThrottling": throttling})

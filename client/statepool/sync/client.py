@@ -1,0 +1,246 @@
+"""The client with blocking calls."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from numpy.typing import ArrayLike
+
+from statepool.calls import blocks as block_calls
+from statepool.calls import pool as pool_calls
+from statepool.calls import sessions as session_calls
+from statepool.calls.blocks import BlockIds
+from statepool.channel import DEFAULT_TIMEOUT_SECONDS, ChannelOptions
+from statepool.descriptions import CalculatedShapes, Pool, ServerInfo, SessionInfo
+from statepool.errors import StatepoolError
+from statepool.layout import ConvLayout, Dtype, StateSpec
+from statepool.leases import Lease
+from statepool.results import BlockPage, BlockState, CopySpecs
+from statepool.sync.keeper import Keeper
+from statepool.sync.session import Session
+from statepool.sync.transport import Transport
+
+
+class Client:
+    """Talks to one pool, with blocking calls; safe to use from threads.
+
+    Nothing is connected before the first call, and a lost connection comes back by itself. Calls that gRPC reports as
+    UNAVAILABLE are repeated up to three times within their deadline, with the same request id, so that a call takes
+    effect once. Every method raises a `StatepoolError`; in any case `UnavailableError` and `DeadlineExceededError`. A
+    client belongs to the process that made it: after a fork, make another.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        credentials: grpc.ChannelCredentials | None = None,
+        insecure: bool = False,
+        options: ChannelOptions = (),
+    ) -> None:
+        """Makes a client.
+
+        Args:
+            target: Where the server listens, in gRPC's naming: ``unix:///run/statepool/statepool.sock``, ``host:port``.
+            timeout: Deadline in seconds of every call that names none.
+            credentials: TLS credentials; None is plain text, which only Unix sockets and loopback hosts are given.
+            insecure: Allows plain text over a network.
+            options: gRPC channel arguments; they win over the client's own.
+
+        Raises:
+            ValueError: Plain text over a network without ``insecure=True``.
+        """
+        self._transport = Transport(target, timeout, credentials, insecure, options)
+        self._keeper = Keeper(self._transport)
+
+    def get_pool(self, *, timeout: float | None = None) -> Pool:
+        """Returns the pool: layout, capacity, usage of the moment, limits, features."""
+        return self._transport.execute(pool_calls.get_pool(), timeout)
+
+    def get_server_info(self, *, timeout: float | None = None) -> ServerInfo:
+        """Returns what the server process is and since when it runs."""
+        return self._transport.execute(pool_calls.get_server_info(), timeout)
+
+    def calculate_state_shapes(
+        self,
+        model_config: str | Mapping[str, Any] | None = None,
+        *,
+        family: str | None = None,
+        parameters: Mapping[str, int] | None = None,
+        states: Sequence[StateSpec] | None = None,
+        conv_layout: ConvLayout | str | None = None,
+        tp_size: int = 1,
+        num_spec: int = 0,
+        conv_dtype: Dtype | str | None = None,
+        temporal_dtype: Dtype | str | None = None,
+        timeout: float | None = None,
+    ) -> CalculatedShapes:
+        """Has the server compute the state shapes of a model, a family or a list of custom states.
+
+        `statepool.shapes` and `statepool.models` compute the same in this process.
+
+        Args:
+            model_config: A Hugging Face config.json, as text or as a mapping.
+            family: A family, for example "mamba2".
+            parameters: Parameters of the family, by the names of `statepool.shapes.MambaStateShapeCalculator`.
+            states: States of a custom model.
+            conv_layout: Order of conv dimensions; None: the server's own.
+            tp_size: With model_config: tensor-parallel size.
+            num_spec: With model_config: speculative tokens.
+            conv_dtype: With model_config: element type of conv states; None: the model's.
+            temporal_dtype: With model_config: element type of temporal states; None: what the model asks for, else as
+                conv_dtype.
+            timeout: Deadline in seconds.
+
+        Raises:
+            BadFieldError: A parameter has no meaning, the model type is unknown, or the config lacks a key.
+            ValueError: Not exactly one of model_config, family and states is given, or a family, parameter, layout or
+                dtype is unknown.
+        """
+        call = pool_calls.calculate_state_shapes(
+            model_config,
+            family,
+            parameters,
+            states,
+            conv_layout=conv_layout,
+            tp_size=tp_size,
+            num_spec=num_spec,
+            conv_dtype=conv_dtype,
+            temporal_dtype=temporal_dtype,
+        )
+        return self._transport.execute(call, timeout)
+
+    def list_blocks(
+        self,
+        *,
+        states: Sequence[BlockState] | None = None,
+        session_id: int = 0,
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[BlockPage]:
+        """Lists blocks in the order of their ids, page by page; blocks may change between two pages.
+
+        Args:
+            states: Only blocks in one of these states; None: all but free ones.
+            session_id: Only blocks that this session holds; 0: any.
+            page_size: Most rows of a page; 0: the server's limit.
+            timeout: Deadline in seconds of each page.
+
+        Yields:
+            Pages of at least one row.
+        """
+        token = ""
+        while True:
+            call = pool_calls.list_blocks(states, session_id, page_size, token)
+            page, token = self._transport.execute(call, timeout)
+            if len(page):
+                yield page
+            if not token:
+                return
+
+    def create_session(
+        self,
+        ttl: float,
+        *,
+        owner_key: str = "",
+        take_over: bool = False,
+        on_lost: Callable[[Session, StatepoolError], object] | None = None,
+        timeout: float | None = None,
+    ) -> Session:
+        """Opens a session and keeps it alive in the background until it is closed.
+
+        Args:
+            ttl: Seconds that the lease lasts after its last renewal; it is renewed every third of it.
+            owner_key: A name under which the session can be taken over, for example by a restarted owner.
+            take_over: Whether to take over a live session of the same owner key, with its blocks.
+            on_lost: Called once with the session and the reason if the lease is lost: from a background thread, or from
+                the thread whose call found out. It must not block.
+            timeout: Deadline in seconds.
+
+        Raises:
+            OwnerKeyInUseError: A live session has the key, and take_over is not set.
+            QuotaExceededError: The server holds as many sessions as it may.
+            BadFieldError: The server allows no such ttl.
+        """
+        asked_at = time.monotonic()
+        lease = Lease(
+            self._transport.execute(session_calls.create_session(ttl, owner_key, take_over), timeout), asked_at
+        )
+        session = Session(self._transport, lease)
+        lease.on_lost = None if on_lost is None else partial(on_lost, session)
+        self._keeper.keep(lease)
+        return session
+
+    def get_session(self, session_id: int, *, timeout: float | None = None) -> SessionInfo:
+        """Returns one session, anybody's.
+
+        Raises:
+            SessionNotFoundError, SessionExpiredError: There is no such session.
+        """
+        return self._transport.execute(session_calls.get_session(session_id), timeout)
+
+    def list_sessions(self, *, page_size: int = 0, timeout: float | None = None) -> Iterator[SessionInfo]:
+        """Lists live sessions in the order of their ids.
+
+        Args:
+            page_size: Most sessions asked for at a time; 0: the server's limit.
+            timeout: Deadline in seconds of each page.
+        """
+        token = ""
+        while True:
+            page, token = self._transport.execute(session_calls.list_sessions(page_size, token), timeout)
+            yield from page
+            if not token:
+                return
+
+    def compute_copy_specs(
+        self,
+        block_ids: BlockIds,
+        cur_block_idx: ArrayLike,
+        num_accepted_tokens: ArrayLike,
+        *,
+        rank_index: int = 0,
+        timeout: float | None = None,
+    ) -> CopySpecs:
+        """Computes where the state of the last accepted token begins, per request and state tensor.
+
+        Args:
+            block_ids: Block table of one request ``[n]``, or a list of tables of any lengths.
+            cur_block_idx: Index in its table of each request's running block; a single number applies to all.
+            num_accepted_tokens: Accepted tokens of each request, from 1; a single number applies to all.
+            rank_index: Index into `Pool.tp_ranks` of the rank whose addresses are wanted.
+            timeout: Deadline in seconds.
+
+        Raises:
+            BlockIndexOutOfRangeError: An index past the end of a table, of the pool, or of a conv state.
+            DsSpecNotContiguousError: More than one accepted token in conv layout DS.
+            BatchTooLargeError: More than ``Limits.max_copy_specs`` entries.
+            ValueError: Something is not a column of integers from 0 to 2**32 - 1.
+        """
+        call = block_calls.compute_copy_specs(block_ids, cur_block_idx, num_accepted_tokens, rank_index)
+        return self._transport.execute(call, timeout)
+
+    def close(self) -> None:
+        """Ends the client's sessions, as well as it can, and the connection; closing twice does nothing."""
+        if self._transport.leases.is_foreign():
+            return
+        self._keeper.close()
+        for lease in self._transport.leases.live():
+            if not self._transport.release(lease):
+                break
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._transport.target}, {len(self._transport.leases.live())} sessions>"

@@ -1,0 +1,196 @@
+"""A session with blocking calls."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from numpy.typing import ArrayLike
+
+from statepool.calls import blocks as calls
+from statepool.calls.sessions import delete_session
+from statepool.refs import BlockRefs
+from statepool.results import Commit, Eviction, Hit
+from statepool.sync.streams import BlockStreams
+
+
+class Session(BlockStreams):
+    """A lease on blocks, kept alive in the background until it is closed or lost.
+
+    Made by `Client.create_session`; a context manager that closes it. Every method raises a `StatepoolError`: the class
+    that the server raised, listed per method; in any case `UnavailableError` (after retries), `DeadlineExceededError`,
+    and once the session is lost `SessionExpiredError`, `SessionNotFoundError`, `SessionFencedError` or
+    `IncarnationMismatchError`, the same one every time. Methods that take block refs raise `GenerationStaleError` and
+    `BlockIndexOutOfRangeError` for bad ones. A refused call has changed nothing. ``timeout`` is the deadline in
+    seconds; None is the client's.
+    """
+
+    def allocate_blocks(
+        self, count: int, *, zero: bool = True, max_wait: float | None = None, timeout: float | None = None
+    ) -> BlockRefs:
+        """Allocates blocks: all of them or none.
+
+        Args:
+            count: How many.
+            zero: Whether every byte is to be zero.
+            max_wait: Seconds that the call may wait for blocks, on top of timeout; None: not at all.
+            timeout: Deadline in seconds.
+
+        Returns:
+            The blocks, one reference each, ``[count]``.
+
+        Raises:
+            PoolExhaustedError: Not enough free and evictable blocks, not even after max_wait.
+            OverloadedError: Too many calls wait for blocks already.
+            BatchTooLargeError: More than ``Limits.max_batch``.
+        """
+        return self._transport.execute(calls.allocate_blocks(self._ref, count, zero, max_wait), timeout, self._lease)
+
+    def free_blocks(self, blocks: BlockRefs, *, timeout: float | None = None) -> None:
+        """Drops one reference per row.
+
+        Raises:
+            BlockNotOwnedError: The session holds fewer references than it gives back.
+        """
+        self._transport.execute(calls.free_blocks(self._ref, blocks), timeout, self._lease)
+
+    def retain_blocks(self, blocks: BlockRefs, *, timeout: float | None = None) -> None:
+        """Takes one more reference per row, to committed blocks or the session's own.
+
+        Raises:
+            BlockNotOwnedError: An uncommitted block of another session.
+        """
+        self._transport.execute(calls.retain_blocks(self._ref, blocks), timeout, self._lease)
+
+    def commit_blocks(
+        self,
+        blocks: BlockRefs,
+        *,
+        prefix_hashes: Sequence[bytes],
+        boundary_tokens: ArrayLike,
+        written_through_tokens: ArrayLike,
+        namespace: str = "",
+        timeout: float | None = None,
+    ) -> Commit:
+        """Declares that blocks hold exactly the state at a boundary: they become immutable and may be found.
+
+        Args:
+            blocks: The blocks, ``[n]``.
+            prefix_hashes: Hash of each boundary, 1 to 64 bytes, ``[n]``.
+            boundary_tokens: The boundary that each hash names, ``[n]``; a single number applies to every row.
+            written_through_tokens: The tokens that each state has seen; must equal the boundary.
+            namespace: Keeps the hashes of models and tenants apart.
+            timeout: Deadline in seconds.
+
+        Returns:
+            Which block holds each hash now.
+
+        Raises:
+            BoundaryNotWrittenError: The tokens written through are not the boundary.
+            BlockNotOwnedError, BlockNotWritableError, BlockBusyError: A block cannot be committed.
+            BadFieldError: A boundary is not a multiple of the pool's block_tokens, a hash has a wrong length, or a
+                block is named twice.
+            ValueError: Boundaries that are not integers from 0 to 2**32 - 1.
+        """
+        call = calls.commit_blocks(self._ref, blocks, prefix_hashes, boundary_tokens, written_through_tokens, namespace)
+        return self._transport.execute(call, timeout, self._lease)
+
+    def lookup_prefix(
+        self, prefix_hashes: Sequence[bytes], *, namespace: str = "", timeout: float | None = None
+    ) -> Hit | None:
+        """Finds the deepest committed block of a chain of prefixes and takes a reference to it in the same step.
+
+        Args:
+            prefix_hashes: From the shortest prefix to the longest.
+            namespace: Where to look.
+            timeout: Deadline in seconds.
+
+        Returns:
+            The hit, or None.
+        """
+        return self._transport.execute(calls.lookup_prefix(self._ref, prefix_hashes, namespace), timeout, self._lease)
+
+    def evict_blocks(
+        self,
+        blocks: BlockRefs | None = None,
+        *,
+        prefix_hashes: Sequence[bytes] = (),
+        namespace: str = "",
+        timeout: float | None = None,
+    ) -> Eviction:
+        """Takes committed blocks out of the prefix index, by ref or by hash; those without a reference become free.
+
+        Uncommitted blocks and unknown hashes are passed over.
+
+        Args:
+            blocks: Blocks to take out.
+            prefix_hashes: Hashes to take out.
+            namespace: Where the hashes are.
+            timeout: Deadline in seconds.
+        """
+        return self._transport.execute(
+            calls.evict_blocks(self._ref, blocks, prefix_hashes, namespace), timeout, self._lease
+        )
+
+    def copy_blocks(
+        self,
+        *,
+        src: BlockRefs,
+        dst: BlockRefs,
+        token_bias: ArrayLike = 0,
+        temporal_src: BlockRefs | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Copies states between blocks on every rank and returns when it is done.
+
+        Row i: conv rows ``[bias:]`` of src go to rows ``[:length - bias]`` of dst, the temporal state comes whole from
+        temporal_src. src = dst with a bias shifts in place. All copies see the memory as it was before the call.
+
+        Args:
+            src: Blocks to copy from, committed or the session's own, ``[n]``.
+            dst: Blocks to copy to, the session's own and not committed, ``[n]``.
+            token_bias: Tokens to shift conv states by, ``[n]``; a single number applies to every row.
+            temporal_src: Blocks from which the temporal states come, ``[n]``; None: src.
+            timeout: Deadline in seconds.
+
+        Returns:
+            Bytes written, on all ranks.
+
+        Raises:
+            BlockNotOwnedError, BlockNotWritableError, BlockBusyError: A block cannot be read or written.
+            BadFieldError: A destination is named twice, or a bias is longer than a conv state.
+            OverloadedError: Too many copies are queued.
+            ValueError: A bias that is no integer from 0 to 2**32 - 1.
+        """
+        return self._transport.execute(
+            calls.copy_blocks(self._ref, src, dst, token_bias, temporal_src), timeout, self._lease
+        )
+
+    def delete(self, *, timeout: float | None = None) -> int:
+        """Ends the session; whatever comes of it, the handle is closed.
+
+        Uncommitted blocks are free at once, committed ones stay findable.
+
+        Returns:
+            References that were dropped.
+        """
+        self._transport.leases.check(self._lease)
+        self._transport.leases.give_back(self._lease)
+        return self._transport.execute(delete_session(self._ref), timeout)
+
+    def close(self) -> None:
+        """Ends the session as well as it can, within a second: an unreachable server ends the lease by itself.
+
+        Closing twice, or after the session is lost, does nothing.
+        """
+        self._transport.release(self._lease)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
