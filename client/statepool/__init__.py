@@ -12,7 +12,6 @@ need no gRPC.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -135,6 +134,8 @@ _ERRORS = "statepool.errors"
 def __getattr__(name: str) -> object:
     """Loads a public name when it is first used (PEP 562)."""
     if name == "__version__":
+        from importlib.metadata import version  # half as slow to import as gRPC
+
         return version("statepool")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,7 +39,14 @@ class PoolConfig:
 
 
 class Pool:
-    """State blocks and the sessions that hold them."""
+    """State blocks and the sessions that hold them.
+
+    Attributes:
+        blocks: The table of blocks; to read, not to change.
+        holdings: Who holds them; to read, not to change.
+        prefixes: The prefix index; to read, not to change.
+        sessions: The sessions; to read, not to change.
+    """
 
     def __init__(self, config: PoolConfig, listener: Callable[[Event], None] | None = None) -> None:
         """Builds a pool with every block blank.
@@ -49,11 +56,11 @@ class Pool:
             listener: Called with every change, in order; it must not call the pool.
         """
         self._config = config
-        self._blocks = BlockTable(config.block_count)
-        self._holdings = Holdings(config.block_count)
-        self._prefixes = PrefixIndex(config.block_count)
-        self._sessions = SessionTable(config.max_sessions, config.remembered_sessions)
-        self._guards = Guards(self._blocks, self._holdings, self._prefixes)
+        self.blocks = BlockTable(config.block_count)
+        self.holdings = Holdings(config.block_count)
+        self.prefixes = PrefixIndex(config.block_count)
+        self.sessions = SessionTable(config.max_sessions, config.remembered_sessions)
+        self._guards = Guards(self.blocks, self.holdings, self.prefixes)
         self._listener = listener
 
     # Sessions
@@ -68,7 +75,7 @@ class Pool:
             OwnerKeyInUseError: A live session has the key and `take_over` is false.
             QuotaExceededError: As many sessions live as may.
         """
-        session, taken_over = self._sessions.open(owner_key, ttl_ns, take_over, now_ns)
+        session, taken_over = self.sessions.open(owner_key, ttl_ns, take_over, now_ns)
         self._tell(EventKind.SESSION_OPENED, session, _NO_IDS)
         return self._info(session), taken_over
 
@@ -81,13 +88,13 @@ class Pool:
         Raises:
             SessionFencedError, SessionExpiredError, SessionNotFoundError: The caller does not own a live session.
         """
-        session = self._sessions.owned(session_id, epoch)
-        self._sessions.renew(session, now_ns)
+        session = self.sessions.owned(session_id, epoch)
+        self.sessions.renew(session, now_ns)
         return session.expires_ns
 
     def check_session(self, session_id: int, epoch: int) -> None:
         """Checks that the caller owns a live session; raises as `keep_alive`."""
-        self._sessions.owned(session_id, epoch)
+        self.sessions.owned(session_id, epoch)
 
     def get_session(self, session_id: int) -> SessionInfo:
         """Returns a session.
@@ -95,11 +102,11 @@ class Pool:
         Raises:
             SessionExpiredError, SessionNotFoundError: There is none.
         """
-        return self._info(self._sessions.get(session_id))
+        return self._info(self.sessions.get(session_id))
 
     def list_sessions(self, after_id: int, limit: int) -> list[SessionInfo]:
         """Lists sessions in the order of their ids."""
-        return [self._info(session) for session in self._sessions.page(after_id, limit)]
+        return [self._info(session) for session in self.sessions.page(after_id, limit)]
 
     def delete_session(self, session_id: int, epoch: int) -> int:
         """Ends a session; raises as `keep_alive`.
@@ -107,7 +114,7 @@ class Pool:
         Returns:
             References that were dropped.
         """
-        return self._close(self._sessions.owned(session_id, epoch), expired=False)
+        return self._close(self.sessions.owned(session_id, epoch), expired=False)
 
     def expire_sessions(self, now_ns: int) -> list[int]:
         """Ends the sessions whose lease ended by `now_ns`, in the order of their ends.
@@ -115,7 +122,7 @@ class Pool:
         Returns:
             Their ids.
         """
-        due = self._sessions.due(now_ns)
+        due = self.sessions.due(now_ns)
         for session in due:
             self._close(session, expired=True)
         return [session.session_id for session in due]
@@ -123,14 +130,14 @@ class Pool:
     @property
     def next_expiry_ns(self) -> int | None:
         """When the next lease ends; None: there is none."""
-        return self._sessions.next_expiry_ns
+        return self.sessions.next_expiry_ns
 
     # Blocks
 
     @property
     def capacity(self) -> int:
         """Blocks that can be allocated."""
-        return self._blocks.capacity
+        return self.blocks.capacity
 
     def allocate(self, session_id: int, epoch: int, count: int) -> BlockRefs:
         """Hands out blocks with one reference each: blank ones first, then the least recently used committed ones.
@@ -139,13 +146,13 @@ class Pool:
             PoolExhaustedError: Not so many are there.
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
-        session = self._sessions.owned(session_id, epoch)
-        blocks = self._blocks
+        session = self.sessions.owned(session_id, epoch)
+        blocks = self.blocks
         blocks.check_room(count)
         if count > blocks.free_count:
             self._unlist(blocks.pop_least_recent(count - blocks.free_count))
         ids = blocks.take(count)
-        self._holdings.give(session, ids)
+        self.holdings.give(session, ids)
         self._tell(EventKind.ALLOCATED, session, ids)
         return blocks.refs(ids)
 
@@ -160,10 +167,10 @@ class Pool:
             GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
-        session = self._sessions.owned(session_id, epoch)
-        ids = self._blocks.check(refs, "blocks")
+        session = self.sessions.owned(session_id, epoch)
+        ids = self.blocks.check(refs, "blocks")
         counts = np.ones(len(ids), np.int64)
-        if self._blocks.has_duplicates(ids):
+        if self.blocks.has_duplicates(ids):
             _, first, counts = np.unique(ids, return_index=True, return_counts=True)
             order = np.argsort(first)
             ids, counts = ids[first[order]], counts[order]
@@ -178,8 +185,8 @@ class Pool:
             GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
-        session = self._sessions.owned(session_id, epoch)
-        ids = self._blocks.check(refs, "blocks")
+        session = self.sessions.owned(session_id, epoch)
+        ids = self.blocks.check(refs, "blocks")
         self._guards.readable(session, ids, "blocks")
         self._retain(session, ids)
 
@@ -206,18 +213,18 @@ class Pool:
             GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
-        session = self._sessions.owned(session_id, epoch)
-        ids = self._blocks.check(refs, "blocks")
+        session = self.sessions.owned(session_id, epoch)
+        ids = self.blocks.check(refs, "blocks")
         check_lengths(
             len(ids),
             prefix_hashes=prefix_hashes,
             boundary_tokens=boundary_tokens,
             written_through_tokens=written_through_tokens,
         )
-        self._blocks.check_distinct(ids, "blocks")
+        self.blocks.check_distinct(ids, "blocks")
         check_boundaries(self._config.block_tokens, boundary_tokens, written_through_tokens)
         self._guards.owned(session, ids, "blocks")
-        self._blocks.check_idle(ids, "blocks", readers_too=False)
+        self.blocks.check_idle(ids, "blocks", readers_too=False)
         self._guards.uncommitted_or_same(ids, namespace, prefix_hashes)
         return self._commit(session, ids, namespace, prefix_hashes)
 
@@ -227,14 +234,14 @@ class Pool:
         Raises:
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
-        session = self._sessions.owned(session_id, epoch)
-        found = self._prefixes.deepest(namespace, prefix_hashes)
+        session = self.sessions.owned(session_id, epoch)
+        found = self.prefixes.deepest(namespace, prefix_hashes)
         if found is None:
             return None
         row, block = found
         ids = np.array([block], np.int64)
         self._retain(session, ids)
-        return Hit(row, self._blocks.refs(ids))
+        return Hit(row, self.blocks.refs(ids))
 
     def evict(
         self, session_id: int, epoch: int, refs: BlockRefs, namespace: str, prefix_hashes: Sequence[bytes]
@@ -245,11 +252,11 @@ class Pool:
             GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
-        self._sessions.owned(session_id, epoch)
-        named = self._blocks.check(refs, "blocks")
-        found = np.array(self._prefixes.find_all(namespace, prefix_hashes), np.int64)
-        ids = np.unique(np.concatenate((named[self._blocks.listed[named]], found)))
-        self._blocks.unlog(ids)
+        self.sessions.owned(session_id, epoch)
+        named = self.blocks.check(refs, "blocks")
+        found = np.array(self.prefixes.find_all(namespace, prefix_hashes), np.int64)
+        ids = np.unique(np.concatenate((named[self.blocks.listed[named]], found)))
+        self.blocks.unlog(ids)
         return Eviction(len(ids), len(self._unlist(ids)))
 
     # Pins
@@ -263,7 +270,7 @@ class Pool:
             GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
-        session = self._sessions.owned(session_id, epoch)
+        session = self.sessions.owned(session_id, epoch)
         return self._pin(self._guards.source(session, refs, "blocks"), _NO_IDS)
 
     def pin_write(self, session_id: int, epoch: int, refs: BlockRefs) -> Pin:
@@ -275,7 +282,7 @@ class Pool:
             GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
-        session = self._sessions.owned(session_id, epoch)
+        session = self.sessions.owned(session_id, epoch)
         return self._pin(_NO_IDS, self._guards.destination(session, refs, "blocks"))
 
     def pin_copy(self, session_id: int, epoch: int, src: BlockRefs, dst: BlockRefs, temporal_src: BlockRefs) -> Pin:
@@ -288,7 +295,7 @@ class Pool:
             GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
-        session = self._sessions.owned(session_id, epoch)
+        session = self.sessions.owned(session_id, epoch)
         check_lengths(len(dst), src=src, temporal_src=temporal_src)
         writers = self._guards.destination(session, dst, "dst")
         sources = self._guards.source(session, src, "src")
@@ -298,13 +305,13 @@ class Pool:
 
     def unpin(self, pin: Pin) -> None:
         """Takes a pin back; blocks that lost their last reference meanwhile are released now."""
-        self._tell_freed(self._blocks.unpin(pin.readers, pin.writers))
+        self._tell_freed(self.blocks.unpin(pin.readers, pin.writers))
 
     # What is there
 
     def usage(self) -> Usage:
         """Counts blocks and sessions."""
-        blocks = self._blocks
+        blocks = self.blocks
         held = int((blocks.references > 0).sum())
         free, evictable = blocks.free_count, blocks.evictable_count
         return Usage(
@@ -312,9 +319,9 @@ class Pool:
             evictable=evictable,
             held=held,
             releasing=self.capacity - free - evictable - held,
-            committed=len(self._prefixes),
+            committed=len(self.prefixes),
             busy=int((blocks.busy != 0).sum()),
-            sessions=len(self._sessions),
+            sessions=len(self.sessions),
         )
 
     def list_blocks(self, after_id: int, limit: int, states: Collection[BlockState], session_id: int = 0) -> BlockRows:
@@ -330,68 +337,68 @@ class Pool:
             SessionExpiredError, SessionNotFoundError: No such session.
         """
         if session_id:
-            ids = self._holdings.blocks_of(self._sessions.get(session_id))
+            ids = self.holdings.blocks_of(self.sessions.get(session_id))
         else:
-            ids = np.arange(1, self._blocks.block_count, dtype=np.int64)
+            ids = np.arange(1, self.blocks.block_count, dtype=np.int64)
         ids = ids[ids > after_id]
-        ids = ids[np.isin(self._blocks.states(ids), [int(state) for state in states])][:limit]
-        names = (self._prefixes.name_of(block) for block in ids.tolist())
+        ids = ids[np.isin(self.blocks.states(ids), [int(state) for state in states])][:limit]
+        names = (self.prefixes.name_of(block) for block in ids.tolist())
         return BlockRows(
-            refs=self._blocks.refs(ids),
-            states=self._blocks.states(ids),
-            reference_counts=self._blocks.references[ids],
-            session_ids=self._holdings.some_holder(ids, self._sessions),
+            refs=self.blocks.refs(ids),
+            states=self.blocks.states(ids),
+            reference_counts=self.blocks.references[ids],
+            session_ids=self.holdings.some_holder(ids, self.sessions),
             prefix_hashes=[name[1] if name else b"" for name in names],
         )
 
     def digest(self) -> bytes:
         """Digests everything that decides the pool's answers: two pools with one digest behave alike."""
-        blocks, digest = self._blocks, hashlib.blake2b(digest_size=16)
+        blocks, digest = self.blocks, hashlib.blake2b(digest_size=16)
         for column in (
             blocks.generations,
             blocks.references,
             blocks.committed,
             blocks.busy,
-            self._holdings.holder,
-            self._holdings.held,
+            self.holdings.holder,
+            self.holdings.held,
             blocks.free(),
             blocks.evictable(),
         ):
             digest.update(column.tobytes())
-        for session in self._sessions:
+        for session in self.sessions:
             shared = sorted(session.shared.items())
             facts = (session.session_id, session.owner_key, session.epoch, session.ttl_ns, session.expires_ns, shared)
             digest.update(repr(facts).encode())
-        for name in self._prefixes.items():
+        for name in self.prefixes.items():
             digest.update(repr(name).encode())
         return digest.digest()
 
     # Steps that several use cases share
 
     def _close(self, session: Session, *, expired: bool) -> int:
-        ids = self._holdings.blocks_of(session)
-        counts = self._holdings.count(session, ids)
-        self._sessions.close(session, expired=expired)
+        ids = self.holdings.blocks_of(session)
+        counts = self.holdings.count(session, ids)
+        self.sessions.close(session, expired=expired)
         self._drop(session, ids, counts)
         self._tell(EventKind.SESSION_CLOSED, session, _NO_IDS)
         return int(counts.sum())
 
     def _drop(self, session: Session, ids: Ids, counts: NDArray[np.int64]) -> None:
-        self._holdings.drop(session, ids, counts)
-        self._blocks.references[ids] -= counts
+        self.holdings.drop(session, ids, counts)
+        self.blocks.references[ids] -= counts
         if self._listener is not None:
             self._tell(EventKind.RELEASED, session, np.repeat(ids, counts))
-        self._tell_freed(self._blocks.settle(ids))
+        self._tell_freed(self.blocks.settle(ids))
 
     def _retain(self, session: Session, ids: Ids) -> None:
-        self._blocks.unlog(ids)
-        self._holdings.add(session, ids)
-        np.add.at(self._blocks.references, ids, 1)
+        self.blocks.unlog(ids)
+        self.holdings.add(session, ids)
+        np.add.at(self.blocks.references, ids, 1)
         self._tell(EventKind.RETAINED, session, ids)
 
     def _commit(self, session: Session, ids: Ids, namespace: str, prefix_hashes: Sequence[bytes]) -> CommitResult:
-        blocks = self._blocks
-        holders = self._prefixes.insert(namespace, prefix_hashes, ids)
+        blocks = self.blocks
+        holders = self.prefixes.insert(namespace, prefix_hashes, ids)
         own = holders == ids
         mine = ids[own]
         if self._listener is not None:
@@ -404,16 +411,16 @@ class Pool:
 
     def _unlist(self, ids: Ids) -> Ids:
         """Takes listed blocks, which are not in the log, out of the index; returns those that became blank."""
-        self._prefixes.remove(ids)
-        self._blocks.listed[ids] = False
+        self.prefixes.remove(ids)
+        self.blocks.listed[ids] = False
         self._tell(EventKind.UNLISTED, None, ids)
-        freed = self._blocks.settle(ids)
+        freed = self.blocks.settle(ids)
         self._tell_freed(freed)
         return freed
 
     def _pin(self, sources: Ids, writers: Ids) -> Pin:
         readers = np.setdiff1d(sources, writers) if len(sources) else sources
-        self._blocks.pin(readers, writers)
+        self.blocks.pin(readers, writers)
         return Pin(readers, writers)
 
     # Answers and events
@@ -425,7 +432,7 @@ class Pool:
             session.owner_key,
             session.ttl_ns,
             session.expires_ns,
-            len(self._holdings.blocks_of(session)),
+            len(self.holdings.blocks_of(session)),
         )
 
     def _tell_freed(self, ids: Ids) -> None:
@@ -442,5 +449,5 @@ class Pool:
     ) -> None:
         if self._listener is not None:
             session_id, epoch = (session.session_id, session.epoch) if session else (0, 0)
-            generations = self._blocks.generations[ids]
+            generations = self.blocks.generations[ids]
             self._listener(Event(kind, session_id, epoch, ids.copy(), generations, namespace, prefix_hashes))

@@ -78,7 +78,7 @@ def creation_ms(block_count: int) -> float:
 def bytes_per_block(block_count: int) -> float:
     """Adds up the arrays of a pool, bytes per block."""
     pool, _ = _pool(block_count)
-    owners = (pool._blocks, pool._holdings)  # noqa: SLF001 - the measured thing is inside
+    owners = (pool.blocks, pool.holdings, pool.prefixes)
     arrays = [value for owner in owners for value in vars(owner).values() if isinstance(value, np.ndarray)]
     return sum(array.nbytes for array in arrays) / block_count
 

@@ -1,0 +1,305 @@
+"""A pool written in the most obvious way: dicts and lists, no columns, no counters. What `Pool` must agree with."""
+
+from dataclasses import dataclass, field
+
+from statepool import errors
+
+BLOCK_TOKENS = 4
+
+
+@dataclass
+class ModelBlock:
+    """One block."""
+
+    generation: int = 0
+    references: dict[int, int] = field(default_factory=dict)
+    committed: bool = False
+    name: tuple[str, bytes] | None = None
+    readers: int = 0
+    writing: bool = False
+
+    @property
+    def busy(self) -> bool:
+        return self.writing or self.readers > 0
+
+
+@dataclass
+class ModelSession:
+    """One session."""
+
+    epoch: int
+    owner_key: str
+    ttl: int
+    expires: int
+
+
+class ModelPool:
+    """The rules of the pool, one `if` at a time."""
+
+    def __init__(self, block_count: int, max_sessions: int) -> None:
+        self.blocks = {block: ModelBlock() for block in range(1, block_count)}
+        self.free = list(range(1, block_count))  # the next to be handed out first
+        self.evictable: list[int] = []  # least recently used first
+        self.sessions: dict[int, ModelSession] = {}
+        self.expired: set[int] = set()
+        self.max_sessions = max_sessions
+        self.last_id = 0
+
+    # Sessions
+
+    def create(self, owner_key: str, ttl: int, take_over: bool, now: int) -> tuple[int, int, bool]:
+        for session_id, session in self.sessions.items():
+            if owner_key and session.owner_key == owner_key:
+                if not take_over:
+                    raise errors.OwnerKeyInUseError("")
+                session.epoch += 1
+                session.ttl, session.expires = ttl, now + ttl
+                return session_id, session.epoch, True
+        if len(self.sessions) == self.max_sessions:
+            raise errors.QuotaExceededError("")
+        self.last_id += 1
+        self.sessions[self.last_id] = ModelSession(1, owner_key, ttl, now + ttl)
+        return self.last_id, 1, False
+
+    def owned(self, session_id: int, epoch: int) -> ModelSession:
+        if session_id not in self.sessions:
+            raise (errors.SessionExpiredError if session_id in self.expired else errors.SessionNotFoundError)("")
+        if self.sessions[session_id].epoch != epoch:
+            raise errors.SessionFencedError("")
+        return self.sessions[session_id]
+
+    def keep_alive(self, session_id: int, epoch: int, now: int) -> int:
+        session = self.owned(session_id, epoch)
+        session.expires = now + session.ttl
+        return session.expires
+
+    def delete(self, session_id: int, epoch: int) -> int:
+        self.owned(session_id, epoch)
+        return self._close(session_id)
+
+    def expire(self, now: int) -> list[int]:
+        due = sorted((s.expires, i) for i, s in self.sessions.items() if s.expires <= now)
+        for _, session_id in due:
+            self._close(session_id)
+            self.expired.add(session_id)
+        return [session_id for _, session_id in due]
+
+    def _close(self, session_id: int) -> int:
+        del self.sessions[session_id]
+        dropped = 0
+        blank: list[int] = []
+        for block_id, block in self.blocks.items():
+            if session_id in block.references:
+                dropped += block.references.pop(session_id)
+                self._settle(block_id, blank)
+        self._stack(blank)
+        return dropped
+
+    # Blocks
+
+    def check(self, refs: list[tuple[int, int]]) -> list[int]:
+        for block_id, _ in refs:
+            if block_id not in self.blocks:
+                raise errors.BlockIndexOutOfRangeError("")
+        for block_id, generation in refs:
+            if self.blocks[block_id].generation != generation or generation % 2 == 0:
+                raise errors.GenerationStaleError("")
+        return [block_id for block_id, _ in refs]
+
+    def allocate(self, session_id: int, epoch: int, count: int) -> list[tuple[int, int]]:
+        self.owned(session_id, epoch)
+        if count > len(self.free) + len(self.evictable):
+            raise errors.PoolExhaustedError("")
+        victims = self.evictable[: max(0, count - len(self.free))]
+        for block_id in victims:
+            self._unlist(block_id)
+        # Evicted blocks come before blank ones, the least recently used first.
+        self.free = victims + [block for block in self.free if block not in victims]
+        taken, self.free = self.free[:count], self.free[count:]
+        for block_id in taken:
+            self.blocks[block_id].generation += 1
+            self.blocks[block_id].references = {session_id: 1}
+        return [(block_id, self.blocks[block_id].generation) for block_id in taken]
+
+    def release(self, session_id: int, epoch: int, refs: list[tuple[int, int]]) -> None:
+        self.owned(session_id, epoch)
+        ids = self.check(refs)
+        for block_id in ids:
+            if self.blocks[block_id].references.get(session_id, 0) < ids.count(block_id):
+                raise errors.BlockNotOwnedError("")
+        blank = []
+        for block_id in dict.fromkeys(ids):
+            references = self.blocks[block_id].references
+            references[session_id] -= ids.count(block_id)
+            if not references[session_id]:
+                del references[session_id]
+            self._settle(block_id, blank)
+        self._stack(blank)
+
+    def retain(self, session_id: int, epoch: int, refs: list[tuple[int, int]]) -> None:
+        self.owned(session_id, epoch)
+        for block_id in self.check(refs):
+            self._check_readable(session_id, block_id)
+        for block_id, _ in refs:
+            self._retain(session_id, block_id)
+
+    def commit(
+        self,
+        session_id: int,
+        epoch: int,
+        refs: list[tuple[int, int]],
+        namespace: str,
+        hashes: list[bytes],
+        boundaries: list[int],
+        written: list[int],
+    ) -> tuple[list[int], list[int]]:
+        self.owned(session_id, epoch)
+        ids = self.check(refs)
+        if len(set(ids)) != len(ids) or any(b <= 0 or b % BLOCK_TOKENS for b in boundaries):
+            raise errors.BadFieldError("")
+        if boundaries != written:
+            raise errors.BoundaryNotWrittenError("")
+        if any(session_id not in self.blocks[block_id].references for block_id in ids):
+            raise errors.BlockNotOwnedError("")
+        if any(self.blocks[block_id].writing for block_id in ids):
+            raise errors.BlockBusyError("")
+        for block_id, value in zip(ids, hashes, strict=True):
+            block = self.blocks[block_id]
+            if block.committed and block.name != (namespace, value):
+                raise errors.BlockNotWritableError("")
+        holders = []
+        for block_id, value in zip(ids, hashes, strict=True):
+            holder = self.find(namespace, value)
+            if holder is None:
+                holder = block_id
+                self.blocks[block_id].name = (namespace, value)
+                self.blocks[block_id].committed = True
+            holders.append(holder)
+        return holders, [row for row, (own, holder) in enumerate(zip(ids, holders, strict=True)) if own != holder]
+
+    def find(self, namespace: str, value: bytes) -> int | None:
+        return next((i for i, block in self.blocks.items() if block.name == (namespace, value)), None)
+
+    def lookup(self, session_id: int, epoch: int, namespace: str, hashes: list[bytes]) -> tuple[int, int, int] | None:
+        self.owned(session_id, epoch)
+        for row in reversed(range(len(hashes))):
+            block_id = self.find(namespace, hashes[row])
+            if block_id is not None:
+                self._retain(session_id, block_id)
+                return row, block_id, self.blocks[block_id].generation
+        return None
+
+    def evict(
+        self, session_id: int, epoch: int, refs: list[tuple[int, int]], namespace: str, hashes: list[bytes]
+    ) -> tuple[int, int]:
+        self.owned(session_id, epoch)
+        named = [block_id for block_id in self.check(refs) if self.blocks[block_id].name]
+        found = [block_id for value in hashes if (block_id := self.find(namespace, value)) is not None]
+        blank: list[int] = []
+        chosen = sorted({*named, *found})
+        for block_id in chosen:
+            self.blocks[block_id].name = None
+            if block_id in self.evictable:
+                self.evictable.remove(block_id)
+            self._settle(block_id, blank)
+        self._stack(blank)
+        return len(chosen), len(blank)
+
+    # Pins
+
+    def pin_read(self, session_id: int, epoch: int, refs: list[tuple[int, int]]) -> tuple[set[int], set[int]]:
+        self.owned(session_id, epoch)
+        return self._pin(self._sources(session_id, refs), [])
+
+    def pin_write(self, session_id: int, epoch: int, refs: list[tuple[int, int]]) -> tuple[set[int], set[int]]:
+        self.owned(session_id, epoch)
+        return self._pin([], self._destinations(session_id, refs))
+
+    def pin_copy(
+        self,
+        session_id: int,
+        epoch: int,
+        src: list[tuple[int, int]],
+        dst: list[tuple[int, int]],
+        temporal_src: list[tuple[int, int]],
+    ) -> tuple[set[int], set[int]]:
+        self.owned(session_id, epoch)
+        writers = self._destinations(session_id, dst)
+        return self._pin(self._sources(session_id, src) + self._sources(session_id, temporal_src), writers)
+
+    def unpin(self, pin: tuple[set[int], set[int]]) -> None:
+        readers, writers = pin
+        for block_id in readers:
+            self.blocks[block_id].readers -= 1
+        for block_id in writers:
+            self.blocks[block_id].writing = False
+
+    def _sources(self, session_id: int, refs: list[tuple[int, int]]) -> list[int]:
+        ids = self.check(refs)
+        for block_id in ids:
+            self._check_readable(session_id, block_id)
+        if any(self.blocks[block_id].writing for block_id in ids):
+            raise errors.BlockBusyError("")
+        return ids
+
+    def _destinations(self, session_id: int, refs: list[tuple[int, int]]) -> list[int]:
+        ids = self.check(refs)
+        if len(set(ids)) != len(ids):
+            raise errors.BadFieldError("")
+        if any(session_id not in self.blocks[block_id].references for block_id in ids):
+            raise errors.BlockNotOwnedError("")
+        if any(self.blocks[block_id].committed for block_id in ids):
+            raise errors.BlockNotWritableError("")
+        if any(self.blocks[block_id].busy for block_id in ids):
+            raise errors.BlockBusyError("")
+        return ids
+
+    def _pin(self, sources: list[int], writers: list[int]) -> tuple[set[int], set[int]]:
+        readers = set(sources) - set(writers)
+        for block_id in readers:
+            self.blocks[block_id].readers += 1
+            if block_id in self.evictable:
+                self.evictable.remove(block_id)
+        for block_id in writers:
+            self.blocks[block_id].writing = True
+        return readers, set(writers)
+
+    # Steps
+
+    def _check_readable(self, session_id: int, block_id: int) -> None:
+        block = self.blocks[block_id]
+        if not block.committed and session_id not in block.references:
+            raise errors.BlockNotOwnedError("")
+
+    def _retain(self, session_id: int, block_id: int) -> None:
+        references = self.blocks[block_id].references
+        references[session_id] = references.get(session_id, 0) + 1
+        if block_id in self.evictable:
+            self.evictable.remove(block_id)
+
+    def _unlist(self, block_id: int) -> None:
+        self.evictable.remove(block_id)
+        block = self.blocks[block_id]
+        block.name, block.committed = None, False
+        block.generation += 1
+
+    def settle_after_unpin(self, order: list[int]) -> None:
+        """Releases blocks that lost their last pin, in the order in which the pool was told of them."""
+        blank: list[int] = []
+        for block_id in order:
+            self._settle(block_id, blank)
+        self._stack(blank)
+
+    def _settle(self, block_id: int, blank: list[int]) -> None:
+        block = self.blocks[block_id]
+        if block.references or block.busy or block.generation % 2 == 0 or block_id in self.evictable:
+            return
+        if block.name:
+            self.evictable.append(block_id)
+            return
+        block.generation += 1
+        block.committed = False
+        blank.append(block_id)
+
+    def _stack(self, blank: list[int]) -> None:
+        self.free = blank + self.free
