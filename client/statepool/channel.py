@@ -7,7 +7,6 @@ import grpc
 
 from statepool.errors import StatepoolError
 from statepool.rpc import service_config
-from statepool.status import error_of
 
 DEFAULT_TARGET = "unix:///run/statepool/statepool.sock"
 """Where a server listens unless told otherwise."""
@@ -67,6 +66,8 @@ def channel_options(options: ChannelOptions) -> list[tuple[str, Any]]:
 
 def error_of_rpc(error: grpc.RpcError) -> StatepoolError:
     """Rebuilds the error that the server raised, or that gRPC made of a broken connection or a passed deadline."""
+    from statepool.status import error_of  # google.rpc's messages, which a client that sees no error never needs
+
     trailers: Any = error.trailing_metadata() or ()  # pairs, in either client's own class
     return error_of(error.code().value[0], error.details() or "", trailers)
 

@@ -1,13 +1,15 @@
 """Leases as their client sees them: until when each lasts, and whether it is lost. No I/O; safe to use from threads."""
 
+from __future__ import annotations
+
 import copy
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from statepool.calls.sessions import Opened
 from statepool.errors import (
     IncarnationMismatchError,
     SessionExpiredError,
@@ -15,6 +17,9 @@ from statepool.errors import (
     SessionNotFoundError,
     StatepoolError,
 )
+
+if TYPE_CHECKING:
+    from statepool.calls.sessions import Opened
 
 LOSING_ERRORS = (SessionNotFoundError, SessionExpiredError, SessionFencedError, IncarnationMismatchError)
 """Errors after which no call of the session can ever succeed."""

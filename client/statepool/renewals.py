@@ -5,10 +5,9 @@ clients do what `Renewals` says and tell it what happened.
 """
 
 import math
-import secrets
+import os
 
 from statepool.leases import LOSING_ERRORS, RENEWALS_PER_TTL, Lease, Leases
-from statepool.status import error_of_reason
 from statepool.v1.session_pb2 import KeepAliveRequest, KeepAliveResponse
 
 MAX_SESSIONS_PER_REQUEST = 1024
@@ -19,8 +18,6 @@ FIRST_BACKOFF_SECONDS = 0.05
 
 MAX_BACKOFF_SECONDS = 1.0
 """About the longest such wait."""
-
-_RANDOM = secrets.SystemRandom()
 
 
 class Renewals:
@@ -74,6 +71,8 @@ class Renewals:
             if not result.HasField("error"):
                 lease.renewed(self._asked_at)
                 continue
+            from statepool.status import error_of_reason
+
             error = error_of_reason(result.error.code, result.error.reason, result.error.message)
             if isinstance(error, LOSING_ERRORS):
                 self._leases.lose([lease], error)
@@ -82,7 +81,8 @@ class Renewals:
         """Notes that the stream ended; what it owed is asked again on the next one."""
         wait = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(self._broken, 10))
         self._broken += 1
-        self._retry_at = now + wait * _RANDOM.uniform(0.5, 1.0)
+        jitter = os.urandom(1)[0] / 255  # so that the clients of a restarted server do not come in step
+        self._retry_at = now + wait * (0.5 + jitter / 2)
         for lease in self._asked:
             lease.renew_at = now
         self._asked = []

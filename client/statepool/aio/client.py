@@ -2,28 +2,31 @@
 
 # ruff: noqa: ASYNC109 — a deadline is sent to the server with each call, which asyncio.timeout cannot do
 
+from __future__ import annotations
+
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
-from numpy.typing import ArrayLike
 
+from statepool import calls
 from statepool.aio.keeper import AsyncKeeper
 from statepool.aio.session import AsyncSession
 from statepool.aio.transport import AsyncTransport
-from statepool.calls import blocks as block_calls
-from statepool.calls import pool as pool_calls
-from statepool.calls import sessions as session_calls
-from statepool.calls.blocks import BlockIds
 from statepool.channel import DEFAULT_TIMEOUT_SECONDS, ChannelOptions
-from statepool.descriptions import CalculatedShapes, Pool, ServerInfo, SessionInfo
 from statepool.errors import StatepoolError
-from statepool.layout import ConvLayout, Dtype, StateSpec
 from statepool.leases import Lease
-from statepool.results import BlockPage, BlockState, CopySpecs
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from statepool.calls.blocks import BlockIds
+    from statepool.descriptions import CalculatedShapes, Pool, ServerInfo, SessionInfo
+    from statepool.layout import ConvLayout, Dtype, StateSpec
+    from statepool.results import BlockPage, BlockState, CopySpecs
 
 
 class AsyncClient:
@@ -58,11 +61,11 @@ class AsyncClient:
 
     async def get_pool(self, *, timeout: float | None = None) -> Pool:
         """Returns the pool: layout, capacity, usage of the moment, limits, features; see `Client.get_pool`."""
-        return await self._transport.execute(pool_calls.get_pool(), timeout)
+        return await self._transport.execute(calls.pool.get_pool(), timeout)
 
     async def get_server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns what the server process is and since when it runs; see `Client.get_server_info`."""
-        return await self._transport.execute(pool_calls.get_server_info(), timeout)
+        return await self._transport.execute(calls.pool.get_server_info(), timeout)
 
     async def calculate_state_shapes(
         self,
@@ -82,7 +85,7 @@ class AsyncClient:
 
         See `Client.calculate_state_shapes`.
         """
-        call = pool_calls.calculate_state_shapes(
+        call = calls.pool.calculate_state_shapes(
             model_config,
             family,
             parameters,
@@ -109,7 +112,7 @@ class AsyncClient:
         """
         token = ""
         while True:
-            call = pool_calls.list_blocks(states, session_id, page_size, token)
+            call = calls.pool.list_blocks(states, session_id, page_size, token)
             page, token = await self._transport.execute(call, timeout)
             if len(page):
                 yield page
@@ -128,7 +131,7 @@ class AsyncClient:
         """Opens a session and keeps it alive in the background until it is closed; see `Client.create_session`."""
         asked_at = time.monotonic()
         lease = Lease(
-            await self._transport.execute(session_calls.create_session(ttl, owner_key, take_over), timeout), asked_at
+            await self._transport.execute(calls.sessions.create_session(ttl, owner_key, take_over), timeout), asked_at
         )
         session = AsyncSession(self._transport, lease)
         lease.on_lost = None if on_lost is None else partial(on_lost, session)
@@ -137,13 +140,13 @@ class AsyncClient:
 
     async def get_session(self, session_id: int, *, timeout: float | None = None) -> SessionInfo:
         """Returns one session, anybody's; see `Client.get_session`."""
-        return await self._transport.execute(session_calls.get_session(session_id), timeout)
+        return await self._transport.execute(calls.sessions.get_session(session_id), timeout)
 
     async def list_sessions(self, *, page_size: int = 0, timeout: float | None = None) -> AsyncIterator[SessionInfo]:
         """Lists live sessions in the order of their ids; see `Client.list_sessions`."""
         token = ""
         while True:
-            page, token = await self._transport.execute(session_calls.list_sessions(page_size, token), timeout)
+            page, token = await self._transport.execute(calls.sessions.list_sessions(page_size, token), timeout)
             for session in page:
                 yield session
             if not token:
@@ -162,7 +165,7 @@ class AsyncClient:
 
         See `Client.compute_copy_specs`.
         """
-        call = block_calls.compute_copy_specs(block_ids, cur_block_idx, num_accepted_tokens, rank_index)
+        call = calls.blocks.compute_copy_specs(block_ids, cur_block_idx, num_accepted_tokens, rank_index)
         return await self._transport.execute(call, timeout)
 
     async def close(self) -> None:

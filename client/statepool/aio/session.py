@@ -2,17 +2,20 @@
 
 # ruff: noqa: ASYNC109 — a deadline is sent to the server with each call, which asyncio.timeout cannot do
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from numpy.typing import ArrayLike
-
+from statepool import calls
 from statepool.aio.streams import AsyncBlockStreams
-from statepool.calls import blocks as calls
-from statepool.calls.sessions import delete_session
-from statepool.refs import BlockRefs
-from statepool.results import Commit, Eviction, Hit
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from statepool.refs import BlockRefs
+    from statepool.results import Commit, Eviction, Hit
 
 
 class AsyncSession(AsyncBlockStreams):
@@ -27,16 +30,16 @@ class AsyncSession(AsyncBlockStreams):
     ) -> BlockRefs:
         """Allocates blocks: all of them or none; see `Session.allocate_blocks`."""
         return await self._transport.execute(
-            calls.allocate_blocks(self._ref, count, zero, max_wait), timeout, self._lease
+            calls.blocks.allocate_blocks(self._ref, count, zero, max_wait), timeout, self._lease
         )
 
     async def free_blocks(self, blocks: BlockRefs, *, timeout: float | None = None) -> None:
         """Drops one reference per row; see `Session.free_blocks`."""
-        await self._transport.execute(calls.free_blocks(self._ref, blocks), timeout, self._lease)
+        await self._transport.execute(calls.blocks.free_blocks(self._ref, blocks), timeout, self._lease)
 
     async def retain_blocks(self, blocks: BlockRefs, *, timeout: float | None = None) -> None:
         """Takes one more reference per row, to committed blocks or the session's own; see `Session.retain_blocks`."""
-        await self._transport.execute(calls.retain_blocks(self._ref, blocks), timeout, self._lease)
+        await self._transport.execute(calls.blocks.retain_blocks(self._ref, blocks), timeout, self._lease)
 
     async def commit_blocks(
         self,
@@ -52,7 +55,9 @@ class AsyncSession(AsyncBlockStreams):
 
         See `Session.commit_blocks`.
         """
-        call = calls.commit_blocks(self._ref, blocks, prefix_hashes, boundary_tokens, written_through_tokens, namespace)
+        call = calls.blocks.commit_blocks(
+            self._ref, blocks, prefix_hashes, boundary_tokens, written_through_tokens, namespace
+        )
         return await self._transport.execute(call, timeout, self._lease)
 
     async def lookup_prefix(
@@ -63,7 +68,7 @@ class AsyncSession(AsyncBlockStreams):
         See `Session.lookup_prefix`.
         """
         return await self._transport.execute(
-            calls.lookup_prefix(self._ref, prefix_hashes, namespace), timeout, self._lease
+            calls.blocks.lookup_prefix(self._ref, prefix_hashes, namespace), timeout, self._lease
         )
 
     async def evict_blocks(
@@ -79,7 +84,7 @@ class AsyncSession(AsyncBlockStreams):
         See `Session.evict_blocks`.
         """
         return await self._transport.execute(
-            calls.evict_blocks(self._ref, blocks, prefix_hashes, namespace), timeout, self._lease
+            calls.blocks.evict_blocks(self._ref, blocks, prefix_hashes, namespace), timeout, self._lease
         )
 
     async def copy_blocks(
@@ -93,14 +98,14 @@ class AsyncSession(AsyncBlockStreams):
     ) -> int:
         """Copies states between blocks on every rank and returns when it is done; see `Session.copy_blocks`."""
         return await self._transport.execute(
-            calls.copy_blocks(self._ref, src, dst, token_bias, temporal_src), timeout, self._lease
+            calls.blocks.copy_blocks(self._ref, src, dst, token_bias, temporal_src), timeout, self._lease
         )
 
     async def delete(self, *, timeout: float | None = None) -> int:
         """Ends the session; whatever comes of it, the handle is closed; see `Session.delete`."""
         self._transport.leases.check(self._lease)
         self._transport.leases.give_back(self._lease)
-        return await self._transport.execute(delete_session(self._ref), timeout)
+        return await self._transport.execute(calls.sessions.delete_session(self._ref), timeout)
 
     async def close(self) -> None:
         """Ends the session as well as it can, within a second: an unreachable server ends the lease by itself.

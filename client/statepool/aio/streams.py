@@ -2,16 +2,20 @@
 
 # ruff: noqa: ASYNC109 — a deadline is sent to the server with each call, which asyncio.timeout cannot do
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from statepool import calls
 from statepool.aio.transport import AsyncTransport
-from statepool.calls.images import ImageReader, Images, as_images, write_messages
 from statepool.handle import SessionHandle
 from statepool.leases import Lease
-from statepool.refs import BlockRefs
-from statepool.results import Chunk
+
+if TYPE_CHECKING:
+    from statepool.calls.images import ImageReader, Images
+    from statepool.refs import BlockRefs
+    from statepool.results import Chunk
 
 
 class AsyncBlockStreams(SessionHandle):
@@ -49,7 +53,7 @@ class AsyncBlockStreams(SessionHandle):
     ) -> Images:
         """Reads block images into one array; arguments and errors as `read_blocks`; see `Session.read_images`."""
         reader = await self._reader(blocks, offset, length, rank_index)
-        images = np.empty(reader.shape, np.uint8)
+        images = reader.new_images()
         async for chunk in self._transport.read(reader, timeout, self._lease):
             reader.place(chunk, images)
         return images
@@ -65,8 +69,8 @@ class AsyncBlockStreams(SessionHandle):
         timeout: float | None = None,
     ) -> int:
         """Writes bytes of block images, in checked chunks; see `Session.write_blocks`."""
-        images = as_images(data, len(blocks))
-        messages = write_messages(
+        images = calls.images.as_images(data, len(blocks))
+        messages = calls.images.write_messages(
             self._ref,
             blocks,
             images,
@@ -75,10 +79,10 @@ class AsyncBlockStreams(SessionHandle):
             layout_fingerprint=layout_fingerprint,
             max_chunk_bytes=(await self._transport.pool()).limits.max_chunk_bytes,
         )
-        return await self._transport.write(messages, images.nbytes, timeout, self._lease)
+        return await self._transport.write(messages, timeout, calls.images.stream_seconds(images.nbytes), self._lease)
 
     async def _reader(self, blocks: BlockRefs, offset: int, length: int | None, rank_index: int) -> ImageReader:
         image_bytes = (await self._transport.pool()).layout.block.image_bytes
-        return ImageReader(
+        return calls.images.ImageReader(
             self._ref, blocks, offset=offset, length=length, rank_index=rank_index, image_bytes=image_bytes
         )

@@ -2,22 +2,25 @@
 
 # ruff: noqa: ASYNC109 — a deadline is sent to the server with each call, which asyncio.timeout cannot do
 
+from __future__ import annotations
+
+import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 
-from statepool import rpc
-from statepool.calls.images import ImageReader, stream_seconds
-from statepool.calls.pool import get_pool
-from statepool.calls.sessions import delete_session
+from statepool import calls, rpc
 from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, check_security, error_of_rpc
-from statepool.descriptions import Pool
-from statepool.errors import StatepoolError
+from statepool.errors import CancelledError, StatepoolError
 from statepool.leases import LOSING_ERRORS, Lease, Leases, log
-from statepool.results import Chunk
 from statepool.rpc import Call, Rpc
 from statepool.v1 import block_pb2, session_pb2
+
+if TYPE_CHECKING:
+    from statepool.calls.images import ImageReader
+    from statepool.descriptions import Pool
+    from statepool.results import Chunk
 
 T = TypeVar("T")
 
@@ -71,6 +74,9 @@ class AsyncTransport:
             response = await method(call.request, timeout=self._deadline(timeout) + call.extra_seconds)
         except grpc.RpcError as error:
             raise self.leases.failed(lease, error_of_rpc(error)) from error
+        except asyncio.CancelledError:
+            self._check_not_closed_meanwhile()
+            raise
         self.leases.saw_incarnation(response.incarnation)
         return call.parse(response)
 
@@ -82,18 +88,25 @@ class AsyncTransport:
         """
         self._check(lease)
         method = self._open_channel().unary_stream(*rpc.READ_BLOCKS.stub)
-        responses = method(reader.request, timeout=self._deadline(timeout) + stream_seconds(reader.nbytes))
+        responses = method(reader.request, timeout=self._deadline(timeout) + reader.extra_seconds)
         try:
             async for response in responses:
                 yield reader.accept(response)
         except grpc.RpcError as error:
             raise self.leases.failed(lease, error_of_rpc(error)) from error
+        except asyncio.CancelledError:
+            self._check_not_closed_meanwhile()
+            raise
         finally:
             responses.cancel()
         reader.finish()
 
     async def write(
-        self, messages: Iterator[block_pb2.WriteBlocksRequest], nbytes: int, timeout: float | None, lease: Lease
+        self,
+        messages: Iterator[block_pb2.WriteBlocksRequest],
+        timeout: float | None,
+        extra_seconds: float,
+        lease: Lease,
     ) -> int:
         """Executes a WriteBlocks stream.
 
@@ -106,9 +119,12 @@ class AsyncTransport:
         self._check(lease)
         method = self._open_channel().stream_unary(*rpc.WRITE_BLOCKS.stub)
         try:
-            response = await method(messages, timeout=self._deadline(timeout) + stream_seconds(nbytes))
+            response = await method(messages, timeout=self._deadline(timeout) + extra_seconds)
         except grpc.RpcError as error:
             raise self.leases.failed(lease, error_of_rpc(error)) from error
+        except asyncio.CancelledError:
+            self._check_not_closed_meanwhile()
+            raise
         return response.written_bytes
 
     def keep_alive(self, requests: AsyncIterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
@@ -122,7 +138,7 @@ class AsyncTransport:
             StatepoolError: As `execute`.
         """
         if self._pool is None or self._pool.incarnation != self.leases.incarnation:
-            self._pool = await self.execute(get_pool(), None)
+            self._pool = await self.execute(calls.pool.get_pool(), None)
         return self._pool
 
     async def release(self, lease: Lease) -> bool:
@@ -134,7 +150,7 @@ class AsyncTransport:
         if self.leases.is_foreign() or not self.leases.give_back(lease):
             return True
         try:
-            await self.execute(delete_session(lease.opened.ref), RELEASE_SECONDS)
+            await self.execute(calls.sessions.delete_session(lease.opened.ref), RELEASE_SECONDS)
         except LOSING_ERRORS:
             return True
         except StatepoolError as error:
@@ -143,7 +159,7 @@ class AsyncTransport:
         return True
 
     async def close(self) -> None:
-        """Closes the channel; calls under way are cancelled."""
+        """Closes the channel; calls under way end with `CancelledError`."""
         self._closed = True
         if self._channel is not None:
             await self._channel.close()
@@ -157,11 +173,17 @@ class AsyncTransport:
                 self._channel = grpc.aio.secure_channel(self.target, self._credentials, self._options)
         return self._channel
 
-    def _register(self, called: Rpc[Any, Any]) -> "grpc.aio.UnaryUnaryMultiCallable[Any, Any]":
+    def _register(self, called: Rpc[Any, Any]) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
         return self._unary.setdefault(called.path, self._open_channel().unary_unary(*called.stub))
 
     def _deadline(self, timeout: float | None) -> float:
         return self.timeout if timeout is None else timeout
+
+    def _check_not_closed_meanwhile(self) -> None:
+        # Closing a channel of grpc.aio cancels its calls, which would look as if somebody had cancelled their tasks.
+        task = asyncio.current_task()
+        if self._closed and task is not None and not task.cancelling():
+            raise CancelledError("the client was closed")
 
     def _check(self, lease: Lease | None) -> None:
         self.leases.check(lease)

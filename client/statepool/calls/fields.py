@@ -1,6 +1,6 @@
 """Values of request fields that more than one call has."""
 
-import secrets
+import os
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -11,7 +11,7 @@ from statepool.columns import FIXED32
 
 def new_request_id() -> str:
     """Makes a request id: a random 128-bit number, in hex."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()  # what secrets.token_hex does, without 3 ms of imports
 
 
 def duration(seconds: float, name: str) -> Duration:

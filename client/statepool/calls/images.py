@@ -124,6 +124,15 @@ class ImageReader:
         """Bytes of the whole stream."""
         return self.shape[0] * self.shape[1]
 
+    @property
+    def extra_seconds(self) -> float:
+        """What the stream may take on top of its timeout."""
+        return stream_seconds(self.nbytes)
+
+    def new_images(self) -> Images:
+        """Makes room for all images, ``[n, length]``."""
+        return np.empty(self.shape, np.uint8)
+
     def accept(self, response: pb.ReadBlocksResponse) -> Chunk:
         """Checks the next chunk.
 

@@ -1,27 +1,30 @@
 """The client with blocking calls."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
-from numpy.typing import ArrayLike
 
-from statepool.calls import blocks as block_calls
-from statepool.calls import pool as pool_calls
-from statepool.calls import sessions as session_calls
-from statepool.calls.blocks import BlockIds
+from statepool import calls
 from statepool.channel import DEFAULT_TIMEOUT_SECONDS, ChannelOptions
-from statepool.descriptions import CalculatedShapes, Pool, ServerInfo, SessionInfo
 from statepool.errors import StatepoolError
-from statepool.layout import ConvLayout, Dtype, StateSpec
 from statepool.leases import Lease
-from statepool.results import BlockPage, BlockState, CopySpecs
 from statepool.sync.keeper import Keeper
 from statepool.sync.session import Session
 from statepool.sync.transport import Transport
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from statepool.calls.blocks import BlockIds
+    from statepool.descriptions import CalculatedShapes, Pool, ServerInfo, SessionInfo
+    from statepool.layout import ConvLayout, Dtype, StateSpec
+    from statepool.results import BlockPage, BlockState, CopySpecs
 
 
 class Client:
@@ -59,11 +62,11 @@ class Client:
 
     def get_pool(self, *, timeout: float | None = None) -> Pool:
         """Returns the pool: layout, capacity, usage of the moment, limits, features."""
-        return self._transport.execute(pool_calls.get_pool(), timeout)
+        return self._transport.execute(calls.pool.get_pool(), timeout)
 
     def get_server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns what the server process is and since when it runs."""
-        return self._transport.execute(pool_calls.get_server_info(), timeout)
+        return self._transport.execute(calls.pool.get_server_info(), timeout)
 
     def calculate_state_shapes(
         self,
@@ -101,7 +104,7 @@ class Client:
             ValueError: Not exactly one of model_config, family and states is given, or a family, parameter, layout or
                 dtype is unknown.
         """
-        call = pool_calls.calculate_state_shapes(
+        call = calls.pool.calculate_state_shapes(
             model_config,
             family,
             parameters,
@@ -135,7 +138,7 @@ class Client:
         """
         token = ""
         while True:
-            call = pool_calls.list_blocks(states, session_id, page_size, token)
+            call = calls.pool.list_blocks(states, session_id, page_size, token)
             page, token = self._transport.execute(call, timeout)
             if len(page):
                 yield page
@@ -168,7 +171,7 @@ class Client:
         """
         asked_at = time.monotonic()
         lease = Lease(
-            self._transport.execute(session_calls.create_session(ttl, owner_key, take_over), timeout), asked_at
+            self._transport.execute(calls.sessions.create_session(ttl, owner_key, take_over), timeout), asked_at
         )
         session = Session(self._transport, lease)
         lease.on_lost = None if on_lost is None else partial(on_lost, session)
@@ -181,7 +184,7 @@ class Client:
         Raises:
             SessionNotFoundError, SessionExpiredError: There is no such session.
         """
-        return self._transport.execute(session_calls.get_session(session_id), timeout)
+        return self._transport.execute(calls.sessions.get_session(session_id), timeout)
 
     def list_sessions(self, *, page_size: int = 0, timeout: float | None = None) -> Iterator[SessionInfo]:
         """Lists live sessions in the order of their ids.
@@ -192,7 +195,7 @@ class Client:
         """
         token = ""
         while True:
-            page, token = self._transport.execute(session_calls.list_sessions(page_size, token), timeout)
+            page, token = self._transport.execute(calls.sessions.list_sessions(page_size, token), timeout)
             yield from page
             if not token:
                 return
@@ -221,7 +224,7 @@ class Client:
             BatchTooLargeError: More than ``Limits.max_copy_specs`` entries.
             ValueError: Something is not a column of integers from 0 to 2**32 - 1.
         """
-        call = block_calls.compute_copy_specs(block_ids, cur_block_idx, num_accepted_tokens, rank_index)
+        call = calls.blocks.compute_copy_specs(block_ids, cur_block_idx, num_accepted_tokens, rank_index)
         return self._transport.execute(call, timeout)
 
     def close(self) -> None:

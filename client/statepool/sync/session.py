@@ -1,16 +1,19 @@
-"""A session with blocking calls."""
+"""A session with blocking calls.blocks."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from numpy.typing import ArrayLike
-
-from statepool.calls import blocks as calls
-from statepool.calls.sessions import delete_session
-from statepool.refs import BlockRefs
-from statepool.results import Commit, Eviction, Hit
+from statepool import calls
 from statepool.sync.streams import BlockStreams
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from statepool.refs import BlockRefs
+    from statepool.results import Commit, Eviction, Hit
 
 
 class Session(BlockStreams):
@@ -43,7 +46,9 @@ class Session(BlockStreams):
             OverloadedError: Too many calls wait for blocks already.
             BatchTooLargeError: More than ``Limits.max_batch``.
         """
-        return self._transport.execute(calls.allocate_blocks(self._ref, count, zero, max_wait), timeout, self._lease)
+        return self._transport.execute(
+            calls.blocks.allocate_blocks(self._ref, count, zero, max_wait), timeout, self._lease
+        )
 
     def free_blocks(self, blocks: BlockRefs, *, timeout: float | None = None) -> None:
         """Drops one reference per row.
@@ -51,7 +56,7 @@ class Session(BlockStreams):
         Raises:
             BlockNotOwnedError: The session holds fewer references than it gives back.
         """
-        self._transport.execute(calls.free_blocks(self._ref, blocks), timeout, self._lease)
+        self._transport.execute(calls.blocks.free_blocks(self._ref, blocks), timeout, self._lease)
 
     def retain_blocks(self, blocks: BlockRefs, *, timeout: float | None = None) -> None:
         """Takes one more reference per row, to committed blocks or the session's own.
@@ -59,7 +64,7 @@ class Session(BlockStreams):
         Raises:
             BlockNotOwnedError: An uncommitted block of another session.
         """
-        self._transport.execute(calls.retain_blocks(self._ref, blocks), timeout, self._lease)
+        self._transport.execute(calls.blocks.retain_blocks(self._ref, blocks), timeout, self._lease)
 
     def commit_blocks(
         self,
@@ -91,7 +96,9 @@ class Session(BlockStreams):
                 block is named twice.
             ValueError: Boundaries that are not integers from 0 to 2**32 - 1.
         """
-        call = calls.commit_blocks(self._ref, blocks, prefix_hashes, boundary_tokens, written_through_tokens, namespace)
+        call = calls.blocks.commit_blocks(
+            self._ref, blocks, prefix_hashes, boundary_tokens, written_through_tokens, namespace
+        )
         return self._transport.execute(call, timeout, self._lease)
 
     def lookup_prefix(
@@ -107,7 +114,9 @@ class Session(BlockStreams):
         Returns:
             The hit, or None.
         """
-        return self._transport.execute(calls.lookup_prefix(self._ref, prefix_hashes, namespace), timeout, self._lease)
+        return self._transport.execute(
+            calls.blocks.lookup_prefix(self._ref, prefix_hashes, namespace), timeout, self._lease
+        )
 
     def evict_blocks(
         self,
@@ -128,7 +137,7 @@ class Session(BlockStreams):
             timeout: Deadline in seconds.
         """
         return self._transport.execute(
-            calls.evict_blocks(self._ref, blocks, prefix_hashes, namespace), timeout, self._lease
+            calls.blocks.evict_blocks(self._ref, blocks, prefix_hashes, namespace), timeout, self._lease
         )
 
     def copy_blocks(
@@ -162,7 +171,7 @@ class Session(BlockStreams):
             ValueError: A bias that is no integer from 0 to 2**32 - 1.
         """
         return self._transport.execute(
-            calls.copy_blocks(self._ref, src, dst, token_bias, temporal_src), timeout, self._lease
+            calls.blocks.copy_blocks(self._ref, src, dst, token_bias, temporal_src), timeout, self._lease
         )
 
     def delete(self, *, timeout: float | None = None) -> int:
@@ -175,7 +184,7 @@ class Session(BlockStreams):
         """
         self._transport.leases.check(self._lease)
         self._transport.leases.give_back(self._lease)
-        return self._transport.execute(delete_session(self._ref), timeout)
+        return self._transport.execute(calls.sessions.delete_session(self._ref), timeout)
 
     def close(self) -> None:
         """Ends the session as well as it can, within a second: an unreachable server ends the lease by itself.

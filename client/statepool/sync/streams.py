@@ -1,15 +1,19 @@
 """Byte streams of a session, blocking."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from statepool.calls.images import ImageReader, Images, as_images, write_messages
+from statepool import calls
 from statepool.handle import SessionHandle
 from statepool.leases import Lease
-from statepool.refs import BlockRefs
-from statepool.results import Chunk
 from statepool.sync.transport import Transport
+
+if TYPE_CHECKING:
+    from statepool.calls.images import ImageReader, Images
+    from statepool.refs import BlockRefs
+    from statepool.results import Chunk
 
 
 class BlockStreams(SessionHandle):
@@ -64,7 +68,7 @@ class BlockStreams(SessionHandle):
             uint8 ``[n, length]``.
         """
         reader = self._reader(blocks, offset, length, rank_index)
-        images = np.empty(reader.shape, np.uint8)
+        images = reader.new_images()
         for chunk in self._transport.read(reader, timeout, self._lease):
             reader.place(chunk, images)
         return images
@@ -101,8 +105,8 @@ class BlockStreams(SessionHandle):
             ChecksumMismatchError: Bytes were damaged on the way.
             ValueError: data has another shape, or cannot be divided evenly among the blocks.
         """
-        images = as_images(data, len(blocks))
-        messages = write_messages(
+        images = calls.images.as_images(data, len(blocks))
+        messages = calls.images.write_messages(
             self._ref,
             blocks,
             images,
@@ -111,10 +115,10 @@ class BlockStreams(SessionHandle):
             layout_fingerprint=layout_fingerprint,
             max_chunk_bytes=self._transport.pool().limits.max_chunk_bytes,
         )
-        return self._transport.write(messages, images.nbytes, timeout, self._lease)
+        return self._transport.write(messages, timeout, calls.images.stream_seconds(images.nbytes), self._lease)
 
     def _reader(self, blocks: BlockRefs, offset: int, length: int | None, rank_index: int) -> ImageReader:
         image_bytes = self._transport.pool().layout.block.image_bytes
-        return ImageReader(
+        return calls.images.ImageReader(
             self._ref, blocks, offset=offset, length=length, rank_index=rank_index, image_bytes=image_bytes
         )

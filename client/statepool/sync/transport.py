@@ -1,21 +1,23 @@
 """Executes calls on a gRPC channel and turns its failures into statepool's errors."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 
-from statepool import rpc
-from statepool.calls.images import ImageReader, stream_seconds
-from statepool.calls.pool import get_pool
-from statepool.calls.sessions import delete_session
+from statepool import calls, rpc
 from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, check_security, error_of_rpc
-from statepool.descriptions import Pool
 from statepool.errors import StatepoolError
 from statepool.leases import LOSING_ERRORS, Lease, Leases, log
-from statepool.results import Chunk
 from statepool.rpc import Call, Rpc
 from statepool.v1 import block_pb2, session_pb2
+
+if TYPE_CHECKING:
+    from statepool.calls.images import ImageReader
+    from statepool.descriptions import Pool
+    from statepool.results import Chunk
 
 T = TypeVar("T")
 
@@ -88,7 +90,7 @@ class Transport:
         """
         self._check(lease)
         method = self._channel.unary_stream(*rpc.READ_BLOCKS.stub)
-        responses = method(reader.request, timeout=self._deadline(timeout) + stream_seconds(reader.nbytes))
+        responses = method(reader.request, timeout=self._deadline(timeout) + reader.extra_seconds)
         try:
             for response in responses:
                 yield reader.accept(response)
@@ -99,7 +101,11 @@ class Transport:
         reader.finish()
 
     def write(
-        self, messages: Iterator[block_pb2.WriteBlocksRequest], nbytes: int, timeout: float | None, lease: Lease
+        self,
+        messages: Iterator[block_pb2.WriteBlocksRequest],
+        timeout: float | None,
+        extra_seconds: float,
+        lease: Lease,
     ) -> int:
         """Executes a WriteBlocks stream.
 
@@ -112,7 +118,7 @@ class Transport:
         self._check(lease)
         method = self._channel.stream_unary(*rpc.WRITE_BLOCKS.stub)
         try:
-            response = method(messages, timeout=self._deadline(timeout) + stream_seconds(nbytes))
+            response = method(messages, timeout=self._deadline(timeout) + extra_seconds)
         except grpc.RpcError as error:
             raise self.leases.failed(lease, error_of_rpc(error)) from error
         return response.written_bytes
@@ -128,7 +134,7 @@ class Transport:
             StatepoolError: As `execute`.
         """
         if self._pool is None or self._pool.incarnation != self.leases.incarnation:
-            self._pool = self.execute(get_pool(), None)
+            self._pool = self.execute(calls.pool.get_pool(), None)
         return self._pool
 
     def release(self, lease: Lease) -> bool:
@@ -140,7 +146,7 @@ class Transport:
         if self.leases.is_foreign() or not self.leases.give_back(lease):
             return True
         try:
-            self.execute(delete_session(lease.opened.ref), RELEASE_SECONDS)
+            self.execute(calls.sessions.delete_session(lease.opened.ref), RELEASE_SECONDS)
         except LOSING_ERRORS:
             return True
         except StatepoolError as error:
@@ -153,7 +159,7 @@ class Transport:
         self._closed = True
         self._channel.close()
 
-    def _register(self, called: Rpc[Any, Any]) -> "grpc.UnaryUnaryMultiCallable[Any, Any]":
+    def _register(self, called: Rpc[Any, Any]) -> grpc.UnaryUnaryMultiCallable[Any, Any]:
         return self._unary.setdefault(called.path, self._channel.unary_unary(*called.stub))
 
     def _deadline(self, timeout: float | None) -> float:

@@ -96,6 +96,8 @@ class HostEngine:
 
     def copy(self, plan: CopyPlan) -> None:
         """Runs a plan."""
+        if not len(plan):
+            return
         staged = hazards(plan)
         if self._layout.block.conv_layout is ConvLayout.DS:
             staged |= plan.token_biases > 0

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from server.domain.folding import Folded
-from server.domain.model import BLOCK_TOKENS, ModelPool
+from support.folding import Folded
+from support.pool_model import BLOCK_TOKENS, ModelPool
 
 from statepool.errors import StatepoolError
 from statepool.refs import BlockRefs
@@ -25,7 +25,8 @@ Pairs = list[tuple[int, int]]
 
 hashes = st.lists(st.sampled_from([b"a", b"b", b"c", b"d"]), max_size=4)
 namespaces = st.sampled_from(["", "m"])
-rows = st.lists(st.integers(0, 200), max_size=4)
+who = st.integers(0, 9)
+rows = st.lists(st.integers(0, 9), max_size=4, unique=True)
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -58,10 +59,16 @@ class PoolMachine(RuleBasedStateMachine):
         return pool_call(self.pool), pool_call(self.twin), expected
 
     def session(self, index: int) -> tuple[int, int]:
-        return self.sessions[-1 - index % len(self.sessions)]
+        """Picks a live session; index 9 picks one that is not."""
+        live = [(session_id, session.epoch) for session_id, session in self.model.sessions.items()]
+        if index < 9 and live:
+            return live[index % len(live)]
+        return self.sessions[(self.now + len(self.seen)) % len(self.sessions)]
 
     def refs(self, indices: list[int]) -> tuple[BlockRefs, Pairs]:
-        pairs = [self.seen[-1 - index % len(self.seen)] for index in indices]
+        """Picks refs to allocated blocks; index 9 picks any ref of the past, or a bad one."""
+        live = [(i, block.generation) for i, block in self.model.blocks.items() if block.generation % 2]
+        pairs = [live[i % len(live)] if i < 9 and live else self.seen[(7 * i + self.now) % len(self.seen)] for i in indices]
         return BlockRefs.of([block for block, _ in pairs], [generation for _, generation in pairs]), pairs
 
     def remember(self, refs: BlockRefs) -> Pairs:
@@ -69,7 +76,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.seen += [pair for pair in pairs if pair not in self.seen]
         return pairs
 
-    @rule(key=st.sampled_from(["", "", "x", "y"]), ttl=st.integers(1, 20), take_over=st.booleans())
+    @rule(key=st.sampled_from(["", "", "x", "y"]), ttl=st.integers(20, 200), take_over=st.booleans())
     def create_session(self, key: str, ttl: int, take_over: bool) -> None:
         answers = self.ask(
             lambda pool: pool.create_session(key, ttl, take_over, self.now),
@@ -81,7 +88,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert twin == (info, taken_over)
             self.sessions.append((info.session_id, info.epoch))
 
-    @rule(session=st.integers(0, 3))
+    @rule(session=who)
     def keep_alive(self, session: int) -> None:
         who = self.session(session)
         answers = self.ask(
@@ -89,13 +96,13 @@ class PoolMachine(RuleBasedStateMachine):
         )
         assert answers is None or answers[0] == answers[1] == answers[2]
 
-    @rule(session=st.integers(0, 3))
+    @rule(session=who)
     def delete_session(self, session: int) -> None:
         who = self.session(session)
         answers = self.ask(lambda pool: pool.delete_session(*who), lambda: self.model.delete(*who))
         assert answers is None or answers[0] == answers[1] == answers[2]
 
-    @rule(passed=st.integers(0, 15))
+    @rule(passed=st.sampled_from([0, 1, 5, 60]))
     def expire_sessions(self, passed: int) -> None:
         self.now += passed
         expected_next = min((session.expires for session in self.model.sessions.values()), default=None)
@@ -104,7 +111,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert answers is not None
         assert answers[0] == answers[1] == answers[2]
 
-    @rule(session=st.integers(0, 2), count=st.integers(0, BLOCK_COUNT))
+    @rule(session=who, count=st.sampled_from([0, 1, 1, 2, 2, 3, 4, BLOCK_COUNT]))
     def allocate(self, session: int, count: int) -> None:
         who = self.session(session)
         answers = self.ask(lambda pool: pool.allocate(*who, count), lambda: self.model.allocate(*who, count))
@@ -113,18 +120,18 @@ class PoolMachine(RuleBasedStateMachine):
             assert refs == twin
             assert self.remember(refs) == expected
 
-    @rule(session=st.integers(0, 2), indices=rows)
+    @rule(session=who, indices=rows)
     def free(self, session: int, indices: list[int]) -> None:
         who, (refs, pairs) = self.session(session), self.refs(indices)
         self.ask(lambda pool: pool.free(*who, refs), lambda: self.model.release(*who, pairs))
 
-    @rule(session=st.integers(0, 2), indices=rows)
+    @rule(session=who, indices=rows)
     def retain(self, session: int, indices: list[int]) -> None:
         who, (refs, pairs) = self.session(session), self.refs(indices)
         self.ask(lambda pool: pool.retain(*who, refs), lambda: self.model.retain(*who, pairs))
 
     @rule(
-        session=st.integers(0, 2),
+        session=who,
         indices=rows,
         namespace=namespaces,
         values=st.lists(st.sampled_from([b"a", b"b", b"c", b"d"]), min_size=4, max_size=4),
@@ -146,7 +153,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert result.holders == twin.holders
             assert (result.holders.block_ids.tolist(), result.duplicate_rows.tolist()) == expected
 
-    @rule(session=st.integers(0, 2), namespace=namespaces, values=hashes)
+    @rule(session=who, namespace=namespaces, values=hashes)
     def lookup(self, session: int, namespace: str, values: list[bytes]) -> None:
         who = self.session(session)
         answers = self.ask(
@@ -157,7 +164,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert hit == twin
             assert (None if hit is None else (hit.hash_index, *self.remember(hit.block)[0])) == expected
 
-    @rule(session=st.integers(0, 2), indices=rows, namespace=namespaces, values=hashes)
+    @rule(session=who, indices=rows, namespace=namespaces, values=hashes)
     def evict(self, session: int, indices: list[int], namespace: str, values: list[bytes]) -> None:
         who, (refs, pairs) = self.session(session), self.refs(indices)
         answers = self.ask(
@@ -169,7 +176,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert result == twin
             assert (result.unlisted, result.freed) == expected
 
-    @rule(session=st.integers(0, 2), indices=rows, write=st.booleans())
+    @rule(session=who, indices=rows, write=st.booleans())
     def pin(self, session: int, indices: list[int], write: bool) -> None:
         who, (refs, pairs) = self.session(session), self.refs(indices)
         if write:
@@ -179,7 +186,7 @@ class PoolMachine(RuleBasedStateMachine):
         if answers:
             self.pins.append(answers)
 
-    @rule(session=st.integers(0, 2), dst=rows, src=rows, temporal=rows)
+    @rule(session=who, dst=rows, src=rows, temporal=rows)
     def pin_copy(self, session: int, dst: list[int], src: list[int], temporal: list[int]) -> None:
         count = min(len(dst), len(src), len(temporal))
         who = self.session(session)

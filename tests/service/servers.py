@@ -1,0 +1,187 @@
+"""Real servers for tests: the installed command in a process of its own, on a Unix socket, with a pool of small blocks."""
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from statepool import Client
+
+COMMAND = Path(sys.executable).with_name("statepool-server")
+DEADLINE_SECONDS = 60.0
+"""How long anything may take before a test gives up; nothing should come near it."""
+BLOCK_TOKENS = 16
+CAPACITY = 16
+CONV_ROWS = 4
+IMAGE_BYTES = 1024
+"""Two temporal states of 128 bytes and two conv states of 64, each at a 256-byte boundary."""
+CHUNK_BYTES = 300
+"""Does not divide an image, so that every whole image takes four chunks, the last one short."""
+SIGNS_OF_TROUBLE = ("Traceback", "failed unexpectedly", "copy failed", "reaper died", "exception")
+
+
+def custom_model(conv_shape: tuple[int, int] = (CONV_ROWS, 8)) -> dict[str, object]:
+    """Describes two layers with a conv and a temporal state each."""
+    states: list[dict[str, object]] = []
+    for layer in range(2):
+        states += [
+            {"name": f"layers.{layer}.conv", "layer": layer, "kind": "conv", "shape": conv_shape, "dtype": "bfloat16"},
+            {"name": f"layers.{layer}.ssm", "layer": layer, "kind": "temporal", "shape": (2, 4, 4), "dtype": "float32"},
+        ]
+    return {"model_type": "custom", "states": states}
+
+
+def write_model(folder: Path, conv_shape: tuple[int, int] = (CONV_ROWS, 8)) -> Path:
+    """Writes the model's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(custom_model(conv_shape)), encoding="utf-8")
+    return path
+
+
+def pool_flags(model: Path) -> list[str]:
+    """Sizes of the pool that every test expects unless it says otherwise."""
+    return [
+        *("--model-config", str(model), "--tp-size", "2", "--blocks", str(CAPACITY + 1)),
+        *("--block-tokens", str(BLOCK_TOKENS), "--min-ttl", "50ms", "--max-chunk-bytes", str(CHUNK_BYTES)),
+        *("--log-format", "json"),
+    ]
+
+
+@contextlib.contextmanager
+def fast_folder() -> Iterator[Path]:
+    """Makes a private folder in memory where the machine has one, and removes it."""
+    parent = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 — mkdtemp makes a private folder in it
+    folder = Path(tempfile.mkdtemp(prefix="statepool-test-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Waits for something that no event tells of.
+
+    Raises:
+        AssertionError: It did not come about in time.
+    """
+    pause, deadline = threading.Event(), time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_SECONDS:g} s in vain for {what}"
+        pause.wait(0.005)
+
+
+class Server:
+    """A server process.
+
+    Attributes:
+        target: Where clients connect.
+        socket: Path of its Unix socket.
+        state_dir: Folder of its arenas.
+        process: The process.
+    """
+
+    def __init__(self, folder: Path, *flags: str, listen: str = "", conv_shape: tuple[int, int] = (CONV_ROWS, 8)):
+        """Starts a process; it may not answer yet.
+
+        Args:
+            folder: Empty folder for everything that it writes.
+            flags: Flags beside those of `pool_flags`; they win.
+            listen: Address; empty: a Unix socket in the folder.
+            conv_shape: Shape of the conv states in one block.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.socket = folder / "s.sock"
+        self.target = listen or f"unix:{self.socket}"
+        self.state_dir = folder / "state"
+        self._log = folder / "log"
+        places = ["--listen", self.target, "--state-dir", str(self.state_dir)]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [COMMAND, *pool_flags(write_model(folder, conv_shape)), *places, *flags], stderr=log
+            )
+
+    @property
+    def log(self) -> str:
+        """What the process has written to its standard error so far."""
+        return self._log.read_text(encoding="utf-8")
+
+    def wait_until_ready(self) -> "Server":
+        """Waits until its health service says so."""
+        until(self._is_serving_or_dead, "the server to serve")
+        assert self.process.poll() is None, f"the server ended with {self.process.returncode}: {self.log}"
+        return self
+
+    def client(self, timeout: float = DEADLINE_SECONDS) -> Client:
+        """Makes a client."""
+        return Client(self.target, timeout=timeout)
+
+    def terminate(self) -> None:
+        """Asks the process to drain and end."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Waits for the end of the process and returns its exit code."""
+        return self.process.wait(DEADLINE_SECONDS)
+
+    def stop(self) -> None:
+        """Ends the process and proves that nothing went wrong inside it."""
+        if self.process.poll() is None:
+            self.terminate()
+        try:
+            code = self.wait()
+        finally:
+            self.process.kill()
+        assert code == 0, f"the server ended with {code}: {self.log}"
+        assert not [sign for sign in SIGNS_OF_TROUBLE if sign in self.log], self.log
+
+    def _is_serving_or_dead(self) -> bool:
+        if self.process.poll() is not None:
+            return True
+        with grpc.insecure_channel(self.target) as channel, contextlib.suppress(grpc.RpcError):
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        return False
+
+
+class Servers:
+    """Starts servers, shares those with equal flags, and ends all of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._shared: dict[tuple[object, ...], Server] = {}
+        self._started: list[Server] = []
+
+    def shared(self, *flags: str, conv_shape: tuple[int, int] = (CONV_ROWS, 8)) -> Server:
+        """Returns a running server with these flags, which other tests use too: leave it as it was."""
+        key = (*flags, conv_shape)
+        if key not in self._shared:
+            self._shared[key] = self.start(*flags, conv_shape=conv_shape).wait_until_ready()
+        return self._shared[key]
+
+    def start(self, *flags: str, listen: str = "", conv_shape: tuple[int, int] = (CONV_ROWS, 8)) -> Server:
+        """Starts a server for one test, which may do to it what it likes; it may not answer yet."""
+        server = Server(self._folder / str(len(self._started)), *flags, listen=listen, conv_shape=conv_shape)
+        self._started.append(server)
+        return server
+
+    def log_ends(self, most_chars: int = 4000) -> Iterator[tuple[str, str]]:
+        """Yields the target and the end of the log of each server."""
+        for server in self._started:
+            yield server.target, server.log[-most_chars:]
+
+    def stop(self) -> None:
+        """Ends the servers that are still running."""
+        with contextlib.ExitStack() as stack:
+            for server in self._started:
+                if server.process.returncode is None:
+                    stack.callback(server.stop)
