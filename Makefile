@@ -59,7 +59,7 @@ floor: .venv-floor/ready
 	$(FLOOR)/python -m pytest -q tests/client
 
 bench: .venv/ready ## Measures against the floors (bare gRPC, memcpy) in one run and prints the table.
-	$(BIN)/python -m benchmarks
+	$(BIN)/python tests/benchmarks
 
 clean: ## Removes the virtual environments and caches.
 	rm -rf .venv .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis

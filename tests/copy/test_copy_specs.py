@@ -105,7 +105,9 @@ def test_lists_must_partition_the_ids(row_offsets: list[int]) -> None:
     rows = max(0, len(row_offsets) - 1)
 
     with pytest.raises(BadFieldError) as refused:
-        copy_specs(layout, np.array([1, 2, 3]), np.array(row_offsets, np.int64), np.zeros(rows, int), np.ones(rows, int))
+        copy_specs(
+            layout, np.array([1, 2, 3]), np.array(row_offsets, np.int64), np.zeros(rows, int), np.ones(rows, int)
+        )
 
     assert refused.value.field == "row_offsets"
 

@@ -4,13 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support.arenas import BLOCK_COUNT, arena_of, copied, layout_of, padding, pattern
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepool.copies import CopyPlan, max_token_bias
 from statepool.layout import ArenaLayout, Arrangement, ConvLayout, Dtype
 from statepool.torch import ENGINES
+from support.arenas import BLOCK_COUNT, arena_of, copied, layout_of, padding, pattern
 
 ENGINE_NAMES = sorted(ENGINES)
 LAYOUTS = [(conv, arrangement) for conv in ConvLayout for arrangement in Arrangement]

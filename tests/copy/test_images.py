@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from support.arenas import arena_of, layout_of, padding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepool.layout import Arrangement, ConvLayout
 from statepool.torch import read_image, write_image
+from support.arenas import arena_of, layout_of, padding
 
 
 @pytest.mark.parametrize("arrangement", list(Arrangement))

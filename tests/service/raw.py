@@ -1,15 +1,20 @@
 """The API without the client library: stubs of every service on one channel, and what their failures say."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 
 import grpc
 import pytest
+import xxhash
 
+from service.servers import DEADLINE_SECONDS, Server, until
 from statepool.channel import error_of_rpc
 from statepool.errors import StatepoolError
 from statepool.refs import BlockRefs
 from statepool.sync.session import Session
-from statepool.v1 import admin_pb2_grpc, block_pb2_grpc, pool_pb2_grpc, session_pb2_grpc, types_pb2
+from statepool.v1 import admin_pb2_grpc, block_pb2_grpc, pool_pb2, pool_pb2_grpc, session_pb2_grpc, types_pb2
+from statepool.v1 import block_pb2 as pb
 from statepool.wire import refs_to_wire
 
 
@@ -38,3 +43,59 @@ def refusal_of(call: Callable[[], object]) -> StatepoolError:
     with pytest.raises(grpc.RpcError) as caught:
         call()
     return error_of_rpc(caught.value)
+
+
+class OpenWrite:
+    """A WriteBlocks stream that stays open, and so keeps its blocks pinned, until it is told otherwise."""
+
+    def __init__(self, stubs: Stubs, header: pb.WriteBlocksHeader) -> None:
+        self._messages: SimpleQueue[pb.WriteBlocksRequest | None] = SimpleQueue()
+        self.call = stubs.blocks.WriteBlocks.future(iter(self._messages.get, None))
+        self.send(pb.WriteBlocksRequest(header=header))
+
+    def send(self, message: pb.WriteBlocksRequest) -> None:
+        """Sends a message."""
+        self._messages.put(message)
+
+    def send_end(self) -> None:
+        """Sends the end of the stream; a second time does nothing."""
+        self._messages.put(None)
+
+    def finish(self) -> pb.WriteBlocksResponse:
+        """Sends the end of the stream and returns the answer."""
+        self.send_end()
+        return self.call.result(DEADLINE_SECONDS)
+
+    def refusal(self) -> StatepoolError:
+        """Waits until the server has ended the stream, and returns why."""
+        try:
+            return refusal_of(lambda: self.call.result(DEADLINE_SECONDS))
+        finally:
+            self.send_end()
+
+
+@contextlib.contextmanager
+def writing(server: Server, session: Session, blocks: BlockRefs) -> Iterator[OpenWrite]:
+    """Opens a WriteBlocks stream, waits until the blocks are pinned, and ends it."""
+    with grpc.insecure_channel(server.target) as channel:
+        stubs = Stubs(channel)
+        before = busy_blocks(stubs)
+        stream = OpenWrite(stubs, pb.WriteBlocksHeader(session=ref_of(session), blocks=refs(blocks)))
+        until(lambda: busy_blocks(stubs) == before + len(blocks), "the stream to pin its blocks")
+        try:
+            yield stream
+        finally:
+            stream.send_end()
+            until(lambda: busy_blocks(stubs) == before, "the pins of the stream to go")
+
+
+def busy_blocks(stubs: Stubs) -> int:
+    """Counts the blocks with a copy, read or write running."""
+    return stubs.pool.GetPool(pool_pb2.GetPoolRequest()).pool.usage.busy_blocks
+
+
+def chunk_of(data: bytes, offset: int = 0, block_index: int = 0, checksum: int | None = None) -> pb.WriteBlocksRequest:
+    """Writes a chunk, with its true checksum unless told otherwise."""
+    checksum = xxhash.xxh3_64_intdigest(data) if checksum is None else checksum
+    chunk = pb.WriteBlocksChunk(block_index=block_index, offset=offset, data=data, checksum=checksum)
+    return pb.WriteBlocksRequest(chunk=chunk)

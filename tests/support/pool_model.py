@@ -127,7 +127,7 @@ class ModelPool:
         for block_id in ids:
             if self.blocks[block_id].references.get(session_id, 0) < ids.count(block_id):
                 raise errors.BlockNotOwnedError("")
-        blank = []
+        blank: list[int] = []
         for block_id in dict.fromkeys(ids):
             references = self.blocks[block_id].references
             references[session_id] -= ids.count(block_id)

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +19,7 @@ def blocks(
     target: str = DEFAULT_TARGET,
     state: list[BlockState] | None = None,
     session: int | None = None,
-    limit: int = 100,
+    limit: Annotated[int, Parameter(validator=Number(gte=0))] = 100,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Show blocks in the order of their ids: state, references, owner, prefix hash.

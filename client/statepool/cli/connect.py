@@ -32,4 +32,6 @@ def connect(target: str) -> Iterator[Client]:
         try:
             yield client
         except (UnavailableError, DeadlineExceededError) as error:
+            if error.reason:
+                raise  # a server does answer, and says why not
             raise CommandError(f"no server answers at {target}: {error}") from error

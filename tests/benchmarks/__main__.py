@@ -1,0 +1,23 @@
+"""``make bench``: every benchmark, one table; each ratio is measured within this run."""
+
+import allocator
+import client_import
+import host_copies
+import rpc_floor
+from rich.console import Console
+from rich.table import Table
+
+MODULES = {
+    "allocator, in process": allocator,
+    "host copies": host_copies,
+    "RPC": rpc_floor,
+    "client import": client_import,
+}
+
+table = Table("what", "measured", "unit", "bar")
+for title, module in MODULES.items():
+    table.add_section()
+    table.add_row(title, style="bold")
+    for name, value, unit, bar in module.rows():
+        table.add_row(name, f"{value:.2f}", unit, bar)
+Console(width=110).print(table)

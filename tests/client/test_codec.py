@@ -1,0 +1,327 @@
+"""Guarantee: what one side puts into a message, the other reads back unchanged, or refuses."""
+
+import struct
+from collections.abc import Sequence
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statepool import errors
+from statepool.calls.blocks import compute_copy_specs
+from statepool.calls.images import ImageReader, Images, as_images, write_messages
+from statepool.columns import FIXED64, columns_of_message, message_of_columns
+from statepool.errors import (
+    BY_REASON,
+    BadFieldError,
+    ChecksumMismatchError,
+    Code,
+    DataLossError,
+    LayoutMismatchError,
+    StatepoolError,
+)
+from statepool.layout import ArenaLayout, Arrangement, BlockLayout, ConvLayout, Dtype, StateKind, StateSpec
+from statepool.refs import BlockRefs
+from statepool.status import DETAILS_KEY, MAX_MESSAGE_BYTES, error_of, error_of_reason, message_of, trailers_of
+from statepool.v1 import block_pb2, types_pb2
+from statepool.wire import (
+    arena_layout_from_wire,
+    arena_layout_to_wire,
+    block_layout_from_wire,
+    block_layout_to_wire,
+    conv_layout_from_wire,
+    conv_layout_to_wire,
+    dtype_from_wire,
+    dtype_to_wire,
+    refs_from_wire,
+    refs_to_wire,
+    state_from_wire,
+    state_to_wire,
+)
+
+ERROR_CLASSES = sorted(
+    (value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, StatepoolError)),
+    key=lambda cls: cls.__name__,
+)
+
+pairs = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**63 - 1)), max_size=200)
+words = st.text(st.characters(codec="utf-8"), max_size=40)
+bytes_of_images = st.tuples(st.integers(1, 3), st.integers(1, 40)).flatmap(
+    lambda shape: st.binary(min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]).map(
+        lambda data: np.frombuffer(data, np.uint8).reshape(shape)
+    )
+)
+
+
+@st.composite
+def states(draw: st.DrawFn, name: str) -> StateSpec:
+    """Draws a state of any kind and dtype."""
+    kind = draw(st.sampled_from(StateKind))
+    dims = (2, 2) if kind is StateKind.CONV else (1, 4)
+    shape = draw(st.lists(st.integers(1, 64), min_size=dims[0], max_size=dims[1]))
+    return StateSpec(name, draw(st.integers(0, 99)), kind, draw(st.sampled_from(Dtype)), tuple(shape))
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> ArenaLayout:
+    """Draws the layout of an arena."""
+    count = draw(st.integers(1, 6))
+    block = BlockLayout.of([draw(states(f"state.{i}")) for i in range(count)], draw(st.sampled_from(ConvLayout)))
+    return ArenaLayout(block, draw(st.integers(2, 2**20)), draw(st.sampled_from(Arrangement)))
+
+
+def _refs(rows: Sequence[tuple[int, int]]) -> BlockRefs:
+    return BlockRefs.of([row[0] for row in rows], [row[1] for row in rows])
+
+
+@given(pairs)
+def test_refs(rows: list[tuple[int, int]]) -> None:
+    """Refs come back equal, and other protobuf code reads the same numbers."""
+    refs = _refs(rows)
+
+    message = types_pb2.BlockRefs.FromString(refs_to_wire(refs).SerializeToString())
+
+    assert refs_from_wire(message) == refs
+    assert list(message.block_ids) == refs.block_ids.tolist()
+    assert list(message.generations) == refs.generations.tolist()
+
+
+@given(pairs, st.randoms())
+def test_refs_of_a_peer_that_does_not_pack(rows: list[tuple[int, int]], random: Random) -> None:
+    """A column may come element by element, mixed with packed pieces and with the other column."""
+    fields = [(1, "<I", row[0]) for row in rows], [(2, "<Q", row[1]) for row in rows]
+    pieces = [[_unpacked(*field) if i % 3 else _packed(*field) for i, field in enumerate(column)] for column in fields]
+    data = b""
+    while pieces[0] or pieces[1]:
+        column = random.choice([column for column in pieces if column])
+        data += column.pop(0)
+
+    assert refs_from_wire(types_pb2.BlockRefs.FromString(data)) == _refs(rows)
+
+
+def _unpacked(number: int, form: str, value: int) -> bytes:
+    wire_type = 5 if form == "<I" else 1
+    return bytes([number << 3 | wire_type]) + struct.pack(form, value)
+
+
+def _packed(number: int, form: str, value: int) -> bytes:
+    return bytes([number << 3 | 2, struct.calcsize(form)]) + struct.pack(form, value)
+
+
+def test_refs_of_different_lengths_are_refused() -> None:
+    """A row without its generation is no ref."""
+    with pytest.raises(ValueError, match="columns of one length"):
+        refs_from_wire(types_pb2.BlockRefs(block_ids=[1, 2], generations=[1]))
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), max_size=300), st.lists(st.integers(0, 2**63 - 1), max_size=300))
+def test_columns(first: list[int], third: list[int]) -> None:
+    """Columns come back equal whatever their length, beside columns that are empty and fields that follow."""
+    written = {2: np.array(first, np.int64).astype(FIXED64), 4: np.array(third, np.int64).astype(FIXED64)}
+
+    message = message_of_columns(block_pb2.ComputeCopySpecsResponse, written)
+    message.tensor_count = 7
+    read = columns_of_message(message, {2: FIXED64, 3: FIXED64, 4: FIXED64})
+
+    assert [read[number].tolist() for number in (2, 3, 4)] == [first, [], third]
+    assert list(message.start_addrs) == first
+
+
+def test_numbers_above_63_bits_read_as_negative() -> None:
+    """A generation that cannot exist never passes for one that can."""
+    message = types_pb2.BlockRefs(block_ids=[1], generations=[2**64 - 1])
+
+    assert refs_from_wire(message).generations.tolist() == [-1]
+
+
+@given(st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=9), min_size=1, max_size=9))
+def test_block_tables(tables: list[list[int]]) -> None:
+    """A batch of block tables is written as one column and its offsets."""
+    request = compute_copy_specs(tables, 0, 1, 0).request
+
+    assert isinstance(request, block_pb2.ComputeCopySpecsRequest)
+    offsets = list(request.row_offsets)
+    rows = [list(request.block_ids[low:high]) for low, high in zip(offsets, offsets[1:], strict=False)]
+    assert rows == tables
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=20))
+def test_one_block_table(table: list[int]) -> None:
+    """A flat list, or array, is a batch of one."""
+    assert compute_copy_specs(table, 0, 1, 0).request == compute_copy_specs([table], 0, 1, 0).request
+    assert (
+        compute_copy_specs(np.array(table, np.int64), 0, 1, 0).request == compute_copy_specs([table], 0, 1, 0).request
+    )
+
+
+@pytest.mark.parametrize("table", [[-1], [2**32], [1.5], [[1.5]], np.ones((2, 2, 2), np.int64)])
+def test_block_ids_that_would_wrap_around_are_refused(table: list[int]) -> None:
+    """No id is silently written as another one."""
+    with pytest.raises(ValueError, match="block_ids"):
+        compute_copy_specs(table, 0, 1, 0)
+
+
+@given(states("layers.0.conv.0"))
+def test_states(state: StateSpec) -> None:
+    """A state comes back equal."""
+    assert state_from_wire(state_to_wire(state), "states[0]") == state
+
+
+@given(layouts())
+def test_layouts(layout: ArenaLayout) -> None:
+    """A layout comes back equal, with or without its arena."""
+    assert arena_layout_from_wire(arena_layout_to_wire(layout)) == layout
+    assert block_layout_from_wire(block_layout_to_wire(layout.block)) == layout.block
+
+
+@given(layouts())
+def test_a_layout_that_means_other_bytes_is_refused(layout: ArenaLayout) -> None:
+    """A state, a fingerprint or a place that was changed on the way is noticed."""
+    other_dtype, other_print, other_place = (arena_layout_to_wire(layout) for _ in range(3))
+    other_dtype.tensors[0].state.layer += 1
+    other_print.fingerprint = other_print.fingerprint[::-1] + "0"
+    other_place.tensors[0].arena_offset += 256
+
+    for message in (other_dtype, other_print, other_place):
+        with pytest.raises(LayoutMismatchError):
+            arena_layout_from_wire(message)
+
+
+@pytest.mark.parametrize("dtype", [None, *Dtype])
+def test_dtypes(dtype: Dtype | None) -> None:
+    """Every element type, and "auto", comes back."""
+    assert dtype_from_wire(dtype_to_wire(dtype), "dtype") is dtype
+
+
+@pytest.mark.parametrize("layout", [None, *ConvLayout])
+def test_conv_layouts(layout: ConvLayout | None) -> None:
+    """Every conv layout, and "unspecified", comes back."""
+    assert conv_layout_from_wire(conv_layout_to_wire(layout), "conv_layout") is layout
+
+
+def test_unknown_enum_numbers_are_bad_fields() -> None:
+    """A number that a newer peer may send is refused by the name of its field."""
+    with pytest.raises(BadFieldError, match=r"conv_dtype: 99 is not one of") as refused:
+        dtype_from_wire(99, "conv_dtype")
+    assert refused.value.field == "conv_dtype"
+    with pytest.raises(BadFieldError, match=r"states\[0\].kind: 0"):
+        state_from_wire(types_pb2.StateSpec(name="a", dtype=types_pb2.DTYPE_INT8, shape=[1]), "states[0]")
+
+
+@pytest.mark.parametrize("cls", ERROR_CLASSES)
+@given(
+    message=words,
+    field=words,
+    retry_after=st.none() | st.integers(0, 10**7).map(lambda ms: ms / 1000),
+    metadata=st.dictionaries(st.sampled_from(["free", "limit", "row"]), st.integers(0, 2**40)),
+)
+def test_errors(
+    cls: type[StatepoolError], message: str, field: str, retry_after: float | None, metadata: dict[str, int]
+) -> None:
+    """The client gets the class that the server raised, with its message and hints, and the facts of its reason."""
+    raised = cls(message, field=field, retry_after=retry_after, **metadata)
+
+    got = error_of(raised.code, message_of(raised), trailers_of(raised))
+
+    assert type(got) is cls
+    assert (got.message, got.field, got.retry_after) == (message, field, retry_after)
+    assert got.metadata == (raised.metadata if cls.reason else {})
+
+
+@pytest.mark.parametrize("cls", BY_REASON.values())
+def test_errors_inside_messages(cls: type[StatepoolError]) -> None:
+    """An error in a stream's message comes back as its class too."""
+    error = error_of_reason(cls.code, cls.reason, "why")
+
+    assert (type(error), error.message) == (cls, "why")
+
+
+@given(st.sampled_from(Code), words, st.binary(max_size=60))
+def test_an_error_without_readable_details(code: Code, message: str, details: bytes) -> None:
+    """Whatever stands in the details, the status code alone gives the class."""
+    bare = error_of(code, message, [])
+    garbled = error_of(code, message, [("other", "x"), (DETAILS_KEY, b"\xff" + details)])
+
+    assert type(bare) is type(garbled)
+    assert (bare.code if type(bare) is not StatepoolError else code) == code
+    assert bare.message == message
+
+
+@given(st.integers(MAX_MESSAGE_BYTES - 3, MAX_MESSAGE_BYTES + 3), st.sampled_from("aé€𝄞"))
+def test_long_messages_are_cut_between_characters(length: int, character: str) -> None:
+    """A message that does not fit into trailers loses its end and stays text."""
+    cut = message_of(StatepoolError(character * length))
+
+    assert len(cut.encode()) <= MAX_MESSAGE_BYTES
+    assert cut == character * len(cut)
+
+
+def _responses(images: Images, chunk: int) -> list[block_pb2.ReadBlocksResponse]:
+    """Answers a read with what a write of the same images would send."""
+    refs = BlockRefs.of(range(1, len(images) + 1), [1] * len(images))
+    messages = list(
+        write_messages(
+            types_pb2.SessionRef(), refs, images, offset=0, rank_index=0, layout_fingerprint="", max_chunk_bytes=chunk
+        )
+    )
+    assert messages[0].WhichOneof("message") == "header"
+    return [
+        block_pb2.ReadBlocksResponse(
+            block_index=message.chunk.block_index,
+            offset=message.chunk.offset,
+            data=message.chunk.data,
+            checksum=message.chunk.checksum,
+        )
+        for message in messages[1:]
+    ]
+
+
+def _reader(images: Images) -> ImageReader:
+    refs = BlockRefs.of(range(1, len(images) + 1), [1] * len(images))
+    return ImageReader(types_pb2.SessionRef(), refs, offset=0, length=None, rank_index=0, image_bytes=images.shape[1])
+
+
+@given(bytes_of_images, st.integers(1, 50))
+def test_images(images: Images, chunk: int) -> None:
+    """Images cut into chunks of any size are put together again, byte for byte."""
+    reader = _reader(images)
+    got = reader.new_images()
+
+    for response in _responses(as_images(images.tobytes(), len(images)), chunk):
+        assert len(response.data) <= chunk
+        reader.place(reader.accept(response), got)
+    reader.finish()
+
+    assert np.array_equal(got, images)
+
+
+@given(bytes_of_images, st.integers(1, 50), st.data())
+def test_damaged_images_are_noticed(images: Images, chunk: int, data: st.DataObject) -> None:
+    """A flipped byte, a chunk left out, and a chunk sent twice never pass for the state."""
+    responses = _responses(images, chunk)
+    victim = data.draw(st.integers(0, len(responses) - 1))
+    flipped = block_pb2.ReadBlocksResponse.FromString(responses[victim].SerializeToString())
+    flipped.data = bytes([flipped.data[0] ^ 1]) + flipped.data[1:]
+
+    with pytest.raises(ChecksumMismatchError):
+        _read([*responses[:victim], flipped], images)
+    with pytest.raises(DataLossError):
+        _read([*responses[:victim], *responses[victim + 1 :]], images)
+    with pytest.raises(DataLossError):
+        _read([*responses[: victim + 1], responses[victim]], images)
+
+
+def _read(responses: Sequence[block_pb2.ReadBlocksResponse], images: Images) -> None:
+    reader = _reader(images)
+    for response in responses:
+        reader.accept(response)
+    reader.finish()
+
+
+@pytest.mark.parametrize("data", [b"abc", np.zeros((1, 4), np.uint8), np.zeros(8, np.uint8), np.zeros((2, 4), np.int8)])
+def test_data_of_another_shape_is_refused(data: bytes) -> None:
+    """What is not one image of equal length per block is not written."""
+    with pytest.raises(ValueError, match=r"^data: "):
+        as_images(data, 2)
