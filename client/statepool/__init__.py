@@ -131,17 +131,19 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _ERRORS = "statepool.errors"
 
 
-def __getattr__(name: str) -> object:
-    """Loads a public name when it is first used (PEP 562)."""
-    if name == "__version__":
-        from importlib.metadata import version  # half as slow to import as gRPC
+if not TYPE_CHECKING:  # a type checker would take any name for a good one
 
-        return version("statepool")
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(_HOME_OF.get(name, _ERRORS)), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        """Loads a public name when it is first used (PEP 562)."""
+        if name == "__version__":
+            from importlib.metadata import version  # half as slow to import as gRPC
+
+            return version("statepool")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value: object = getattr(import_module(_HOME_OF.get(name, _ERRORS)), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -143,17 +144,17 @@ def test_block_tables(tables: list[list[int]]) -> None:
 
     assert isinstance(request, block_pb2.ComputeCopySpecsRequest)
     offsets = list(request.row_offsets)
-    rows = [list(request.block_ids[low:high]) for low, high in zip(offsets, offsets[1:], strict=False)]
+    rows = [list(request.block_ids[low:high]) for low, high in pairwise(offsets)]
     assert rows == tables
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=20))
 def test_one_block_table(table: list[int]) -> None:
     """A flat list, or array, is a batch of one."""
-    assert compute_copy_specs(table, 0, 1, 0).request == compute_copy_specs([table], 0, 1, 0).request
-    assert (
-        compute_copy_specs(np.array(table, np.int64), 0, 1, 0).request == compute_copy_specs([table], 0, 1, 0).request
-    )
+    batch = compute_copy_specs([table], 0, 1, 0).request
+
+    assert compute_copy_specs(table, 0, 1, 0).request == batch
+    assert compute_copy_specs(np.array(table, np.int64), 0, 1, 0).request == batch
 
 
 @pytest.mark.parametrize("table", [[-1], [2**32], [1.5], [[1.5]], np.ones((2, 2, 2), np.int64)])

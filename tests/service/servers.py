@@ -1,4 +1,4 @@
-"""Real servers for tests: the installed command in a process of its own, on a Unix socket, with a pool of small blocks."""
+"""Real servers for tests: the installed command in a process of its own, on a Unix socket, with small blocks."""
 
 import contextlib
 import json

@@ -1,6 +1,7 @@
 """Guarantee: blocks are handed out whole, written by their owner only, and found only as they were committed."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -202,51 +203,62 @@ def test_least_recently_used_goes_first(session: Session) -> None:
     assert session.lookup_prefix([b"1"]) is not None
 
 
-def _commit_call(**changes: Any) -> Callable[[Session, BlockRefs, BlockRefs, BlockRefs], object]:
-    def call(session: Session, mine: BlockRefs, _theirs: BlockRefs, _committed: BlockRefs) -> object:
-        ask: dict[str, Any] = {"prefix_hashes": [b"h"], "boundary_tokens": 16, "written_through_tokens": 16}
-        return session.commit_blocks(mine, **(ask | changes))
+@dataclass(frozen=True)
+class Scene:
+    """What a call that must be refused finds."""
 
-    return call
+    session: Session
+    """The caller."""
+    mine: BlockRefs
+    """An uncommitted block of the caller."""
+    theirs: BlockRefs
+    """An uncommitted block of another session."""
+    committed: BlockRefs
+    """A block of the caller that is committed under the hash ``c``."""
 
 
-REFUSALS: dict[str, tuple[Callable[..., object], type[StatepoolError], str]] = {
-    "count-0": (lambda s, m, t, c: s.allocate_blocks(0), BadFieldError, "count"),
-    "count-batch": (lambda s, m, t, c: s.allocate_blocks(4097), BatchTooLargeError, "count"),
-    "free-theirs": (lambda s, m, t, c: s.free_blocks(t), BlockNotOwnedError, "blocks"),
-    "free-twice": (lambda s, m, t, c: s.free_blocks(BlockRefs.concat([m, m])), BlockNotOwnedError, "blocks"),
-    "free-null": (lambda s, m, t, c: s.free_blocks(NULL_BLOCK), BlockIndexOutOfRangeError, "blocks"),
-    "free-end": (lambda s, m, t, c: s.free_blocks(PAST_THE_END), BlockIndexOutOfRangeError, "blocks"),
+def _commit_call(**changes: Any) -> Callable[[Scene], object]:
+    ask: dict[str, Any] = {"prefix_hashes": [b"h"], "boundary_tokens": 16, "written_through_tokens": 16}
+    return lambda s: s.session.commit_blocks(s.mine, **(ask | changes))
+
+
+REFUSALS: dict[str, tuple[Callable[[Scene], object], type[StatepoolError], str]] = {
+    "count-0": (lambda s: s.session.allocate_blocks(0), BadFieldError, "count"),
+    "count-batch": (lambda s: s.session.allocate_blocks(4097), BatchTooLargeError, "count"),
+    "free-theirs": (lambda s: s.session.free_blocks(s.theirs), BlockNotOwnedError, "blocks"),
+    "free-twice": (lambda s: s.session.free_blocks(BlockRefs.concat([s.mine, s.mine])), BlockNotOwnedError, "blocks"),
+    "free-null": (lambda s: s.session.free_blocks(NULL_BLOCK), BlockIndexOutOfRangeError, "blocks"),
+    "free-end": (lambda s: s.session.free_blocks(PAST_THE_END), BlockIndexOutOfRangeError, "blocks"),
     "free-some": (
-        lambda s, m, t, c: s.free_blocks(BlockRefs.concat([m, PAST_THE_END])),
+        lambda s: s.session.free_blocks(BlockRefs.concat([s.mine, PAST_THE_END])),
         BlockIndexOutOfRangeError,
         "blocks",
     ),
     "free-batch": (
-        lambda s, m, t, c: s.free_blocks(BlockRefs.of(np.full(4097, m.block_ids), np.full(4097, m.generations))),
+        lambda s: s.session.free_blocks(BlockRefs.of(np.full(4097, s.mine.block_ids), np.full(4097, s.mine.generations))),
         BatchTooLargeError,
         "blocks",
     ),
     "free-generation": (
-        lambda s, m, t, c: s.free_blocks(BlockRefs.of(m.block_ids, m.generations + 2)),
+        lambda s: s.session.free_blocks(BlockRefs.of(s.mine.block_ids, s.mine.generations + 2)),
         GenerationStaleError,
         "blocks",
     ),
     "free-even": (
-        lambda s, m, t, c: s.free_blocks(BlockRefs.of([CAPACITY], [0])),
+        lambda s: s.session.free_blocks(BlockRefs.of([CAPACITY], [0])),
         GenerationStaleError,
         "blocks",
     ),
-    "retain-theirs": (lambda s, m, t, c: s.retain_blocks(t), BlockNotOwnedError, "blocks"),
+    "retain-theirs": (lambda s: s.session.retain_blocks(s.theirs), BlockNotOwnedError, "blocks"),
     "evict-stale": (
-        lambda s, m, t, c: s.evict_blocks(BlockRefs.of(m.block_ids, m.generations + 1)),
+        lambda s: s.session.evict_blocks(BlockRefs.of(s.mine.block_ids, s.mine.generations + 1)),
         GenerationStaleError,
         "blocks",
     ),
-    "evict-hash": (lambda s, m, t, c: s.evict_blocks(prefix_hashes=[b""]), BadFieldError, "prefix_hashes"),
-    "lookup-hash": (lambda s, m, t, c: s.lookup_prefix([b"x" * 65]), BadFieldError, "prefix_hashes"),
-    "lookup-namespace": (lambda s, m, t, c: s.lookup_prefix([], namespace="x" * 257), BadFieldError, "namespace"),
-    "lookup-batch": (lambda s, m, t, c: s.lookup_prefix([b"x"] * 4097), BatchTooLargeError, "prefix_hashes"),
+    "evict-hash": (lambda s: s.session.evict_blocks(prefix_hashes=[b""]), BadFieldError, "prefix_hashes"),
+    "lookup-hash": (lambda s: s.session.lookup_prefix([b"x" * 65]), BadFieldError, "prefix_hashes"),
+    "lookup-namespace": (lambda s: s.session.lookup_prefix([], namespace="x" * 257), BadFieldError, "namespace"),
+    "lookup-batch": (lambda s: s.session.lookup_prefix([b"x"] * 4097), BatchTooLargeError, "prefix_hashes"),
     "commit-early": (_commit_call(written_through_tokens=15), BoundaryNotWrittenError, "written_through_tokens"),
     "commit-late": (_commit_call(written_through_tokens=17), BoundaryNotWrittenError, "written_through_tokens"),
     "commit-odd": (_commit_call(boundary_tokens=17, written_through_tokens=17), BadFieldError, "boundary_tokens"),
@@ -257,13 +269,13 @@ REFUSALS: dict[str, tuple[Callable[..., object], type[StatepoolError], str]] = {
     "commit-boundaries": (_commit_call(boundary_tokens=[16, 16]), ColumnLengthMismatchError, "boundary_tokens"),
     "commit-written": (_commit_call(written_through_tokens=[]), ColumnLengthMismatchError, "written_through_tokens"),
     "commit-namespace": (_commit_call(namespace="x" * 257), BadFieldError, "namespace"),
-    "commit-theirs": (lambda s, m, t, c: _commit(s, t, b"h"), BlockNotOwnedError, "blocks"),
-    "commit-twice": (lambda s, m, t, c: _commit(s, BlockRefs.concat([m, m]), b"1", b"2"), BadFieldError, "blocks"),
-    "commit-again": (lambda s, m, t, c: _commit(s, c, b"other"), BlockNotWritableError, "blocks"),
-    "commit-again-elsewhere": (lambda s, m, t, c: _commit(s, c, b"c", namespace="n"), BlockNotWritableError, "blocks"),
-    "write-committed": (lambda s, m, t, c: s.write_blocks(c, bytes(8)), BlockNotWritableError, "blocks"),
-    "write-theirs": (lambda s, m, t, c: s.write_blocks(t, bytes(8)), BlockNotOwnedError, "blocks"),
-    "read-theirs": (lambda s, m, t, c: s.read_images(t), BlockNotOwnedError, "blocks"),
+    "commit-theirs": (lambda s: _commit(s.session, s.theirs, b"h"), BlockNotOwnedError, "blocks"),
+    "commit-twice": (lambda s: _commit(s.session, BlockRefs.concat([s.mine, s.mine]), b"1", b"2"), BadFieldError, "blocks"),
+    "commit-again": (lambda s: _commit(s.session, s.committed, b"other"), BlockNotWritableError, "blocks"),
+    "commit-again-elsewhere": (lambda s: _commit(s.session, s.committed, b"c", namespace="n"), BlockNotWritableError, "blocks"),
+    "write-committed": (lambda s: s.session.write_blocks(s.committed, bytes(8)), BlockNotWritableError, "blocks"),
+    "write-theirs": (lambda s: s.session.write_blocks(s.theirs, bytes(8)), BlockNotOwnedError, "blocks"),
+    "read-theirs": (lambda s: s.session.read_images(s.theirs), BlockNotOwnedError, "blocks"),
 }
 
 
@@ -271,12 +283,12 @@ REFUSALS: dict[str, tuple[Callable[..., object], type[StatepoolError], str]] = {
 def test_refused_call_changes_nothing(client: Client, session: Session, other: Session, name: str) -> None:
     """A bad call raises its own class with its field, and the pool is as it was before."""
     call, expected, field = REFUSALS[name]
-    mine, theirs, committed = session.allocate_blocks(1), other.allocate_blocks(1), session.allocate_blocks(1)
-    _commit(session, committed, b"c")
+    scene = Scene(session, session.allocate_blocks(1), other.allocate_blocks(1), session.allocate_blocks(1))
+    _commit(session, scene.committed, b"c")
     before = [repr((page.blocks, page.states, page.reference_counts)) for page in client.list_blocks()]
 
     with pytest.raises(expected) as caught:
-        call(session, mine, theirs, committed)
+        call(scene)
 
     assert caught.value.field == field
     assert [repr((page.blocks, page.states, page.reference_counts)) for page in client.list_blocks()] == before

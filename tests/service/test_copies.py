@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from service.conftest import empty
-from service.servers import CAPACITY, IMAGE_BYTES, Server, Servers
 from service.raw import writing
+from service.servers import CAPACITY, IMAGE_BYTES, Server, Servers
 from statepool import (
     BadFieldError,
     BlockBusyError,
@@ -168,7 +168,7 @@ def test_bad_copies_are_refused(session: Session, other: Session) -> None:
         ({"src": mine, "dst": mine, "token_bias": [0, 1, 1]}, ColumnLengthMismatchError, "token_biases"),
     ):
         with pytest.raises(expected) as caught:
-            session.copy_blocks(**ask)  # type: ignore[arg-type]
+            session.copy_blocks(**ask)
         assert caught.value.field == field, ask
     with pytest.raises(ColumnLengthMismatchError):
         session.copy_blocks(src=first, dst=mine)

@@ -1,6 +1,7 @@
 """Guarantee: what the server tells about its pool and about shapes is what any process computes for itself."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,13 @@ def test_list_blocks_refuses_what_it_did_not_make(client: Client, stubs: Stubs) 
     incarnation = client.get_pool().incarnation
     for token in ("nonsense", "1.5", f"{incarnation:x}.", f"{incarnation:x}.-1", f"{incarnation:x}.{'9' * 30}"):
         request = pool_pb2.ListBlocksRequest(page_token=token)
-        error = refusal_of(lambda request=request: stubs.pool.ListBlocks(request))
+        error = refusal_of(partial(stubs.pool.ListBlocks, request))
         assert isinstance(error, BadFieldError), token
         assert error.field == "page_token"
 
-    error = refusal_of(lambda: stubs.pool.ListBlocks(pool_pb2.ListBlocksRequest(states=[pool_pb2.BLOCK_STATE_UNSPECIFIED])))
+    error = refusal_of(
+        lambda: stubs.pool.ListBlocks(pool_pb2.ListBlocksRequest(states=[pool_pb2.BLOCK_STATE_UNSPECIFIED]))
+    )
     assert isinstance(error, BadFieldError)
     assert error.field == "states"
     with pytest.raises(SessionNotFoundError):

@@ -2,6 +2,7 @@
 
 import threading
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -266,5 +267,5 @@ def test_every_call_checks_epoch_and_incarnation(session: Session, stubs: Stubs)
             (stubs.blocks.CopyBlocks, block_pb2.CopyBlocksRequest(session=ref)),
             (stubs.sessions.DeleteSession, pb.DeleteSessionRequest(session=ref)),
         ):
-            error = refusal_of(lambda call=call, request=request: call(request))  # type: ignore[operator, misc]
+            error = refusal_of(partial(call, request))
             assert isinstance(error, expected), request

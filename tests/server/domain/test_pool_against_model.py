@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from statepool.errors import StatepoolError
 from statepool.refs import BlockRefs
@@ -23,10 +23,16 @@ MAX_SESSIONS = 3
 T = TypeVar("T")
 Pairs = list[tuple[int, int]]
 
-hashes = st.lists(st.sampled_from([b"a", b"b", b"c", b"d"]), max_size=4)
-namespaces = st.sampled_from(["", "m"])
-who = st.integers(0, 9)
-rows = st.lists(st.integers(0, 9), max_size=4, unique=True)
+HASHES = [b"a", b"b", b"c", b"d", b"e", b"f"]
+hashes = st.lists(st.sampled_from(HASHES), max_size=4)
+namespaces = st.sampled_from(["m", "m", "n"])
+who = st.integers(0, 29)
+rows = st.lists(st.integers(0, 29), min_size=1, max_size=4, unique=True)
+
+
+def refs_of(pairs: Pairs) -> BlockRefs:
+    """Builds refs from pairs."""
+    return BlockRefs.of([block for block, _ in pairs], [generation for _, generation in pairs])
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -61,18 +67,17 @@ class PoolMachine(RuleBasedStateMachine):
         return None
 
     def session(self, index: int) -> tuple[int, int]:
-        """Picks a live session; index 9 picks one that is not."""
+        """Picks a live session; index 29 picks one of the past, or a bad one."""
         live = [(session_id, session.epoch) for session_id, session in self.model.sessions.items()]
-        if index < 9 and live:
+        if index < 29 and live:
             return live[index % len(live)]
         return self.sessions[(self.now + len(self.seen)) % len(self.sessions)]
 
-    def refs(self, session: tuple[int, int], indices: list[int]) -> tuple[BlockRefs, Pairs]:
-        """Picks refs: below 7 the session's blocks, 7 and 8 any allocated block, 9 any of the past, or a bad one."""
+    def pairs(self, session: tuple[int, int], indices: list[int]) -> Pairs:
+        """Picks refs: below 24 the session's blocks, below 29 any allocated one, 29 any of the past, or a bad one."""
         live = [(i, block.generation) for i, block in self.model.blocks.items() if block.generation % 2]
         own = [(i, g) for i, g in live if session[0] in self.model.blocks[i].references]
-        pairs = [self._pick(index, own if index < 7 else live if index < 9 else []) for index in indices]
-        return BlockRefs.of([block for block, _ in pairs], [generation for _, generation in pairs]), pairs
+        return [self._pick(index, own if index < 24 else live if index < 29 else []) for index in indices]
 
     def _pick(self, index: int, candidates: Pairs) -> tuple[int, int]:
         return candidates[index % len(candidates)] if candidates else self.seen[(7 * index + self.now) % len(self.seen)]
@@ -82,7 +87,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.seen += [pair for pair in pairs if pair not in self.seen]
         return pairs
 
-    @rule(key=st.sampled_from(["", "", "x", "y"]), ttl=st.integers(20, 200), take_over=st.booleans())
+    @initialize()
+    def begin(self) -> None:
+        """Opens a session that holds some blocks: without one nothing much happens."""
+        self.create_session("", 300, False)
+        self.allocate(0, 3)
+
+    @rule(key=st.sampled_from(["", "", "x", "y"]), ttl=st.integers(50, 400), take_over=st.booleans())
     def create_session(self, key: str, ttl: int, take_over: bool) -> None:
         answers = self.ask(
             lambda pool: pool.create_session(key, ttl, take_over, self.now),
@@ -100,13 +111,13 @@ class PoolMachine(RuleBasedStateMachine):
         answers = self.ask(lambda pool: pool.keep_alive(*who, self.now), lambda: self.model.keep_alive(*who, self.now))
         assert answers is None or answers[0] == answers[1] == answers[2]
 
-    @rule(session=who)
-    def delete_session(self, session: int) -> None:
-        who = self.session(session)
+    @rule(session=who, sure=st.integers(0, 4))
+    def delete_session(self, session: int, sure: int) -> None:
+        who = self.session(session) if sure == 0 else self.sessions[0]
         answers = self.ask(lambda pool: pool.delete_session(*who), lambda: self.model.delete(*who))
         assert answers is None or answers[0] == answers[1] == answers[2]
 
-    @rule(passed=st.sampled_from([0, 1, 5, 60]))
+    @rule(passed=st.sampled_from([0, 0, 1, 5, 60]))
     def expire_sessions(self, passed: int) -> None:
         self.now += passed
         expected_next = min((session.expires for session in self.model.sessions.values()), default=None)
@@ -115,7 +126,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert answers is not None
         assert answers[0] == answers[1] == answers[2]
 
-    @rule(session=who, count=st.sampled_from([0, 1, 1, 2, 2, 3, 4, BLOCK_COUNT]))
+    @rule(session=who, count=st.sampled_from([0, 1, 1, 1, 2, 2, 3, BLOCK_COUNT]))
     def allocate(self, session: int, count: int) -> None:
         who = self.session(session)
         answers = self.ask(lambda pool: pool.allocate(*who, count), lambda: self.model.allocate(*who, count))
@@ -127,20 +138,24 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(session=who, indices=rows)
     def free(self, session: int, indices: list[int]) -> None:
         who = self.session(session)
-        refs, pairs = self.refs(who, indices)
+        self._free(who, self.pairs(who, indices))
+
+    def _free(self, who: tuple[int, int], pairs: Pairs) -> None:
+        refs = refs_of(pairs)
         self.ask(lambda pool: pool.free(*who, refs), lambda: self.model.release(*who, pairs))
 
     @rule(session=who, indices=rows)
     def retain(self, session: int, indices: list[int]) -> None:
         who = self.session(session)
-        refs, pairs = self.refs(who, indices)
+        pairs = self.pairs(who, indices)
+        refs = refs_of(pairs)
         self.ask(lambda pool: pool.retain(*who, refs), lambda: self.model.retain(*who, pairs))
 
     @rule(
         session=who,
         indices=rows,
         namespace=namespaces,
-        values=st.lists(st.sampled_from([b"a", b"b", b"c", b"d"]), min_size=4, max_size=4),
+        values=st.lists(st.sampled_from(HASHES), min_size=4, max_size=4),
         boundary=st.sampled_from([BLOCK_TOKENS] * 6 + [2 * BLOCK_TOKENS, 0, 3]),
         off_by=st.sampled_from([0] * 9 + [1]),
     )
@@ -148,8 +163,13 @@ class PoolMachine(RuleBasedStateMachine):
         self, session: int, indices: list[int], namespace: str, values: list[bytes], boundary: int, off_by: int
     ) -> None:
         who = self.session(session)
-        refs, pairs = self.refs(who, indices)
-        chosen, count = values[: len(pairs)], len(pairs)
+        pairs = self.pairs(who, indices)
+        self._commit(who, pairs, namespace, values[: len(pairs)], boundary, off_by)
+
+    def _commit(
+        self, who: tuple[int, int], pairs: Pairs, namespace: str, chosen: list[bytes], boundary: int, off_by: int
+    ) -> None:
+        refs, count = refs_of(pairs), len(pairs)
         boundaries, written = np.full(count, boundary), np.full(count, boundary + off_by)
         answers = self.ask(
             lambda pool: pool.commit(*who, refs, namespace, chosen, boundaries, written),
@@ -159,6 +179,16 @@ class PoolMachine(RuleBasedStateMachine):
             result, twin, expected = answers
             assert result.holders == twin.holders
             assert (result.holders.block_ids.tolist(), result.duplicate_rows.tolist()) == expected
+
+    @rule(session=who, count=st.integers(1, 3), namespace=namespaces, first=st.integers(0, 5))
+    def put_away(self, session: int, count: int, namespace: str, first: int) -> None:
+        """Commits some blocks of a session and drops all its references to them, as a finished request does."""
+        who = self.session(session)
+        held = {i: b for i, b in self.model.blocks.items() if b.references.get(who[0]) and not b.committed}
+        pairs = [(block_id, block.generation) for block_id, block in list(held.items())[:count]]
+        values = [HASHES[(first + row) % len(HASHES)] for row in range(len(pairs))]
+        self._commit(who, pairs, namespace, values, BLOCK_TOKENS, 0)
+        self._free(who, [pair for pair in pairs for _ in range(held[pair[0]].references.get(who[0], 0))])
 
     @rule(session=who, namespace=namespaces, values=hashes)
     def lookup(self, session: int, namespace: str, values: list[bytes]) -> None:
@@ -174,7 +204,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(session=who, indices=rows, namespace=namespaces, values=hashes)
     def evict(self, session: int, indices: list[int], namespace: str, values: list[bytes]) -> None:
         who = self.session(session)
-        refs, pairs = self.refs(who, indices)
+        pairs = self.pairs(who, indices)
+        refs = refs_of(pairs)
         answers = self.ask(
             lambda pool: pool.evict(*who, refs, namespace, values),
             lambda: self.model.evict(*who, pairs, namespace, values),
@@ -187,7 +218,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(session=who, indices=rows, write=st.booleans())
     def pin(self, session: int, indices: list[int], write: bool) -> None:
         who = self.session(session)
-        refs, pairs = self.refs(who, indices)
+        pairs = self.pairs(who, indices)
+        refs = refs_of(pairs)
         if write:
             answers = self.ask(lambda pool: pool.pin_write(*who, refs), lambda: self.model.pin_write(*who, pairs))
         else:
@@ -199,9 +231,12 @@ class PoolMachine(RuleBasedStateMachine):
     def pin_copy(self, session: int, dst: list[int], src: list[int], temporal: list[int]) -> None:
         count = min(len(dst), len(src), len(temporal))
         who = self.session(session)
-        to, to_pairs = self.refs(who, dst[:count])
-        source, source_pairs = self.refs(who, src[:count])
-        other, other_pairs = self.refs(who, temporal[:count])
+        to_pairs = self.pairs(who, dst[:count])
+        to = refs_of(to_pairs)
+        source_pairs = self.pairs(who, src[:count])
+        source = refs_of(source_pairs)
+        other_pairs = self.pairs(who, temporal[:count])
+        other = refs_of(other_pairs)
         answers = self.ask(
             lambda pool: pool.pin_copy(*who, source, to, other),
             lambda: self.model.pin_copy(*who, source_pairs, to_pairs, other_pairs),

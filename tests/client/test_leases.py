@@ -1,0 +1,236 @@
+"""Guarantee: a lease is renewed in time, and once it cannot be relied on it is lost, once, with one error."""
+
+import math
+import time
+
+import pytest
+
+from statepool.calls.sessions import Opened
+from statepool.errors import (
+    IncarnationMismatchError,
+    PoolExhaustedError,
+    SessionExpiredError,
+    SessionFencedError,
+    SessionNotFoundError,
+    StatepoolError,
+)
+from statepool.leases import Lease, Leases
+from statepool.renewals import MAX_SESSIONS_PER_REQUEST, Renewals
+from statepool.v1.session_pb2 import KeepAliveRequest, KeepAliveResponse, KeepAliveResult
+from statepool.v1.types_pb2 import Error, SessionRef
+
+START = 1000.0
+INCARNATION = 7
+
+
+def _lease(leases: Leases, session_id: int, ttl: float = 9.0, asked_at: float = START) -> tuple[Lease, list[str]]:
+    """Makes a lease and a list that gets the reason of every loss its owner is told of."""
+    lease = Lease(Opened(SessionRef(session_id=session_id, epoch=1, incarnation=INCARNATION), "", ttl, False), asked_at)
+    told: list[str] = []
+    lease.on_lost = lambda error: told.append(error.reason)
+    leases.add(lease)
+    return lease, told
+
+
+def _ids(request: KeepAliveRequest | None) -> list[int]:
+    return [] if request is None else [session.session_id for session in request.sessions]
+
+
+def _granted(count: int) -> KeepAliveResponse:
+    return KeepAliveResponse(incarnation=INCARNATION, results=[KeepAliveResult() for _ in range(count)])
+
+
+def test_a_lease_is_renewed_after_a_third() -> None:
+    """Nothing is sent before a third of the ttl, and a granted renewal counts from when it was sent."""
+    leases = Leases()
+    renewals = Renewals(leases)
+    lease, _ = _lease(leases, 1)
+
+    assert renewals.next_at() == START + 3.0
+    assert renewals.request(START + 2.9) is None
+    assert _ids(renewals.request(START + 3.1)) == [1]
+    renewals.answered(_granted(1))
+
+    assert lease.expires_at == START + 3.1 + 9.0
+    assert renewals.next_at() == START + 3.1 + 3.0
+
+
+def test_leases_share_a_request() -> None:
+    """Leases that are due soon come along with the one that is due; those of much longer lives do not."""
+    leases = Leases()
+    renewals = Renewals(leases)
+    _lease(leases, 1)
+    _lease(leases, 2, asked_at=START + 1.0)
+    _lease(leases, 3, ttl=3600.0)
+
+    assert _ids(renewals.request(START + 3.0)) == [1, 2]
+
+
+def test_a_request_is_bounded() -> None:
+    """More leases than one request may name are renewed by the next ones, one unanswered at a time."""
+    leases = Leases()
+    renewals = Renewals(leases)
+    for session_id in range(MAX_SESSIONS_PER_REQUEST + 1):
+        _lease(leases, session_id)
+
+    first = _ids(renewals.request(START + 3.0))
+    assert renewals.request(START + 3.0) is None
+    renewals.answered(_granted(len(first)))
+    second = _ids(renewals.request(START + 3.0))
+
+    assert len(first) == MAX_SESSIONS_PER_REQUEST
+    assert sorted(first + second) == list(range(MAX_SESSIONS_PER_REQUEST + 1))
+
+
+def test_a_silent_stream_is_given_up() -> None:
+    """An answer that is a third of the ttl late makes the next request go over another stream, soon."""
+    leases = Leases()
+    renewals = Renewals(leases)
+    _lease(leases, 1)
+    renewals.request(START + 3.0)
+
+    assert not renewals.is_overdue(START + 5.9)
+    assert renewals.is_overdue(START + 6.0)
+    renewals.broke(START + 6.0)
+
+    assert START + 6.0 < renewals.next_at() < START + 6.1
+    assert _ids(renewals.request(START + 6.1)) == [1]
+
+
+def test_broken_streams_are_opened_less_and_less_often() -> None:
+    """The wait after a broken stream grows to a second, and begins small again after an answer."""
+    leases = Leases()
+    renewals = Renewals(leases)
+    _lease(leases, 1, ttl=900.0)
+    waits = []
+    for _ in range(12):
+        renewals.request(START + 300.0)
+        renewals.broke(START + 300.0)
+        waits.append(renewals.next_at() - START - 300.0)
+
+    assert waits[0] <= 0.051
+    assert 0.5 <= waits[-1] <= 1.001
+    renewals.request(START + 302.0)
+    renewals.answered(_granted(1))
+    renewals.broke(START + 302.0)
+    assert renewals.request(START + 302.06) is None
+    assert _ids(renewals.request(START + 603.0)) == [1]
+
+
+def test_a_lease_without_a_renewal_is_lost() -> None:
+    """When the ttl has passed since the last granted renewal, the owner is told, once."""
+    leases = Leases()
+    renewals = Renewals(leases)
+    lease, told = _lease(leases, 1)
+
+    renewals.expire(START + 8.9)
+    assert told == []
+    renewals.expire(START + 9.0)
+    renewals.expire(START + 9.1)
+
+    assert told == ["SESSION_EXPIRED"]
+    assert isinstance(lease.error, SessionExpiredError)
+    assert renewals.next_at() == math.inf
+
+
+def test_one_refused_renewal_loses_one_lease() -> None:
+    """A result's error is the lease's; the others of the request are renewed."""
+    leases = Leases()
+    renewals = Renewals(leases)
+    fenced, told_fenced = _lease(leases, 1)
+    kept, told_kept = _lease(leases, 2)
+    asked = _ids(renewals.request(START + 3.0))
+    error = Error(code=SessionFencedError.code, reason=SessionFencedError.reason, message="taken over")
+    results = [KeepAliveResult(error=error) if session_id == 1 else KeepAliveResult() for session_id in asked]
+
+    renewals.answered(KeepAliveResponse(incarnation=INCARNATION, results=results))
+
+    assert (told_fenced, told_kept) == (["SESSION_FENCED"], [])
+    assert isinstance(fenced.error, SessionFencedError)
+    assert kept.expires_at == START + 12.0
+
+
+def test_another_server_process_loses_every_lease_of_the_former() -> None:
+    """Any answer with a new incarnation ends the old sessions; a late answer of the old process ends nothing."""
+    leases = Leases()
+    leases.saw_incarnation(INCARNATION)
+    old, told_old = _lease(leases, 1)
+
+    leases.saw_incarnation(8)
+    new = Lease(Opened(SessionRef(session_id=1, epoch=1, incarnation=8), "", 9.0, False), START)
+    leases.add(new)
+    leases.saw_incarnation(INCARNATION)
+
+    assert told_old == ["INCARNATION_MISMATCH"]
+    assert isinstance(old.error, IncarnationMismatchError)
+    assert new.error is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SessionNotFoundError("x"), SessionExpiredError("x"), SessionFencedError("x"), IncarnationMismatchError("x")],
+)
+def test_a_call_can_find_a_lease_lost(error: StatepoolError) -> None:
+    """What no call can recover from is raised by every later call, as a new exception of the same class."""
+    leases = Leases()
+    lease, told = _lease(leases, 1, asked_at=time.monotonic())
+
+    assert leases.failed(lease, error) is error
+    with pytest.raises(type(error)) as first:
+        leases.check(lease)
+    with pytest.raises(type(error)) as second:
+        leases.check(lease)
+
+    assert told == [error.reason]
+    assert first.value is not second.value
+
+
+def test_other_errors_lose_nothing() -> None:
+    """A full pool is no reason to give a session up."""
+    leases = Leases()
+    lease, told = _lease(leases, 1, asked_at=time.monotonic())
+
+    leases.failed(lease, PoolExhaustedError("full"))
+    leases.check(lease)
+
+    assert told == []
+
+
+def test_a_call_notices_an_expired_lease_itself() -> None:
+    """A call does not rely on the background to have found out."""
+    leases = Leases()
+    lease, told = _lease(leases, 1, asked_at=time.monotonic() - 9.0)
+
+    with pytest.raises(SessionExpiredError):
+        leases.check(lease)
+    assert told == ["SESSION_EXPIRED"]
+
+
+def test_a_lease_given_back_is_not_lost() -> None:
+    """Its owner is not told, whatever a renewal under way answers; calls are refused; giving back twice is nothing."""
+    leases = Leases()
+    renewals = Renewals(leases)
+    lease, told = _lease(leases, 1)
+    renewals.request(START + 3.0)
+
+    assert leases.give_back(lease)
+    assert not leases.give_back(lease)
+    error = Error(code=SessionNotFoundError.code, reason=SessionNotFoundError.reason, message="deleted")
+    renewals.answered(KeepAliveResponse(incarnation=INCARNATION, results=[KeepAliveResult(error=error)]))
+
+    assert told == []
+    with pytest.raises(SessionNotFoundError, match="the session is closed"):
+        leases.check(lease)
+
+
+def test_an_owner_that_fails_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception in on_lost is logged, and the other owners are told all the same."""
+    leases = Leases()
+    first, _ = _lease(leases, 1)
+    first.on_lost = lambda error: 1 / 0
+    second, told = _lease(leases, 2)
+
+    leases.lose([first, second], SessionExpiredError("x"))
+
+    assert told == ["SESSION_EXPIRED"]
+    assert "on_lost of session 1 failed" in caplog.text
