@@ -35,7 +35,8 @@ def _public(cls: type) -> dict[str, Any]:
 
 
 def _sync_form(function: Callable[..., Any]) -> str:
-    return str(inspect.signature(function)).replace("AsyncSession", "Session").replace("AsyncIterator", "Iterator")
+    signature = str(inspect.signature(function)).replace("Async", "")
+    return re.sub(r"Generator\[(\w+), None(, None)?\]", r"Generator[\1]", signature)
 
 
 def test_all_is_sorted_and_holds() -> None:

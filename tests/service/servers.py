@@ -48,13 +48,21 @@ def write_model(folder: Path, conv_shape: tuple[int, int] = (CONV_ROWS, 8)) -> P
     return path
 
 
-def pool_flags(model: Path) -> list[str]:
-    """Sizes of the pool that every test expects unless it says otherwise."""
-    return [
-        *("--model-config", str(model), "--tp-size", "2", "--blocks", str(CAPACITY + 1)),
-        *("--block-tokens", str(BLOCK_TOKENS), "--min-ttl", "50ms", "--max-chunk-bytes", str(CHUNK_BYTES)),
-        *("--log-format", "json"),
-    ]
+def arguments(model: Path, target: str, state_dir: Path, *flags: str) -> list[str]:
+    """Writes a command line for the pool that every test expects, with a test's own flags, which win."""
+    settings = {
+        "--model-config": str(model),
+        "--tp-size": "2",
+        "--blocks": str(CAPACITY + 1),
+        "--block-tokens": str(BLOCK_TOKENS),
+        "--min-ttl": "50ms",
+        "--max-chunk-bytes": str(CHUNK_BYTES),
+        "--log-format": "json",
+        "--listen": target,
+        "--state-dir": str(state_dir),
+    }
+    settings |= dict(zip(flags[::2], flags[1::2], strict=True))
+    return [word for setting in settings.items() for word in setting]
 
 
 @contextlib.contextmanager
@@ -95,7 +103,7 @@ class Server:
 
         Args:
             folder: Empty folder for everything that it writes.
-            flags: Flags beside those of `pool_flags`; they win.
+            flags: Flags and their values; they win over those of `arguments`.
             listen: Address; empty: a Unix socket in the folder.
             conv_shape: Shape of the conv states in one block.
         """
@@ -104,10 +112,11 @@ class Server:
         self.target = listen or f"unix:{self.socket}"
         self.state_dir = folder / "state"
         self._log = folder / "log"
-        places = ["--listen", self.target, "--state-dir", str(self.state_dir)]
+        self._told = False
+        model = write_model(folder, conv_shape)
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [COMMAND, *pool_flags(write_model(folder, conv_shape)), *places, *flags], stderr=log
+                [COMMAND, *arguments(model, self.target, self.state_dir, *flags)], stderr=log
             )
 
     @property
@@ -125,9 +134,11 @@ class Server:
         """Makes a client."""
         return Client(self.target, timeout=timeout)
 
-    def terminate(self) -> None:
-        """Asks the process to drain and end."""
-        self.process.send_signal(signal.SIGTERM)
+    def terminate(self, signal_number: int = signal.SIGTERM) -> None:
+        """Asks the process, once, to drain and end."""
+        if not self._told:
+            self.process.send_signal(signal_number)
+        self._told = True
 
     def wait(self) -> int:
         """Waits for the end of the process and returns its exit code."""
@@ -135,8 +146,7 @@ class Server:
 
     def stop(self) -> None:
         """Ends the process and proves that nothing went wrong inside it."""
-        if self.process.poll() is None:
-            self.terminate()
+        self.terminate()
         try:
             code = self.wait()
         finally:

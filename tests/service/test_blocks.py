@@ -203,6 +203,10 @@ def test_least_recently_used_goes_first(session: Session) -> None:
     assert session.lookup_prefix([b"1"]) is not None
 
 
+def _twice(blocks: BlockRefs) -> BlockRefs:
+    return BlockRefs.concat([blocks, blocks])
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a call that must be refused finds."""
@@ -226,7 +230,7 @@ REFUSALS: dict[str, tuple[Callable[[Scene], object], type[StatepoolError], str]]
     "count-0": (lambda s: s.session.allocate_blocks(0), BadFieldError, "count"),
     "count-batch": (lambda s: s.session.allocate_blocks(4097), BatchTooLargeError, "count"),
     "free-theirs": (lambda s: s.session.free_blocks(s.theirs), BlockNotOwnedError, "blocks"),
-    "free-twice": (lambda s: s.session.free_blocks(BlockRefs.concat([s.mine, s.mine])), BlockNotOwnedError, "blocks"),
+    "free-twice": (lambda s: s.session.free_blocks(_twice(s.mine)), BlockNotOwnedError, "blocks"),
     "free-null": (lambda s: s.session.free_blocks(NULL_BLOCK), BlockIndexOutOfRangeError, "blocks"),
     "free-end": (lambda s: s.session.free_blocks(PAST_THE_END), BlockIndexOutOfRangeError, "blocks"),
     "free-some": (
@@ -235,7 +239,9 @@ REFUSALS: dict[str, tuple[Callable[[Scene], object], type[StatepoolError], str]]
         "blocks",
     ),
     "free-batch": (
-        lambda s: s.session.free_blocks(BlockRefs.of(np.full(4097, s.mine.block_ids), np.full(4097, s.mine.generations))),
+        lambda s: s.session.free_blocks(
+            BlockRefs.of(np.full(4097, s.mine.block_ids), np.full(4097, s.mine.generations))
+        ),
         BatchTooLargeError,
         "blocks",
     ),
@@ -270,9 +276,17 @@ REFUSALS: dict[str, tuple[Callable[[Scene], object], type[StatepoolError], str]]
     "commit-written": (_commit_call(written_through_tokens=[]), ColumnLengthMismatchError, "written_through_tokens"),
     "commit-namespace": (_commit_call(namespace="x" * 257), BadFieldError, "namespace"),
     "commit-theirs": (lambda s: _commit(s.session, s.theirs, b"h"), BlockNotOwnedError, "blocks"),
-    "commit-twice": (lambda s: _commit(s.session, BlockRefs.concat([s.mine, s.mine]), b"1", b"2"), BadFieldError, "blocks"),
+    "commit-twice": (
+        lambda s: _commit(s.session, _twice(s.mine), b"1", b"2"),
+        BadFieldError,
+        "blocks",
+    ),
     "commit-again": (lambda s: _commit(s.session, s.committed, b"other"), BlockNotWritableError, "blocks"),
-    "commit-again-elsewhere": (lambda s: _commit(s.session, s.committed, b"c", namespace="n"), BlockNotWritableError, "blocks"),
+    "commit-again-elsewhere": (
+        lambda s: _commit(s.session, s.committed, b"c", namespace="n"),
+        BlockNotWritableError,
+        "blocks",
+    ),
     "write-committed": (lambda s: s.session.write_blocks(s.committed, bytes(8)), BlockNotWritableError, "blocks"),
     "write-theirs": (lambda s: s.session.write_blocks(s.theirs, bytes(8)), BlockNotOwnedError, "blocks"),
     "read-theirs": (lambda s: s.session.read_images(s.theirs), BlockNotOwnedError, "blocks"),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from service.conftest import empty
 from service.raw import writing
-from service.servers import CAPACITY, IMAGE_BYTES, Server, Servers
+from service.servers import CAPACITY, CONV_ROWS, IMAGE_BYTES, Server, Servers
 from statepool import (
     BadFieldError,
     BlockBusyError,
@@ -52,21 +52,23 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=["SD block_major", "SD layer_major", "DS block_major", "DS reference"])
+DS_FLAGS = ("--conv-layout", "DS", "--arrangement", "layer_major")
+
+
+@pytest.fixture(params=["SD block_major host", "SD layer_major reference", "DS layer_major host"])
 def any_layout(request: pytest.FixtureRequest, servers: Servers) -> Server:
     """Gives servers of both conv layouts, both arrangements and both engines."""
-    conv_layout, kind = request.param.split()
-    flags = ["--copy-engine", "reference"] if kind == "reference" else ["--arrangement", kind]
-    if conv_layout == "SD":
-        return servers.shared() if kind == "block_major" else servers.shared(*flags)
-    return servers.shared("--conv-layout", "DS", *flags, conv_shape=(8, 4))
+    if request.param == "SD block_major host":
+        return servers.shared()
+    if request.param == "SD layer_major reference":
+        return servers.shared("--arrangement", "layer_major", "--copy-engine", "reference")
+    return servers.shared(*DS_FLAGS, conv_shape=(8, CONV_ROWS))
 
 
 @pytest.fixture
 def ds_client(servers: Servers) -> Iterator[Client]:
     """Connects to a server of conv layout DS."""
-    server = servers.shared("--conv-layout", "DS", "--arrangement", "block_major", conv_shape=(8, 4))
-    with server.client() as client:
+    with servers.shared(*DS_FLAGS, conv_shape=(8, CONV_ROWS)).client() as client:
         yield client
 
 

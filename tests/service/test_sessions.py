@@ -3,10 +3,12 @@
 import threading
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from service.raw import Stubs, ref_of, refs, refusal_of
 from service.servers import CAPACITY, DEADLINE_SECONDS, Server, until
@@ -257,7 +259,7 @@ def test_every_call_checks_epoch_and_incarnation(session: Session, stubs: Stubs)
     fenced, elsewhere = ref_of(session), ref_of(session)
     fenced.epoch, elsewhere.incarnation = 0, 1
     for ref, expected in ((fenced, SessionFencedError), (elsewhere, IncarnationMismatchError)):
-        for call, request in (
+        calls: list[tuple[Any, Message]] = [
             (stubs.blocks.AllocateBlocks, block_pb2.AllocateBlocksRequest(session=ref, count=1)),
             (stubs.blocks.FreeBlocks, block_pb2.FreeBlocksRequest(session=ref, blocks=blocks)),
             (stubs.blocks.RetainBlocks, block_pb2.RetainBlocksRequest(session=ref, blocks=blocks)),
@@ -266,6 +268,7 @@ def test_every_call_checks_epoch_and_incarnation(session: Session, stubs: Stubs)
             (stubs.blocks.EvictBlocks, block_pb2.EvictBlocksRequest(session=ref)),
             (stubs.blocks.CopyBlocks, block_pb2.CopyBlocksRequest(session=ref)),
             (stubs.sessions.DeleteSession, pb.DeleteSessionRequest(session=ref)),
-        ):
+        ]
+        for call, request in calls:
             error = refusal_of(partial(call, request))
             assert isinstance(error, expected), request

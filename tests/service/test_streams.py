@@ -1,5 +1,6 @@
 """Guarantee: byte streams move exactly the bytes asked for, checked, and hold their blocks no longer than they move."""
 
+import contextlib
 from queue import SimpleQueue
 
 import numpy as np
@@ -54,7 +55,9 @@ def test_ranges_are_written_and_read_exactly(client: Client, session: Session, o
     expected[:, _padding(client.get_pool().layout.block)] = 0
     assert written == 3 * length
     assert np.array_equal(session.read_images(blocks, rank_index=1), expected)
-    assert np.array_equal(session.read_images(blocks, offset=offset, length=length, rank_index=1), expected[:, offset : offset + length])
+    assert np.array_equal(
+        session.read_images(blocks, offset=offset, length=length, rank_index=1), expected[:, offset : offset + length]
+    )
     assert not session.read_images(blocks, rank_index=0).any()
 
 
@@ -222,7 +225,7 @@ def test_written_blocks_have_one_writer(server: Server, session: Session) -> Non
 def test_reader_that_goes_away_gives_its_pin_back(client: Client, session: Session) -> None:
     """A reader that stops in the middle leaves no pin behind, so its blocks can be written again."""
     blocks = session.allocate_blocks(8)
-    with contextlib.closing(_generator(session.read_blocks(blocks))) as reader:
+    with contextlib.closing(session.read_blocks(blocks)) as reader:
         next(reader)
 
     until(lambda: client.get_pool().usage.busy_blocks == 0, "the pins of the reader to go")

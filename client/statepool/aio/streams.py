@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from statepool import calls
@@ -33,14 +34,15 @@ class AsyncBlockStreams(SessionHandle):
         length: int | None = None,
         rank_index: int = 0,
         timeout: float | None = None,
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Streams block images in chunks, each checked; the blocks are pinned until the iterator ends or is closed.
 
         See `Session.read_blocks`.
         """
         reader = await self._reader(blocks, offset, length, rank_index)
-        async for chunk in self._transport.read(reader, timeout, self._lease):
-            yield chunk
+        async with aclosing(self._transport.read(reader, timeout, self._lease)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def read_images(
         self,

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
@@ -80,7 +80,7 @@ class AsyncTransport:
         self.leases.saw_incarnation(response.incarnation)
         return call.parse(response)
 
-    async def read(self, reader: ImageReader, timeout: float | None, lease: Lease) -> AsyncIterator[Chunk]:
+    async def read(self, reader: ImageReader, timeout: float | None, lease: Lease) -> AsyncGenerator[Chunk, None]:
         """Executes a ReadBlocks stream; it is cancelled when the iterator is closed early.
 
         Raises:
@@ -147,7 +147,7 @@ class AsyncTransport:
         Returns:
             Whether the server knows, or needs not to.
         """
-        if self.leases.is_foreign() or not self.leases.give_back(lease):
+        if self.leases.is_foreign() or not self.leases.give_back(lease) or self._closed:
             return True
         try:
             await self.execute(calls.sessions.delete_session(lease.opened.ref), RELEASE_SECONDS)

@@ -232,9 +232,12 @@ class Client:
         if self._transport.leases.is_foreign():
             return
         self._keeper.close()
+        is_reachable = True
         for lease in self._transport.leases.live():
-            if not self._transport.release(lease):
-                break
+            if is_reachable:  # a dead server costs one deadline, not one per session
+                is_reachable = self._transport.release(lease)
+            else:
+                self._transport.leases.give_back(lease)
         self._transport.close()
 
     def __enter__(self) -> Self:

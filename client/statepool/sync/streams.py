@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from statepool import calls
@@ -31,7 +31,7 @@ class BlockStreams(SessionHandle):
         length: int | None = None,
         rank_index: int = 0,
         timeout: float | None = None,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Streams block images in chunks, each checked; the blocks are pinned until the iterator ends or is closed.
 
         Args:

@@ -143,7 +143,7 @@ class Transport:
         Returns:
             Whether the server knows, or needs not to.
         """
-        if self.leases.is_foreign() or not self.leases.give_back(lease):
+        if self.leases.is_foreign() or not self.leases.give_back(lease) or self._closed:
             return True
         try:
             self.execute(calls.sessions.delete_session(lease.opened.ref), RELEASE_SECONDS)

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from statepool.columns import FIXED64, message_of_columns
 from statepool.copies import CopyPlan, check_plan, copied_bytes, copy_specs
-from statepool.errors import BadFieldError, BatchTooLargeError
+from statepool.errors import BadFieldError, BatchTooLargeError, PoolExhaustedError
 from statepool.v1 import block_pb2 as pb
 from statepool.wire import refs_to_wire
 from statepool_server import convert
@@ -42,7 +42,10 @@ class BlockService(BlockStreams):
         if reply is None:
             if request.count > core.pool.capacity:
                 max_wait = 0.0  # no wait can help
-            reply = await core.waiting.run(lambda: self._allocate(ticket, session, request), max_wait)
+            try:
+                reply = await core.waiting.run(lambda: self._allocate(ticket, session, request), max_wait)
+            except PoolExhaustedError as error:
+                raise self._counted(error, request.count) from error
         return await _settled(reply)
 
     def _allocate(self, ticket: Ticket, session: tuple[int, int], request: pb.AllocateBlocksRequest) -> Reply:
@@ -60,6 +63,20 @@ class BlockService(BlockStreams):
         pin = core.pool.pin_write(*session, refs)
         done = core.copies.submit(lambda: core.memory.zero(refs.block_ids), lambda: core.unpin(pin))
         return core.replays.keep(ticket, response, done)
+
+    def _counted(self, error: PoolExhaustedError, requested: int) -> PoolExhaustedError:
+        """Adds the numbers to a refusal of the line, which knows none."""
+        if error.metadata:
+            return error
+        usage = self._core.pool.usage()
+        return PoolExhaustedError(
+            error.message,
+            field=error.field,
+            retry_after=error.retry_after,
+            free=usage.free,
+            evictable=usage.evictable,
+            requested=requested,
+        )
 
     async def FreeBlocks(self, request: pb.FreeBlocksRequest, _context: Context) -> Message:
         """Drops references."""

@@ -1,0 +1,178 @@
+"""Guarantee: whatever a peer sends, it gets a proper status in time, and the server lives on."""
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.conftest import empty
+from service.servers import CAPACITY, Server
+from statepool import Client
+from statepool.rpc import RPCS, Rpc
+from statepool.v1 import pool_pb2, session_pb2, types_pb2
+
+CALL_SECONDS = 20.0
+"""Deadline of each call; every call ends by itself long before."""
+NEVER = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED)
+STREAMED = ("KeepAlive", "WriteBlocks")
+FUZZ = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+_BOUNDS = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+    FieldDescriptor.CPPTYPE_ENUM: (-(2**31), 2**31 - 1),
+}
+
+
+@pytest.fixture
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    """Opens a channel that sends bytes as they are."""
+    with grpc.insecure_channel(server.target) as channel:
+        yield channel
+
+
+@pytest.fixture
+def live(server: Server, channel: grpc.Channel) -> Iterator[types_pb2.SessionRef]:
+    """Opens a session that absurd requests may name, so that they get past its check; then proves the pool whole."""
+    with server.client() as client:
+        with client.create_session(600.0) as session:
+            session.commit_blocks(
+                session.allocate_blocks(2),
+                prefix_hashes=[b"h", b"i"],
+                boundary_tokens=16,
+                written_through_tokens=16,
+            )
+            yield types_pb2.SessionRef(
+                session_id=session.session_id, epoch=session.epoch, incarnation=session.incarnation
+            )
+        _end_sessions(client, channel)
+        empty(client)
+        assert client.get_pool().usage.free_blocks == CAPACITY
+
+
+def _end_sessions(client: Client, channel: grpc.Channel) -> None:
+    delete = channel.unary_unary("/statepool.v1.SessionService/DeleteSession")
+    for session in client.list_sessions():
+        ref = types_pb2.SessionRef(session_id=session.session_id, epoch=session.epoch, incarnation=session.incarnation)
+        delete(session_pb2.DeleteSessionRequest(session=ref).SerializeToString())
+
+
+def _scalars(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+    """Draws values of a field that is no message: mostly small or extreme ones."""
+    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return st.booleans()
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return st.binary(max_size=80) | st.just(b"x" * 100_000)
+    if field.type == FieldDescriptor.TYPE_STRING:
+        configs = st.sampled_from(['{"model_type": "mamba"}', '{"model_type": "custom", "states": 1}', "[" * 5000])
+        return st.text(max_size=70) | st.just("ü" * 5000) | configs
+    low, high = _BOUNDS[field.cpp_type]
+    return st.integers(0, 20) | st.sampled_from([low, high, high // 2, 1]) | st.integers(low, high)
+
+
+@st.composite
+def messages(draw: st.DrawFn, descriptor: Descriptor, ref: types_pb2.SessionRef, depth: int = 0) -> Message:
+    """Draws a message of any type, with absurd values in any of its fields."""
+    if descriptor is types_pb2.SessionRef.DESCRIPTOR and draw(st.integers(0, 4)):
+        return ref
+    message = GetMessageClass(descriptor)()
+    for field in descriptor.fields:
+        if draw(st.integers(0, 3)) == 0:
+            continue
+        values = messages(field.message_type, ref, depth + 1) if field.message_type else _scalars(field)
+        if field.is_repeated:
+            column = draw(st.lists(values, max_size=3 if depth else 5))
+            if column and not field.message_type and draw(st.integers(0, 30)) == 0:
+                column *= 2000
+            getattr(message, field.name).extend(column)
+        elif field.message_type:
+            getattr(message, field.name).CopyFrom(draw(values))
+        else:
+            setattr(message, field.name, draw(values))
+    return message
+
+
+def _bounded(message: Any) -> Any:
+    """Shortens what the server would be right to wait for."""
+    if "max_wait" in message.DESCRIPTOR.fields_by_name:
+        message.max_wait.seconds = min(message.max_wait.seconds, 0)
+    return message
+
+
+def _status(call: Any) -> grpc.StatusCode:
+    try:
+        for _ in call if hasattr(call, "__next__") else iter((call.result(CALL_SECONDS),)):
+            pass
+    except grpc.RpcError as error:
+        return error.code()  # type: ignore[no-any-return, attr-defined]
+    return grpc.StatusCode.OK
+
+
+def _send(channel: grpc.Channel, rpc: Rpc[Any, Any], *sent: bytes) -> grpc.StatusCode:
+    if rpc.name == "KeepAlive":
+        return _status(channel.stream_stream(rpc.path)(iter(sent), timeout=CALL_SECONDS))
+    if rpc.name == "WriteBlocks":
+        return _status(channel.stream_unary(rpc.path).future(iter(sent), timeout=CALL_SECONDS))
+    if rpc.name == "ReadBlocks":
+        return _status(channel.unary_stream(rpc.path)(sent[0], timeout=CALL_SECONDS))
+    return _status(channel.unary_unary(rpc.path).future(sent[0], timeout=CALL_SECONDS))
+
+
+def _assert_alive(channel: grpc.Channel) -> None:
+    answer = channel.unary_unary("/statepool.v1.PoolService/GetPool")(b"", timeout=CALL_SECONDS)
+    assert pool_pb2.GetPoolResponse.FromString(answer).pool.capacity == CAPACITY
+
+
+@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
+def test_random_bytes(channel: grpc.Channel, live: types_pb2.SessionRef, rpc: Rpc[Any, Any]) -> None:
+    """Bytes that are no message, or a strange one, get a status of their own."""
+
+    @FUZZ
+    @given(st.lists(st.binary(max_size=60), min_size=1, max_size=3))
+    def send(sent: list[bytes]) -> None:
+        assert _send(channel, rpc, *sent) not in NEVER
+
+    send()
+    _assert_alive(channel)
+
+
+@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
+def test_absurd_messages(channel: grpc.Channel, live: types_pb2.SessionRef, rpc: Rpc[Any, Any]) -> None:
+    """Valid messages with extreme numbers, huge strings and columns of any lengths get a status of their own."""
+    drawn = messages(rpc.request_type.DESCRIPTOR, live).map(_bounded)
+
+    @FUZZ
+    @given(st.lists(drawn, min_size=1, max_size=4 if rpc.name in STREAMED else 1))
+    def send(requests: list[Message]) -> None:
+        assert _send(channel, rpc, *(request.SerializeToString() for request in requests)) not in NEVER
+
+    send()
+    _assert_alive(channel)
+
+
+def test_unpacked_and_truncated_columns(channel: grpc.Channel, live: types_pb2.SessionRef) -> None:
+    """A column that came unpacked is read as any other; one that is cut short is refused."""
+    ref = live.SerializeToString()
+    session = b"\x0a" + bytes([len(ref)]) + ref
+    unpacked = b"\x0d" + struct.pack("<I", 3) + b"\x11" + struct.pack("<Q", 2**64 - 1)
+    free = channel.unary_unary("/statepool.v1.BlockService/FreeBlocks")
+
+    whole = _status(free.future(session + b"\x1a" + bytes([len(unpacked)]) + unpacked))
+    short = _status(free.future(session + b"\x1a" + bytes([len(unpacked)]) + unpacked[:-1]))
+
+    assert whole is grpc.StatusCode.ABORTED
+    assert short is grpc.StatusCode.INVALID_ARGUMENT

@@ -1,0 +1,198 @@
+"""Guarantee: a server starts as it was told or says in one line why not, and stops without losing what it had begun."""
+
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.conftest import plain_stubs
+from service.raw import OpenWrite, busy_blocks, chunk_of, ref_of, refs, refusal_of
+from service.servers import CAPACITY, COMMAND, DEADLINE_SECONDS, Servers, arguments, until, write_model
+from statepool import DrainingError
+from statepool.v1 import block_pb2 as pb
+from statepool.v1 import pool_pb2
+from statepool_server.cli import execute
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a command line."""
+
+    code: int
+    """Exit code."""
+    out: str
+    """Standard output."""
+    error: str
+    """Standard error."""
+
+
+@pytest.fixture
+def start(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Runs the command with a test's flags over those with which a server would start; it must end by itself."""
+
+    def run(*flags: str, last: tuple[str, ...] = ()) -> Ended:
+        base = arguments(write_model(tmp_path), f"unix:{tmp_path / 's.sock'}", tmp_path / "state", *flags)
+        code = execute([*base, *last])
+        out, error = capfd.readouterr()
+        return Ended(code, out, error)
+
+    return run
+
+
+def test_drain_refuses_the_waiting_and_finishes_the_running(servers: Servers) -> None:
+    """On SIGTERM the server is not healthy, who waits is told to go, an open write ends well, and nothing is left."""
+    server = servers.start("--drain-timeout", "30s").wait_until_ready()
+    with server.client() as client, plain_stubs(server) as stubs, grpc.insecure_channel(server.target) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=DEADLINE_SECONDS)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        session = client.create_session(60.0)
+        blocks = session.allocate_blocks(CAPACITY)
+        stream = OpenWrite(stubs, pb.WriteBlocksHeader(session=ref_of(session), blocks=refs(blocks[:1])))
+        until(lambda: busy_blocks(stubs) == 1, "the stream to pin its block")
+        request = pb.AllocateBlocksRequest(session=ref_of(session), count=1, max_wait=Duration(seconds=600))
+        waiting = stubs.blocks.AllocateBlocks.future(request)
+        usage = stubs.pool.GetPool
+        until(lambda: usage(pool_pb2.GetPoolRequest()).pool.usage.waiting_allocations == 1, "the call to wait")
+
+        server.terminate()
+
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        refusal = refusal_of(lambda: waiting.result(DEADLINE_SECONDS))
+        stream.send(chunk_of(b"last words"))
+        assert stream.finish().written_bytes == 10
+        assert isinstance(refusal, DrainingError)
+        assert refusal.retry_after is not None
+    server.stop()
+    assert not server.socket.exists()
+    assert [path.name for path in server.state_dir.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"), [("--listen", "another server answers there"), ("--state-dir", "another server uses it")]
+)
+def test_second_server_is_refused(servers: Servers, tmp_path: Path, flag: str, words: str) -> None:
+    """Neither the socket nor the folder of a running server is taken from it."""
+    server = servers.shared()
+    theirs = {"--listen": server.target, "--state-dir": str(server.state_dir)}[flag]
+    mine = arguments(write_model(tmp_path), f"unix:{tmp_path / 's.sock'}", tmp_path / "state", flag, theirs)
+
+    result = subprocess.run([COMMAND, *mine], capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False)
+
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert words in result.stderr
+    with server.client() as client:
+        assert client.get_pool().capacity == CAPACITY
+
+
+def test_socket_of_a_dead_server_is_taken_over(servers: Servers) -> None:
+    """What a killed server left behind, socket, arenas and lock, does not hinder the next one."""
+    dead = servers.start().wait_until_ready()
+    dead.process.kill()
+    dead.wait()
+
+    heir = servers.start("--state-dir", str(dead.state_dir), listen=dead.target).wait_until_ready()
+
+    with heir.client() as client:
+        assert client.get_pool().usage.free_blocks == CAPACITY
+    heir.stop()
+
+
+def test_loopback_tcp_is_served_until_interrupted(servers: Servers) -> None:
+    """A server listens on a loopback host as well; SIGINT ends it as SIGTERM does, keep-alive streams or not."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = servers.start(listen=f"127.0.0.1:{port}").wait_until_ready()
+    with server.client() as client:
+        client.create_session(60.0).allocate_blocks(1)
+
+        server.terminate(signal.SIGINT)
+
+        server.stop()
+
+
+BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
+    "memory and blocks": (["--memory", "1MiB"], "exactly one of blocks and memory"),
+    "network host": (["--listen", "0.0.0.0:50051"], "only loopback"),
+    "no address": (["--listen", "nonsense"], "neither unix:PATH nor HOST:PORT"),
+    "no such model": (["--model-config", "/nonexistent/config.json"], "/nonexistent/config.json"),
+    "no such rank": (["--tp-ranks", "0,2"], "tp-ranks"),
+    "no ranks": (["--tp-ranks", "a"], "tp-ranks"),
+    "too many blocks": (["--blocks", "2000000000"], "are available"),
+    "no cuda": (["--device", "cuda:99"], "cuda:99"),
+    "no such device": (["--device", "tpu"], "cpu, cuda:N"),
+    "zero blocks": (["--blocks", "0"], "blocks"),
+    "ttl bounds": (["--min-ttl", "2s", "--max-ttl", "1s"], "min-ttl"),
+    "large chunks": (["--max-chunk-bytes", "16MiB"], "max-chunk-bytes"),
+    "unknown flag": (["--no-such-flag", "1"], "no-such-flag"),
+    "unknown engine": (["--copy-engine", "warp"], "warp"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_bad_setting_is_one_line(start: Callable[..., Ended], name: str) -> None:
+    """A server that cannot be started says why in one line that names the setting, and exits with 1 or 2."""
+    changes, words = BAD_SETTINGS[name]
+
+    ended = start(*changes)
+
+    assert ended.code in (1, 2)
+    assert ended.out == ""
+    assert len(ended.error.splitlines()) == 1
+    assert words in ended.error
+
+
+def test_too_little_memory_is_told_with_numbers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Memory for less than two blocks is refused with the bytes that there are and that a block needs."""
+    code = execute(["--model-config", str(write_model(tmp_path)), "--memory", "1KiB", "--listen", f"unix:{tmp_path}/s"])
+
+    assert code == 1
+    assert "1024 bytes hold 1 blocks of 1024 bytes" in capfd.readouterr().err
+
+
+def test_unknown_key_of_a_file_is_refused(tmp_path: Path, start: Callable[..., Ended]) -> None:
+    """A misspelt key of the configuration file is an error that names it."""
+    path = tmp_path / "server.toml"
+    path.write_text("block-tokns = 16\n", encoding="utf-8")
+
+    ended = start("--config", str(path))
+
+    assert (ended.code, len(ended.error.splitlines())) == (1, 1)
+    assert "block-tokns" in ended.error
+
+
+def test_printed_config_feeds_back(
+    tmp_path: Path, start: Callable[..., Ended], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What --print-config prints is a configuration file that means the same."""
+    path = tmp_path / "server.toml"
+    first = start("--tp-ranks", "1", "--stall-timeout", "250ms", last=("--print-config",))
+    path.write_text(first.out, encoding="utf-8")
+
+    code = execute(["--config", str(path), "--print-config"])
+
+    assert (first.code, code) == (0, 0)
+    assert capfd.readouterr().out == first.out
+    assert {"block-tokens = 16", "stall-timeout = 0.25", "tp-ranks = [1]"} <= set(first.out.splitlines())
+
+
+def test_flags_win_over_environment_and_that_over_the_file(
+    tmp_path: Path, start: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flags win over STATEPOOL_* variables, and those over the file that STATEPOOL_CONFIG names."""
+    path = tmp_path / "server.toml"
+    path.write_text("max-sessions = 5\nmax-batch = 6\nmax-replays = 7\n", encoding="utf-8")
+    monkeypatch.setenv("STATEPOOL_CONFIG", str(path))
+    monkeypatch.setenv("STATEPOOL_MAX_BATCH", "8")
+    monkeypatch.setenv("STATEPOOL_MAX_SESSIONS", "4")
+
+    ended = start("--max-batch", "9", last=("--print-config",))
+
+    assert {"max-batch = 9", "max-sessions = 4", "max-replays = 7"} <= set(ended.out.splitlines())
