@@ -56,10 +56,10 @@ unit: .venv/ready
 	$(BIN)/pytest -n 2
 
 floor: .venv-floor/ready
-	$(FLOOR)/python -m pytest -q tests/client
+	$(FLOOR)/python -m pytest -q tests/client --ignore=tests/client/test_cli_shapes.py
 
 bench: .venv/ready ## Measures against the floors (bare gRPC, memcpy) in one run and prints the table.
-	$(BIN)/python tests/benchmarks
+	PYTHONPATH=tests $(BIN)/python -m benchmarks
 
 clean: ## Removes the virtual environments and caches.
 	rm -rf .venv .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis

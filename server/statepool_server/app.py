@@ -181,7 +181,7 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
         "AdminService": AdminService(core, calls.counts),
         "BlockService": BlockService(core, config.stall_timeout),
         "PoolService": PoolService(core),
-        "SessionService": SessionService(core, reaper.lease_changed),
+        "SessionService": SessionService(core, reaper.lease_changed, calls.draining),
     }
     for name, servicer in servicers.items():
         calls.register(server, _DESCRIPTORS[name], servicer)
@@ -203,7 +203,7 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
         yield server
     finally:
         _log.info("draining", timeout_s=config.drain_timeout)
-        calls.draining = True
+        calls.draining.set()
         await health.enter_graceful_shutdown()
         core.waiting.close()
         await server.stop(config.drain_timeout)

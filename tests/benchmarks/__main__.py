@@ -1,9 +1,6 @@
 """``make bench``: every benchmark, one table; each ratio is measured within this run."""
 
-import allocator
-import client_import
-import host_copies
-import rpc_floor
+from benchmarks import allocator, client_import, host_copies, rpc_floor
 from rich.console import Console
 from rich.table import Table
 

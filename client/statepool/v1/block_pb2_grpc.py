@@ -218,6 +218,8 @@ class BlockServiceServicer(object):
     def WriteBlocks(self, request_iterator, context):
         """Writes bytes of block images: first a header, then chunks.
 
+        Bytes that fall on the padding between states are dropped; padding always reads as zero.
+
         The blocks are pinned for writing from the header on. A chunk is checked before it is written; a stream that breaks
         leaves the chunks before it written.
 

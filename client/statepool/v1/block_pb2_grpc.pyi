@@ -121,6 +121,8 @@ class BlockServiceStub:
     WriteBlocks: _grpc.StreamUnaryMultiCallable[_block_pb2.WriteBlocksRequest, _block_pb2.WriteBlocksResponse]
     """Writes bytes of block images: first a header, then chunks.
 
+    Bytes that fall on the padding between states are dropped; padding always reads as zero.
+
     The blocks are pinned for writing from the header on. A chunk is checked before it is written; a stream that breaks
     leaves the chunks before it written.
 
@@ -222,6 +224,8 @@ class BlockServiceAsyncStub(BlockServiceStub):
     """
     WriteBlocks: _aio.StreamUnaryMultiCallable[_block_pb2.WriteBlocksRequest, _block_pb2.WriteBlocksResponse]  # type: ignore[assignment]
     """Writes bytes of block images: first a header, then chunks.
+
+    Bytes that fall on the padding between states are dropped; padding always reads as zero.
 
     The blocks are pinned for writing from the header on. A chunk is checked before it is written; a stream that breaks
     leaves the chunks before it written.
@@ -381,6 +385,8 @@ class BlockServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_block_pb2.WriteBlocksResponse, _abc.Awaitable[_block_pb2.WriteBlocksResponse]]:
         """Writes bytes of block images: first a header, then chunks.
+
+        Bytes that fall on the padding between states are dropped; padding always reads as zero.
 
         The blocks are pinned for writing from the header on. A chunk is checked before it is written; a stream that breaks
         leaves the chunks before it written.

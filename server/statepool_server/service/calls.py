@@ -30,6 +30,11 @@ _ALLOWED_WHILE_DRAINING = frozenset({"FreeBlocks", "DeleteSession", "KeepAlive",
 _log = structlog.get_logger("statepool.calls")
 
 
+def draining_error() -> DrainingError:
+    """Tells a caller that the server is shutting down."""
+    return DrainingError("the server is shutting down", retry_after=DRAIN_RETRY_SECONDS)
+
+
 class _Malformed:
     """Stands for a request whose bytes are no message of its type."""
 
@@ -38,12 +43,12 @@ class Calls:
     """Registers services on a server so that every call is treated alike.
 
     Attributes:
-        draining: Whether new work is refused.
+        draining: Set when the server stops: new work is refused, streams that wait for their client end.
         counts: Calls answered, by (full method name, status code name).
     """
 
     def __init__(self) -> None:
-        self.draining = False
+        self.draining = asyncio.Event()
         self.counts: Counter[tuple[str, str]] = Counter()
 
     def register(self, server: grpc.aio.Server, service: ServiceDescriptor, servicer: object) -> None:
@@ -81,8 +86,8 @@ class Calls:
         async def call(request: Any, context: Context) -> Message | None:
             started_ns, code, reason = time.perf_counter_ns(), "OK", ""
             try:
-                if self.draining and not admitted_while_draining:
-                    raise DrainingError("the server is shutting down", retry_after=DRAIN_RETRY_SECONDS)
+                if self.draining.is_set() and not admitted_while_draining:
+                    raise draining_error()
                 return await handler(
                     _checked_requests(request) if method.client_streaming else _checked(request), context
                 )

@@ -1,5 +1,6 @@
 """SessionService: leases."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -11,7 +12,7 @@ from statepool.v1 import session_pb2 as pb
 from statepool.v1 import types_pb2
 from statepool_server import convert
 from statepool_server.answers import SessionInfo
-from statepool_server.service.calls import Context
+from statepool_server.service.calls import Context, draining_error
 from statepool_server.service.core import Core
 from statepool_server.service.replays import Replays
 
@@ -21,15 +22,17 @@ _NO_SESSION = 0
 class SessionService:
     """Handlers of ``statepool.v1.SessionService``."""
 
-    def __init__(self, core: Core, lease_changed: Callable[[], None]) -> None:
+    def __init__(self, core: Core, lease_changed: Callable[[], None], draining: asyncio.Event) -> None:
         """Builds the handlers.
 
         Args:
             core: What the services share.
             lease_changed: Called when a lease may now be the next to end.
+            draining: Set when the server stops.
         """
         self._core = core
         self._lease_changed = lease_changed
+        self._draining = draining
 
     async def CreateSession(self, request: pb.CreateSessionRequest, _context: Context) -> Message:
         """Opens or takes over a session."""
@@ -53,7 +56,7 @@ class SessionService:
 
     async def KeepAlive(self, requests: AsyncIterator[pb.KeepAliveRequest], context: Context) -> None:
         """Renews leases for as long as the client likes."""
-        async for request in requests:
+        async for request in self._until_draining(requests):
             self._core.convert.batch(len(request.sessions), "sessions")
             results = [self._renew(ref) for ref in request.sessions]
             self._lease_changed()
@@ -83,6 +86,23 @@ class SessionService:
         core.replays.forget(session_id)
         core.waiting.serve()
         return pb.DeleteSessionResponse(incarnation=core.incarnation, released_references=released)
+
+    async def _until_draining(self, requests: AsyncIterator[pb.KeepAliveRequest]) -> AsyncIterator[pb.KeepAliveRequest]:
+        """Passes requests on; without it a stream that waits for its client would hold the end of the server up."""
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(requests, None))
+                await asyncio.wait({coming, draining}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    raise draining_error()
+                request = coming.result()
+                if request is None:
+                    return
+                yield request
+        finally:
+            draining.cancel()
 
     def _renew(self, ref: types_pb2.SessionRef) -> pb.KeepAliveResult:
         try:
