@@ -1,8 +1,9 @@
 """``make bench``: every benchmark, one table; each ratio is measured within this run."""
 
-from benchmarks import allocator, client_import, host_copies, rpc_floor
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks import allocator, client_import, host_copies, rpc_floor
 
 MODULES = {
     "allocator, in process": allocator,
