@@ -42,6 +42,7 @@ _DESCRIPTORS = {
         "SessionService": session_pb2,
     }.items()
 }
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = structlog.get_logger("statepool.server")
 
 
@@ -223,7 +224,7 @@ async def run(config: ServerConfig) -> None:
     for address in plan.addresses:
         address.refuse_if_served()
     stop = asyncio.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
+    for signal_number in _STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
     known = plan.description
     with contextlib.closing(
@@ -238,6 +239,9 @@ async def run(config: ServerConfig) -> None:
     ) as memory:
         async with serving(config, plan, memory):
             await stop.wait()
+    for signal_number in _STOP_SIGNALS:  # a second signal must not turn a clean end into a death by signal
+        asyncio.get_running_loop().remove_signal_handler(signal_number)
+        signal.signal(signal_number, signal.SIG_IGN)
 
 
 def _new_server(limits: Limits) -> grpc.aio.Server:

@@ -19,11 +19,13 @@ Images: TypeAlias = NDArray[np.uint8]
 
 MIN_STREAM_BYTES_PER_SECOND = 64 * 2**20
 """A stream may take its timeout and, on top, as long as its bytes need at this rate (a tenth of 10 Gbit/s Ethernet)."""
+MAX_STREAM_SECONDS = 3600.0
+"""Most that is added; a nonsensical length must not overflow gRPC's deadline, since the server's answer says more."""
 
 
 def stream_seconds(nbytes: int) -> float:
     """Computes what a stream of so many bytes may take on top of its timeout."""
-    return nbytes / MIN_STREAM_BYTES_PER_SECOND
+    return min(nbytes / MIN_STREAM_BYTES_PER_SECOND, MAX_STREAM_SECONDS)
 
 
 def as_images(data: "bytes | bytearray | memoryview | Images", rows: int) -> Images:
