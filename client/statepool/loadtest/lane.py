@@ -20,7 +20,6 @@ from statepool.refs import BlockRefs
 
 T = TypeVar("T")
 
-NAMESPACE = "loadtest"
 SESSION_TTL = 10.0
 MAX_WAIT = 2.0
 """Seconds that an allocation may wait for blocks; a full pool is no error for a load test."""
@@ -88,7 +87,7 @@ class Lane:
     async def _prefix_cycle(self, session: AsyncSession) -> None:
         first = self._random.randrange(HOT_PREFIXES)
         chain = [b"hot.%d.%d" % (first, depth) for depth in range(self._options.batch)]
-        hit = await self._timed("lookup", lambda: session.lookup_prefix(chain, namespace=NAMESPACE))
+        hit = await self._timed("lookup", lambda: session.lookup_prefix(chain, namespace=self._options.namespace))
         held = BlockRefs.empty() if hit is None else hit.block
         depth = 0 if hit is None else hit.hash_index + 1
         if depth < len(chain):
@@ -116,13 +115,17 @@ class Lane:
         self._serial += 1
         hashes = [b"%d.%d.%d" % (self._number, self._serial, row) for row in range(len(dst))]
         await self._commit(session, dst, hashes, first_boundary=1)
-        hit = await self._timed("lookup", lambda: session.lookup_prefix([*hashes, b"absent"], namespace=NAMESPACE))
+        hit = await self._timed(
+            "lookup", lambda: session.lookup_prefix([*hashes, b"absent"], namespace=self._options.namespace)
+        )
         found = hit is not None and hit.hash_index == len(dst) - 1 and hit.block == dst[len(dst) - 1]
         self._recorder.verify("lookup finds the deepest committed block", found)
         if hit is not None:
             await self._timed("free", lambda: session.free_blocks(hit.block))
         if image is not None:
-            again = await self._timed("lookup", lambda: session.lookup_prefix(hashes[:1], namespace=NAMESPACE))
+            again = await self._timed(
+                "lookup", lambda: session.lookup_prefix(hashes[:1], namespace=self._options.namespace)
+            )
             if again is not None:
                 read = await self._timed("read", lambda: session.read_images(again.block, rank_index=rank))
                 self._recorder.verify("bytes of a prefix hit", np.array_equal(read[0], image))
@@ -171,6 +174,6 @@ class Lane:
                 prefix_hashes=hashes,
                 boundary_tokens=boundaries,
                 written_through_tokens=boundaries,
-                namespace=NAMESPACE,
+                namespace=self._options.namespace,
             ),
         )

@@ -1,6 +1,7 @@
 """What a load test is asked to do; travels to its client processes as JSON."""
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 
 MIXES: dict[str, dict[str, int]] = {
     "mixed": {"state": 6, "prefix": 2, "churn": 2},
@@ -39,4 +40,6 @@ class LoadOptions:
     verify: float
     """Share of state cycles whose bytes are written, read back and compared, 0 to 1."""
     seed: int
-    """Seed of everything random."""
+    """Seed of everything random but `namespace`."""
+    namespace: str = field(default_factory=lambda: f"loadtest.{secrets.token_hex(8)}")
+    """Namespace of the run's prefix hashes, so that a run does not find what another has left in the pool."""
