@@ -92,6 +92,14 @@ def run_copies(memory: Bytes, regions: Regions) -> None:
         memory: The arena, uint8, ``[arena bytes]``.
         regions: Offsets into it.
     """
+    size = int(regions.nbytes[0]) if len(regions.nbytes) else 0
+    if size and _are_rows(regions, size):
+        rows = memory[: len(memory) // size * size].reshape(-1, size)
+        for source, destination in zip(
+            (regions.sources // size).tolist(), (regions.destinations // size).tolist(), strict=True
+        ):
+            rows[destination] = rows[source]  # half the interpreter's share of slicing, which counts at 64 KiB
+        return
     columns = (regions.sources.tolist(), regions.destinations.tolist(), regions.nbytes.tolist())
     for source, destination, nbytes in zip(*columns, strict=True):
         memory[destination : destination + nbytes] = memory[source : source + nbytes]
@@ -106,6 +114,12 @@ def run_zeroing(memory: Bytes, regions: Regions) -> None:
     """
     for start, nbytes in zip(regions.destinations.tolist(), regions.nbytes.tolist(), strict=True):
         memory[start : start + nbytes] = 0
+
+
+def _are_rows(regions: Regions, size: int) -> bool:
+    """Tells whether all regions are rows of one matrix, as whole blocks in block-major order are."""
+    uneven = (regions.nbytes != size) | (regions.sources % size != 0) | (regions.destinations % size != 0)
+    return not uneven.any()
 
 
 def _tensor_regions(plan: CopyPlan, rows: NDArray[np.bool_], layout: ArenaLayout) -> Regions:
