@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,7 +189,7 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
     _add_standard_services(server, health)
     _bind(server, plan.addresses)
     await server.start()
-    reaping = asyncio.create_task(_supervised(reaper, health))
+    reaping = asyncio.create_task(supervised(reaper.run(), health))
     await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
     _log.info(
         "serving",
@@ -282,10 +282,10 @@ async def _set_health(
         await health.set(name, status)
 
 
-async def _supervised(reaper: Reaper, health: health_aio.HealthServicer) -> None:
+async def supervised(reaping: Awaitable[None], health: health_aio.HealthServicer) -> None:
     """Runs the reaper; without it leases never end, so its death is told to everybody who asks for health."""
     try:
-        await reaper.run()
+        await reaping
     except Exception:
         _log.exception("the reaper died; sessions no longer expire")
         await _set_health(health, health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -19,6 +19,7 @@ from statepool import (
     OverloadedError,
     PoolExhaustedError,
     Session,
+    SessionFencedError,
     SessionNotFoundError,
 )
 from statepool.v1 import block_pb2 as pb
@@ -207,6 +208,30 @@ def test_session_that_ends_while_it_waits(
 
     assert isinstance(refusal_of(lambda: future.result(DEADLINE_SECONDS)), SessionNotFoundError)
     assert client.get_pool().usage.held_blocks == CAPACITY
+
+
+def test_session_that_ends_in_the_middle_of_the_line(
+    client: Client, session: Session, other: Session, stubs: Stubs, everything: BlockRefs
+) -> None:
+    """A waiting call of a deleted session is refused at once, although others stand before it."""
+    doomed = client.create_session(60.0)
+    ahead, future = _queue(stubs, other, 2), _queue(stubs, doomed, 1)
+
+    doomed.delete()
+
+    assert isinstance(refusal_of(lambda: future.result(DEADLINE_SECONDS)), SessionNotFoundError)
+    assert not ahead.done()
+    session.free_blocks(everything[:2])
+    assert len(_ids(ahead)) == 2
+
+
+def test_owner_that_was_fenced_while_it_waits(client: Client, stubs: Stubs, everything: BlockRefs) -> None:
+    """A waiting call of a former owner is refused when its session is taken over."""
+    former = client.create_session(60.0, owner_key="waiting")
+    future = _queue(stubs, former, 1)
+
+    with client.create_session(60.0, owner_key="waiting", take_over=True):
+        assert isinstance(refusal_of(lambda: future.result(DEADLINE_SECONDS)), SessionFencedError)
 
 
 def test_client_waits_beyond_its_timeout(session: Session, server: Server, everything: BlockRefs) -> None:

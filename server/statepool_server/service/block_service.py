@@ -43,7 +43,11 @@ class BlockService(BlockStreams):
             if request.count > core.pool.capacity:
                 max_wait = 0.0  # no wait can help
             try:
-                reply = await core.waiting.run(lambda: self._allocate(ticket, session, request), max_wait)
+                reply = await core.waiting.run(
+                    lambda: self._allocate(ticket, session, request),
+                    lambda: core.pool.check_session(*session),
+                    max_wait,
+                )
             except PoolExhaustedError as error:
                 raise self._counted(error, request.count) from error
         return await _settled(reply)

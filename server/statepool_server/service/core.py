@@ -93,5 +93,5 @@ class Core:
         for session_id in expired:
             self.replays.forget(session_id)
         if expired:
-            self.waiting.serve()
+            self.waiting.recheck()
         return expired

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
+import structlog
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,6 +18,7 @@ from statepool_server.service.core import Core
 from statepool_server.service.replays import Replays
 
 _NO_SESSION = 0
+_log = structlog.get_logger("statepool.sessions")
 
 
 class SessionService:
@@ -47,6 +49,9 @@ class SessionService:
         def act() -> pb.CreateSessionResponse:
             session, taken_over = core.pool.create_session(owner_key, ttl_ns, take_over, time.monotonic_ns())
             self._lease_changed()
+            if taken_over:
+                core.waiting.recheck()
+            _log.info("session opened", session_id=session.session_id, owner_key=owner_key, taken_over=taken_over)
             return pb.CreateSessionResponse(
                 incarnation=core.incarnation, session=self._to_wire(session), taken_over=taken_over
             )
@@ -84,7 +89,8 @@ class SessionService:
         session_id, epoch = core.convert.session(request.session)
         released = core.pool.delete_session(session_id, epoch)
         core.replays.forget(session_id)
-        core.waiting.serve()
+        core.waiting.recheck()
+        _log.info("session deleted", session_id=session_id, released_references=released)
         return pb.DeleteSessionResponse(incarnation=core.incarnation, released_references=released)
 
     async def _until_draining(self, requests: AsyncIterator[pb.KeepAliveRequest]) -> AsyncIterator[pb.KeepAliveRequest]:

@@ -1,6 +1,7 @@
 """Allocations that wait for blocks: a bounded queue, first come first served."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ RETRY_SECONDS = 0.1
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiter(Generic[T]):
     attempt: Callable[[], T]
+    check: Callable[[], None]
     answer: "asyncio.Future[T]"
 
 
@@ -34,11 +36,12 @@ class WaitingLine(Generic[T]):
     def __len__(self) -> int:
         return sum(not waiter.answer.done() for waiter in self._line)
 
-    async def run(self, attempt: Callable[[], T], max_wait: float) -> T:
+    async def run(self, attempt: Callable[[], T], check: Callable[[], None], max_wait: float) -> T:
         """Runs an attempt, at the latest when ``max_wait`` seconds have passed.
 
         Args:
             attempt: Raises `PoolExhaustedError` as long as it has to wait.
+            check: Raises when the caller has lost its right to wait; asked by `recheck`.
             max_wait: Seconds; 0: now or never.
 
         Returns:
@@ -61,13 +64,13 @@ class WaitingLine(Generic[T]):
             raise PoolExhaustedError(
                 f"{len(self)} calls wait for blocks already", field="count", retry_after=RETRY_SECONDS
             )
-        return await self._wait(attempt, max_wait)
+        return await self._wait(attempt, check, max_wait)
 
-    async def _wait(self, attempt: Callable[[], T], max_wait: float) -> T:
+    async def _wait(self, attempt: Callable[[], T], check: Callable[[], None], max_wait: float) -> T:
         if len(self) >= self._limit:
             raise OverloadedError(f"{self._limit} calls wait for blocks already", retry_after=RETRY_SECONDS)
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(attempt, answer)
+        waiter = _Waiter(attempt, check, answer)
         self._line.append(waiter)
         try:
             async with asyncio.timeout(max_wait):
@@ -79,6 +82,8 @@ class WaitingLine(Generic[T]):
                 f"no blocks within {max_wait:g} s", field="count", retry_after=RETRY_SECONDS
             ) from None
         finally:
+            with contextlib.suppress(ValueError):  # at the head it was taken out when it was served
+                self._line.remove(waiter)
             self.serve()
 
     def serve(self) -> None:
@@ -93,6 +98,16 @@ class WaitingLine(Generic[T]):
             except StatepoolError as error:
                 waiter.answer.set_exception(error)
             self._drop_gone()
+
+    def recheck(self) -> None:
+        """Refuses those who have lost their right to wait, wherever they stand; called when sessions end or change."""
+        for waiter in self._line:
+            if not waiter.answer.done():
+                try:
+                    waiter.check()
+                except StatepoolError as error:
+                    waiter.answer.set_exception(error)
+        self.serve()
 
     def close(self) -> None:
         """Refuses everybody who waits: the server stops."""
