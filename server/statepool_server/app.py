@@ -94,7 +94,10 @@ def read_model(name: str) -> ModelStates:
     Raises:
         ValueError: Neither, or a config that says nothing usable.
     """
-    return read_model_config(bundled_models().get(name, Path(name)))
+    path = bundled_models().get(name, Path(name))
+    if not path.exists():
+        raise ValueError(f"model-config {name!r}: no such file, and none of {', '.join(sorted(bundled_models()))}")
+    return read_model_config(path)
 
 
 def arena_layout(config: ServerConfig, model: ModelStates) -> ArenaLayout:

@@ -44,7 +44,9 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="statepool-demo-") as folder:
         sizes = ["--model-config", model_config, "--tp-size", str(tp_size), "--tp-ranks", tp_ranks]
         with _server(Path(folder), [*sizes, "--memory", str(memory)]) as target:
-            console.print(f"server: {model_config}, ranks {tp_ranks} of {tp_size}, {target}", highlight=False)
+            console.print(
+                f"server: {model_config}, ranks {tp_ranks} of {tp_size}, {target}", highlight=False, soft_wrap=True
+            )
             report = measure(_options(target, duration, concurrency))
         console.print("server: stopped cleanly", highlight=False)
     show(report)

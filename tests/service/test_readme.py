@@ -1,0 +1,39 @@
+"""Guarantee: what the README shows works as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service.servers import Servers
+from statepool.cli.app import COMMANDS
+from statepool_server.cli import execute
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_example(servers: Servers) -> None:
+    """The Python example runs against a server, and ends with a hit."""
+    server = servers.shared("--block-tokens", "256")
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+
+    exec(example.replace("unix:///run/statepool/statepool.sock", server.target), names)  # noqa: S102 - our own text
+
+    assert names["hit"] is not None
+    assert names["pool"] is not None
+
+
+def test_flags_and_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every flag of the server's table is one of its flags, and every command that is shown is one."""
+    table = re.findall(r"^\| (`--.*?) \|", README, re.MULTILINE)
+    flags = {flag for row in table for flag in re.findall(r"--[a-z-]+", row)}
+
+    assert execute(["--help"]) == 0
+    shown = capsys.readouterr().out
+
+    assert len(flags) > 8
+    assert [flag for flag in flags if flag not in shown] == []
+    commands = re.findall(r"^statepool ([a-z]+)(?: --.*)?$", README, re.MULTILINE)
+    assert len(commands) >= 4
+    assert set(commands) <= set(COMMANDS)
