@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statepool.refs import BlockRefs
-from statepool_server.blocks import Ids
+from statepool_server.recency import Ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ place                 generation  references  busy   listed  next
 ====================  ==========  ==========  =====  ======  ==========================
 blank (free stack)    even        0           0      no      allocated, last freed first
 held                  odd         > 0         any    any     released
-evictable (LRU log)   odd         0           0      yes     retained, or evicted
+evictable (recency)   odd         0           0      yes     retained, or evicted
 releasing             odd         0           not 0  any     blank or evictable at the last unpin
 ====================  ==========  ==========  =====  ======  ==========================
 """
@@ -28,17 +28,23 @@ from statepool.errors import (
     PoolExhaustedError,
 )
 from statepool.refs import BlockRefs
+from statepool_server.recency import Ids, RecencyLog
 
-Ids = NDArray[np.int64]
-"""Block ids, ``[n]``."""
+Counts = NDArray[np.int64] | int
+"""A number per row, or one for all rows."""
 
 WRITER = -1
 """Value of ``busy`` while one writer has the block; positive values count readers."""
 
-_NOT_LOGGED = -1
-_NO_IDS: Ids = np.empty(0, np.int64)
-_ONE = np.uint64(1)
+RETRY_AFTER_SECONDS = 0.1
+"""Hint to a caller who found the pool exhausted: a step of an engine takes about as long."""
+
 _ROWS = 4096
+
+# As arrays, because numpy takes as long to make an array of a number as to add it to a batch.
+_ZERO = np.array(0, np.int64)
+_ONE = np.array(1, np.int64)
+_WRITER = np.array(WRITER, np.int64)
 
 
 class BlockState(IntEnum):
@@ -51,6 +57,14 @@ class BlockState(IntEnum):
     RELEASING = 5
 
 
+def first_true(mask: NDArray[np.bool_]) -> int:
+    """Finds the first row that is true, -1 where none is.
+
+    Searching the bytes costs a fifth of ``mask.any()``, whose set-up is dear at the size of a batch.
+    """
+    return mask.tobytes().find(1)
+
+
 class BlockTable:
     """Blocks by id.
 
@@ -61,6 +75,9 @@ class BlockTable:
         committed: ``[block_count]``; whether the block is immutable.
         listed: ``[block_count]``; whether the prefix index names the block.
         busy: ``[block_count]``; readers, or `WRITER`.
+        evictable: The blocks that nobody holds or uses, but that can still be found, in the order of their last use.
+        held_count: Blocks with a reference.
+        busy_count: Blocks that are read or written.
     """
 
     def __init__(self, block_count: int) -> None:
@@ -70,15 +87,13 @@ class BlockTable:
         self.committed = np.zeros(block_count, np.bool_)
         self.listed = np.zeros(block_count, np.bool_)
         self.busy = np.zeros(block_count, np.int64)
+        self.evictable = RecencyLog(block_count)
+        self.held_count = self.busy_count = 0
         self._free = np.arange(block_count - 1, 0, -1, dtype=np.int64)  # a stack: block 1 is on top
         self._free_count = block_count - 1
-        self._log = np.empty(2 * block_count + 64, np.int64)  # least recently used first, with dead entries
-        self._log_head = self._log_tail = 0
-        self._log_position = np.full(block_count, _NOT_LOGGED, np.int64)
-        self._evictable_count = 0
         self._mark = np.zeros(block_count, np.int64)
         self._rows = np.arange(_ROWS)
-        self._capacity = np.uint64(block_count - 1)
+        self._limit = np.array(block_count, np.uint64)
 
     @property
     def capacity(self) -> int:
@@ -90,14 +105,11 @@ class BlockTable:
         """Blank blocks."""
         return self._free_count
 
-    @property
-    def evictable_count(self) -> int:
-        """Committed blocks that nobody holds or uses."""
-        return self._evictable_count
-
     def refs(self, block_ids: Ids) -> BlockRefs:
         """Pairs blocks with their present generations."""
         return BlockRefs(block_ids, self.generations[block_ids])
+
+    # Checks: each raises before anything has changed
 
     def check(self, refs: BlockRefs, field: str) -> Ids:
         """Checks that refs name allocated blocks at their present generation.
@@ -110,29 +122,35 @@ class BlockTable:
             GenerationStaleError: A block was freed since the ref was handed out.
         """
         ids = refs.block_ids
-        outside = ids.view(np.uint64) - _ONE >= self._capacity  # wraps 0 and negative ids around to huge ones
-        if np.count_nonzero(outside):
-            row = int(outside.argmax())
+        # As unsigned numbers, negative ids are huge ones. The null block's generation is even, as of one that is free.
+        if first_true(ids.view(np.uint64) >= self._limit) >= 0:
+            self._refuse(refs, field)
+        current = self.generations[ids]
+        same = current.tobytes() == refs.generations.tobytes()
+        if not same or np.count_nonzero(current & _ONE) != len(current):
+            self._refuse(refs, field)
+        return ids
+
+    def _refuse(self, refs: BlockRefs, field: str) -> None:
+        ids = refs.block_ids
+        row = first_true((ids < 1) | (ids >= self.block_count))
+        if row >= 0:
             raise BlockIndexOutOfRangeError(
                 f"{field}[{row}]: block {ids[row]} is not one of 1 to {self.capacity}", field=field, row=row
             )
         current = self.generations[ids]
-        stale = current != refs.generations
-        stale |= current & 1 == 0
-        if np.count_nonzero(stale):
-            row = int(stale.argmax())
-            raise GenerationStaleError(
-                f"{field}[{row}]: block {ids[row]} is at generation {current[row]}, not {refs.generations[row]}",
-                field=field,
-                row=row,
-            )
-        return ids
+        row = first_true((current != refs.generations) | (current & 1 == 0))
+        raise GenerationStaleError(
+            f"{field}[{row}]: block {ids[row]} is at generation {current[row]}, not {refs.generations[row]}",
+            field=field,
+            row=row,
+        )
 
-    def has_duplicates(self, block_ids: Ids) -> bool:
-        """Tells whether an id occurs twice."""
+    def first_repeat(self, block_ids: Ids) -> int:
+        """Finds a row whose block is named again further down, -1 where every block is named once."""
         rows = self._rows[: len(block_ids)] if len(block_ids) <= len(self._rows) else np.arange(len(block_ids))
-        self._mark[block_ids] = rows
-        return bool(np.count_nonzero(self._mark[block_ids] != rows))
+        self._mark[block_ids] = rows  # the last row of a block stays
+        return first_true(self._mark[block_ids] != rows)
 
     def check_distinct(self, block_ids: Ids, field: str) -> None:
         """Refuses a block that is named twice.
@@ -140,97 +158,9 @@ class BlockTable:
         Raises:
             BadFieldError: There is one.
         """
-        if self.has_duplicates(block_ids):
-            raise BadFieldError(f"{field}: a block is named twice", field=field)
-
-    def check_room(self, count: int) -> None:
-        """Refuses an allocation that cannot be met.
-
-        Raises:
-            PoolExhaustedError: Fewer blocks are free and evictable.
-        """
-        if count > self._free_count + self._evictable_count:
-            raise PoolExhaustedError(
-                f"{count} blocks requested, {self._free_count} free and {self._evictable_count} evictable",
-                field="count",
-                retry_after=0.1,
-                free=self._free_count,
-                evictable=self._evictable_count,
-                requested=count,
-            )
-
-    def pop_least_recent(self, count: int) -> Ids:
-        """Takes the least recently used evictable blocks out of the log; the caller unlists and blanks them."""
-        found: list[Ids] = []
-        missing = count
-        while missing:
-            window = self._log[self._log_head : min(self._log_head + 2 * missing, self._log_tail)]
-            positions = np.arange(self._log_head, self._log_head + len(window))
-            live = (self._log_position[window] == positions).nonzero()[0][:missing]
-            found.append(window[live])
-            missing -= len(live)
-            self._log_head += len(window) if missing else int(live[-1]) + 1
-        ids = np.concatenate(found) if len(found) != 1 else found[0].copy()
-        self._log_position[ids] = _NOT_LOGGED
-        self._evictable_count -= count
-        return ids
-
-    def take(self, count: int) -> Ids:
-        """Takes blank blocks, last freed first, and gives each one reference; enough must be there."""
-        self._free_count -= count
-        ids = self._free[self._free_count : self._free_count + count][::-1].copy()
-        self.generations[ids] += 1
-        self.references[ids] = 1
-        return ids
-
-    def settle(self, block_ids: Ids) -> Ids:
-        """Puts blocks that nobody holds or uses where they belong: listed ones into the log, others onto the stack.
-
-        Args:
-            block_ids: Distinct blocks; those with a reference or a pin stay as they are.
-
-        Returns:
-            The blocks that became blank, in order.
-        """
-        in_use = self.references[block_ids] | self.busy[block_ids]
-        idle = block_ids[in_use == 0] if np.count_nonzero(in_use) else block_ids
-        listed = self.listed[idle]
-        listed_count = np.count_nonzero(listed)
-        if listed_count == len(idle):
-            self._push_most_recent(idle)
-            return _NO_IDS
-        if listed_count:
-            self._push_most_recent(idle[listed])
-            idle = idle[~listed]
-        if len(idle):
-            self.generations[idle] += 1
-            self.committed[idle] = False
-            self._free[self._free_count : self._free_count + len(idle)] = idle[::-1]
-            self._free_count += len(idle)
-        return idle
-
-    def unlog(self, block_ids: Ids) -> None:
-        """Takes blocks out of the log, where they are in it: they are wanted again."""
-        logged = block_ids[self._log_position[block_ids] != _NOT_LOGGED]
-        if len(logged):
-            self._log_position[logged] = _NOT_LOGGED
-            self._evictable_count -= len(np.unique(logged))
-
-    def pin(self, readers: Ids, writers: Ids) -> None:
-        """Marks blocks as being read or written; each argument holds a block once, and none is in both."""
-        self.unlog(readers)
-        self.busy[readers] += 1
-        self.busy[writers] = WRITER
-
-    def unpin(self, readers: Ids, writers: Ids) -> Ids:
-        """Takes marks back.
-
-        Returns:
-            The blocks that became blank by it.
-        """
-        self.busy[readers] -= 1
-        self.busy[writers] = 0
-        return self.settle(np.concatenate((readers, writers)))
+        row = self.first_repeat(block_ids)
+        if row >= 0:
+            raise BadFieldError(f"{field}[{row}]: block {block_ids[row]} is named twice", field=field, row=row)
 
     def check_idle(self, block_ids: Ids, field: str, *, readers_too: bool) -> None:
         """Refuses blocks that are in use.
@@ -243,12 +173,99 @@ class BlockTable:
         Raises:
             BlockBusyError: One is.
         """
-        busy = self.busy[block_ids] != 0 if readers_too else self.busy[block_ids] == WRITER
-        if np.count_nonzero(busy):
-            row = int(busy.argmax())
+        row = first_true(self.busy[block_ids] != _ZERO if readers_too else self.busy[block_ids] == _WRITER)
+        if row >= 0:
             raise BlockBusyError(
                 f"{field}[{row}]: a copy, read or write of block {block_ids[row]} is running", field=field, row=row
             )
+
+    def check_room(self, count: int) -> None:
+        """Refuses an allocation that cannot be met.
+
+        Raises:
+            BadFieldError: The count is negative.
+            PoolExhaustedError: Fewer blocks are free and evictable; a retry helps unless the pool has fewer at all.
+        """
+        if count < 0:
+            raise BadFieldError(f"count is {count}, below 0", field="count")
+        if count > self._free_count + len(self.evictable):
+            raise PoolExhaustedError(
+                f"{count} blocks requested, {self._free_count} free and {len(self.evictable)} evictable",
+                field="count",
+                retry_after=RETRY_AFTER_SECONDS if count <= self.capacity else None,
+                free=self._free_count,
+                evictable=len(self.evictable),
+                requested=count,
+            )
+
+    # Changes: what they need was checked
+
+    def take(self, count: int) -> BlockRefs:
+        """Takes blank blocks, last freed first, and gives each one reference; so many must be there."""
+        self._free_count -= count
+        self.held_count += count
+        ids = self._free[self._free_count : self._free_count + count][::-1].copy()
+        generations = self.generations[ids]
+        generations += _ONE
+        self.generations[ids] = generations
+        self.references[ids] = 1
+        return BlockRefs(ids, generations)
+
+    def retain(self, block_ids: Ids) -> None:
+        """Adds one reference per row; a block may be in several rows."""
+        self.evictable.discard(block_ids)
+        unheld = block_ids[self.references[block_ids] == 0]
+        self.held_count += len(np.unique(unheld))
+        np.add.at(self.references, block_ids, 1)
+
+    def drop(self, block_ids: Ids, counts: Counts) -> Ids:
+        """Drops references of distinct blocks, as many of each as counted.
+
+        Returns:
+            The blocks that became blank by it, in order.
+        """
+        left = self.references[block_ids] - counts
+        self.references[block_ids] = left
+        unheld = block_ids[left == 0] if np.count_nonzero(left) else block_ids
+        self.held_count -= len(unheld)
+        in_use = self.busy[unheld] != _ZERO
+        return self._settle(unheld[~in_use] if first_true(in_use) >= 0 else unheld)
+
+    def commit(self, block_ids: Ids) -> None:
+        """Makes blocks immutable, and notes that the prefix index names them."""
+        self.committed[block_ids] = True
+        self.listed[block_ids] = True
+
+    def unlist(self, block_ids: Ids) -> Ids:
+        """Notes that the prefix index names blocks no longer; distinct, and none is among the evictable.
+
+        Returns:
+            The blocks that became blank by it, in order.
+        """
+        self.listed[block_ids] = False
+        return self._blank(self._idle(block_ids))
+
+    def pin(self, readers: Ids, writers: Ids) -> None:
+        """Marks blocks as being read or written; each argument holds a block once, and none is in both."""
+        self.evictable.discard(readers)
+        readers_before = self.busy[readers]
+        self.busy[readers] = readers_before + 1
+        self.busy[writers] = WRITER
+        self.busy_count += len(readers) - int(np.count_nonzero(readers_before)) + len(writers)
+
+    def unpin(self, readers: Ids, writers: Ids) -> Ids:
+        """Takes marks back.
+
+        Returns:
+            The blocks that became blank by it, in order.
+        """
+        readers_left = self.busy[readers] - 1
+        self.busy[readers] = readers_left
+        self.busy[writers] = 0
+        self.busy_count -= len(readers) - int(np.count_nonzero(readers_left)) + len(writers)
+        return self._settle(self._idle(np.concatenate((readers, writers))))
+
+    # What is there
 
     def states(self, block_ids: Ids) -> NDArray[np.int64]:
         """Tells each block's `BlockState`."""
@@ -257,28 +274,31 @@ class BlockTable:
         allocated = np.where(self.references[block_ids] > 0, held, idle)
         return np.where(self.generations[block_ids] & 1 == 1, allocated, BlockState.FREE)
 
-    def evictable(self) -> Ids:
-        """Lists the evictable blocks, least recently used first."""
-        window = self._log[self._log_head : self._log_tail]
-        live: Ids = window[self._log_position[window] == np.arange(self._log_head, self._log_tail)]
-        return live
-
     def free(self) -> Ids:
         """Lists the blank blocks, the next to be handed out first."""
         return self._free[: self._free_count][::-1]
 
-    def _push_most_recent(self, block_ids: Ids) -> None:
-        if self._log_tail + len(block_ids) > len(self._log):
-            self._compact()
-        end = self._log_tail + len(block_ids)
-        self._log[self._log_tail : end] = block_ids
-        self._log_position[block_ids] = np.arange(self._log_tail, end)
-        self._log_tail = end
-        self._evictable_count += len(block_ids)
+    # Steps
 
-    def _compact(self) -> None:
-        # The log is twice the pool, so a compaction is paid for by at least a pool's worth of pushes since the last.
-        live = self.evictable()
-        self._log[: len(live)] = live
-        self._log_position[live] = np.arange(len(live))
-        self._log_head, self._log_tail = 0, len(live)
+    def _idle(self, block_ids: Ids) -> Ids:
+        in_use = self.references[block_ids] | self.busy[block_ids]
+        return block_ids[in_use == 0] if np.count_nonzero(in_use) else block_ids
+
+    def _settle(self, idle: Ids) -> Ids:
+        """Puts blocks that nobody holds or uses where they belong; returns those that became blank."""
+        listed = self.listed[idle]
+        if first_true(listed) < 0:
+            return self._blank(idle)
+        if first_true(~listed) < 0:
+            self.evictable.append(idle)
+            return idle[:0]
+        self.evictable.append(idle[listed])
+        return self._blank(idle[~listed])
+
+    def _blank(self, idle: Ids) -> Ids:
+        if len(idle):
+            self.generations[idle] = self.generations[idle] + _ONE
+            self.committed[idle] = False
+            self._free[self._free_count : self._free_count + len(idle)] = idle[::-1]
+            self._free_count += len(idle)
+        return idle

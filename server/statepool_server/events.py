@@ -1,48 +1,62 @@
-"""What changed, as columns: folding the events of a pool gives its snapshot."""
+"""What changed, as columns: folding the events of a pool gives its snapshot.
+
+Blocks start blank at generation 0, with no reference and no name. What is not told: pins (they end by themselves) and
+renewed leases (every owner sends many a second).
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
+
+from statepool_server.recency import Ids
+
+NO_IDS: Ids = np.empty(0, np.int64)
+"""No blocks."""
 
 
 class EventKind(StrEnum):
     """What happened to the blocks or the session of an event."""
 
     ALLOCATED = "allocated"
-    """A free block got its first reference; its generation is new."""
+    """Blank blocks got their first reference, by the session; their generations are new."""
     RETAINED = "retained"
-    """One more reference per row."""
+    """The session has one more reference per row."""
     RELEASED = "released"
-    """One reference less per row."""
+    """The session has one reference less per row."""
     FREED = "freed"
-    """The block is free; its generation is new."""
+    """The blocks are blank; their generations are new. No session: the last use may have been anybody's."""
     COMMITTED = "committed"
-    """The block holds a prefix hash and is immutable."""
+    """The blocks are immutable and can be found by their hashes."""
     UNLISTED = "unlisted"
-    """The block's hash is no longer found."""
+    """The blocks can no longer be found. No session: making room does it as well."""
     SESSION_OPENED = "session_opened"
-    """A session exists, or was taken over (its epoch is new)."""
-    SESSION_CLOSED = "session_closed"
-    """A session was deleted or has expired."""
+    """The session exists, or was taken over: its epoch is new."""
+    SESSION_DELETED = "session_deleted"
+    """The session was deleted by its owner; its references were released before."""
+    SESSION_EXPIRED = "session_expired"
+    """The session's lease ran out; its references were released before."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Event:
-    """One change; which fields count depends on the kind."""
+    """One change of many blocks, or of a session."""
 
+    sequence: int
+    """Counts the events of a pool from 1, without a gap."""
     kind: EventKind
     """What happened."""
-    session_id: int = 0
+    session_id: int
     """The session whose doing it was, or which changed; 0: none."""
-    epoch: int = 0
-    """The session's epoch, for SESSION_OPENED."""
-    block_ids: NDArray[np.int64] | None = None
+    epoch: int
+    """The session's epoch; 0: none."""
+    owner_key: str
+    """The session's owner key; empty: none."""
+    block_ids: Ids
     """Blocks, ``[n]``."""
-    generations: NDArray[np.int64] | None = None
-    """Generations after the change, ``[n]``; for ALLOCATED and FREED."""
-    namespace: str = ""
-    """Namespace of the hashes, for COMMITTED."""
-    prefix_hashes: tuple[bytes, ...] = ()
-    """Hash of each block, for COMMITTED."""
+    generations: Ids
+    """Their generations after the change, ``[n]``."""
+    namespace: str
+    """Namespace of the hashes; for COMMITTED."""
+    prefix_hashes: tuple[bytes, ...]
+    """Hash of each block; for COMMITTED."""

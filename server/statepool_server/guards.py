@@ -13,10 +13,13 @@ from statepool.errors import (
     ColumnLengthMismatchError,
 )
 from statepool.refs import BlockRefs
-from statepool_server.blocks import BlockTable, Ids
+from statepool_server.blocks import BlockTable, Counts, first_true
 from statepool_server.holdings import Holdings
 from statepool_server.prefix import PrefixIndex
+from statepool_server.recency import Ids
 from statepool_server.sessions import Session
+
+_ZERO = np.array(0, np.int64)  # compares faster than the number
 
 
 class Guards:
@@ -27,18 +30,18 @@ class Guards:
         self._holdings = holdings
         self._prefixes = prefixes
 
-    def owned(self, session: Session, ids: Ids, field: str, counts: NDArray[np.int64] | int = 1) -> None:
+    def owned(self, session: Session, ids: Ids, field: str, counts: Counts = 1) -> None:
         """Refuses blocks to which the session holds fewer references than counted.
 
         Raises:
             BlockNotOwnedError: There is one.
         """
-        missing = self._holdings.count(session, ids) < counts
-        if np.count_nonzero(missing):
-            row = int(missing.argmax())
+        row = self._holdings.first_short(session, ids, counts)
+        if row >= 0:
             raise BlockNotOwnedError(
-                f"{field}: session {session.session_id} holds no (or too few) references to block {ids[row]}",
+                f"{field}: session {session.session_id} holds too few references to block {ids[row]}",
                 field=field,
+                block=int(ids[row]),
             )
 
     def readable(self, session: Session, ids: Ids, field: str) -> None:
@@ -47,9 +50,9 @@ class Guards:
         Raises:
             BlockNotOwnedError: There is one.
         """
-        uncommitted = ids[~self._blocks.committed[ids]]
-        if len(uncommitted):
-            self.owned(session, uncommitted, field)
+        uncommitted = ~self._blocks.committed[ids]
+        if first_true(uncommitted) >= 0:
+            self.owned(session, ids[uncommitted], field)
 
     def uncommitted_or_same(self, ids: Ids, namespace: str, prefix_hashes: Sequence[bytes]) -> None:
         """Refuses blocks that are committed, unless it is under the same hash.
@@ -94,9 +97,8 @@ class Guards:
         ids = self._blocks.check(refs, field)
         self._blocks.check_distinct(ids, field)
         self.owned(session, ids, field)
-        committed = self._blocks.committed[ids]
-        if np.count_nonzero(committed):
-            row = int(committed.argmax())
+        row = first_true(self._blocks.committed[ids])
+        if row >= 0:
             raise BlockNotWritableError(f"{field}[{row}]: block {ids[row]} is committed", field=field, row=row)
         self._blocks.check_idle(ids, field, readers_too=True)
         return ids
@@ -109,17 +111,15 @@ def check_boundaries(block_tokens: int, boundary: NDArray[np.int64], written: ND
         BadFieldError: A boundary that is not a positive multiple of `block_tokens`.
         BoundaryNotWrittenError: The tokens written through are not the boundary.
     """
-    bad = boundary % block_tokens != 0
-    bad |= boundary <= 0
-    if np.count_nonzero(bad):
-        row = int(bad.argmax())
+    row = max(first_true(boundary <= _ZERO), first_true(boundary % block_tokens != _ZERO))
+    if row >= 0:
         raise BadFieldError(
             f"boundary_tokens[{row}]: {boundary[row]} is not a positive multiple of {block_tokens}",
             field="boundary_tokens",
+            row=row,
         )
-    unwritten = boundary != written
-    if np.count_nonzero(unwritten):
-        row = int(unwritten.argmax())
+    row = first_true(boundary != written)
+    if row >= 0:
         raise BoundaryNotWrittenError(
             f"row {row}: the boundary is at token {boundary[row]}, but tokens are written through {written[row]}",
             field="written_through_tokens",

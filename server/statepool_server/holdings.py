@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from statepool_server.blocks import Ids
+from statepool_server.blocks import Counts, first_true
+from statepool_server.recency import Ids
 from statepool_server.sessions import Session
 
 NOBODY = 0
@@ -31,6 +32,7 @@ class Holdings:
         """Makes a session the holder of blocks that nobody holds, with one reference each."""
         self.holder[block_ids] = session.session_id
         self.held[block_ids] = 1
+        session.block_count += len(block_ids)
 
     def count(self, session: Session, block_ids: Ids) -> NDArray[np.int64]:
         """Counts a session's references to each block."""
@@ -41,6 +43,12 @@ class Holdings:
             )
         return counts
 
+    def first_short(self, session: Session, block_ids: Ids, counts: Counts) -> int:
+        """Finds a row to whose block the session holds fewer references than counted, -1 where there is none."""
+        if isinstance(counts, int) and counts == 1 and not session.shared:
+            return first_true(self.holder[block_ids] != session.session_id)  # a holder has at least one
+        return first_true(self.count(session, block_ids) < counts)
+
     def add(self, session: Session, block_ids: Ids) -> None:
         """Adds one reference per row; a block may be in several rows."""
         unheld = block_ids[self.holder[block_ids] == NOBODY]
@@ -49,22 +57,23 @@ class Holdings:
         self.holder[unheld] = session.session_id
         own = self.holder[block_ids] == session.session_id
         np.add.at(self.held, block_ids[own], 1)
+        shared_before = len(session.shared)
         for block in block_ids[~own].tolist():
             session.shared[block] = session.shared.get(block, 0) + 1
+        session.block_count += len(np.unique(unheld)) + len(session.shared) - shared_before
 
-    def drop(self, session: Session, block_ids: Ids, counts: NDArray[np.int64]) -> None:
+    def drop(self, session: Session, block_ids: Ids, counts: Counts) -> None:
         """Drops references of distinct blocks, as many of each as counted; the session has them."""
-        own = self.holder[block_ids] == session.session_id
-        all_own = np.count_nonzero(own) == len(own)
-        own_ids = block_ids if all_own else block_ids[own]
-        left = self.held[own_ids] - (counts if all_own else counts[own])
-        self.held[own_ids] = left
-        self.holder[own_ids[left == 0] if np.count_nonzero(left) else own_ids] = NOBODY
-        if not all_own:
-            for block, count in zip(block_ids[~own].tolist(), counts[~own].tolist(), strict=True):
-                rest = session.shared.pop(block) - count
-                if rest:
-                    session.shared[block] = rest
+        elsewhere = self.holder[block_ids] != session.session_id
+        if first_true(elsewhere) >= 0:
+            rows = np.broadcast_to(counts, len(block_ids))
+            self._drop_shared(session, block_ids[elsewhere], rows[elsewhere])
+            block_ids, counts = block_ids[~elsewhere], rows[~elsewhere]
+        left = self.held[block_ids] - counts
+        self.held[block_ids] = left
+        gone = block_ids[left == 0] if np.count_nonzero(left) else block_ids
+        self.holder[gone] = NOBODY
+        session.block_count -= len(gone)
 
     def blocks_of(self, session: Session) -> Ids:
         """Lists the blocks that a session holds, by id."""
@@ -79,3 +88,11 @@ class Holdings:
             sharers = {block: session.session_id for session in sessions for block in session.shared}
             holders[unheld] = [sharers.get(block, NOBODY) for block in block_ids[unheld].tolist()]
         return holders
+
+    def _drop_shared(self, session: Session, block_ids: Ids, counts: NDArray[np.int64]) -> None:
+        for block, count in zip(block_ids.tolist(), counts.tolist(), strict=True):
+            rest = session.shared.pop(block) - count
+            if rest:
+                session.shared[block] = rest
+            else:
+                session.block_count -= 1

@@ -5,63 +5,37 @@ Every method checks everything before its first change, and none awaits, so a re
 lock is needed on one event loop.
 """
 
-import hashlib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from statepool.refs import BlockRefs
-from statepool_server.answers import BlockRows, CommitResult, Eviction, Hit, Pin, SessionInfo, Usage
-from statepool_server.blocks import BlockState, BlockTable, Ids
-from statepool_server.events import Event, EventKind
+from statepool_server.answers import CommitResult, Eviction, Hit, Pin, SessionInfo
+from statepool_server.blocks import Counts
+from statepool_server.changes import Changes, Listener
+from statepool_server.events import NO_IDS
 from statepool_server.guards import Guards, check_boundaries, check_lengths
-from statepool_server.holdings import Holdings
-from statepool_server.prefix import PrefixIndex
-from statepool_server.sessions import Session, SessionTable
+from statepool_server.recency import Ids
+from statepool_server.view import PoolConfig, PoolView, info_of
 
-_NO_IDS: Ids = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class PoolConfig:
-    """Sizes of a pool."""
-
-    block_count: int
-    """Blocks, the null block included."""
-    block_tokens: int
-    """Tokens per align-mode block."""
-    max_sessions: int = 1024
-    """Live sessions at a time."""
-    remembered_sessions: int = 4096
-    """Expired sessions that are told apart from unknown ones."""
+__all__ = ["Pool", "PoolConfig"]
 
 
-class Pool:
-    """State blocks and the sessions that hold them.
+class Pool(PoolView):
+    """State blocks and the sessions that hold them."""
 
-    Attributes:
-        blocks: The table of blocks; to read, not to change.
-        holdings: Who holds them; to read, not to change.
-        prefixes: The prefix index; to read, not to change.
-        sessions: The sessions; to read, not to change.
-    """
-
-    def __init__(self, config: PoolConfig, listener: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, config: PoolConfig, listener: Listener | None = None) -> None:
         """Builds a pool with every block blank.
 
         Args:
             config: Sizes.
             listener: Called with every change, in order; it must not call the pool.
         """
-        self._config = config
-        self.blocks = BlockTable(config.block_count)
-        self.holdings = Holdings(config.block_count)
-        self.prefixes = PrefixIndex(config.block_count)
-        self.sessions = SessionTable(config.max_sessions, config.remembered_sessions)
+        super().__init__(config)
+        self._block_tokens = config.block_tokens
         self._guards = Guards(self.blocks, self.holdings, self.prefixes)
-        self._listener = listener
+        self._changes = Changes(self.blocks, self.holdings, self.prefixes, self.sessions, listener)
 
     # Sessions
 
@@ -76,8 +50,8 @@ class Pool:
             QuotaExceededError: As many sessions live as may.
         """
         session, taken_over = self.sessions.open(owner_key, ttl_ns, take_over, now_ns)
-        self._tell(EventKind.SESSION_OPENED, session, _NO_IDS)
-        return self._info(session), taken_over
+        self._changes.opened(session)
+        return info_of(session), taken_over
 
     def keep_alive(self, session_id: int, epoch: int, now_ns: int) -> int:
         """Renews a lease.
@@ -92,29 +66,13 @@ class Pool:
         self.sessions.renew(session, now_ns)
         return session.expires_ns
 
-    def check_session(self, session_id: int, epoch: int) -> None:
-        """Checks that the caller owns a live session; raises as `keep_alive`."""
-        self.sessions.owned(session_id, epoch)
-
-    def get_session(self, session_id: int) -> SessionInfo:
-        """Returns a session.
-
-        Raises:
-            SessionExpiredError, SessionNotFoundError: There is none.
-        """
-        return self._info(self.sessions.get(session_id))
-
-    def list_sessions(self, after_id: int, limit: int) -> list[SessionInfo]:
-        """Lists sessions in the order of their ids."""
-        return [self._info(session) for session in self.sessions.page(after_id, limit)]
-
     def delete_session(self, session_id: int, epoch: int) -> int:
         """Ends a session; raises as `keep_alive`.
 
         Returns:
             References that were dropped.
         """
-        return self._close(self.sessions.owned(session_id, epoch), expired=False)
+        return self._changes.close(self.sessions.owned(session_id, epoch), expired=False)
 
     def expire_sessions(self, now_ns: int) -> list[int]:
         """Ends the sessions whose lease ended by `now_ns`, in the order of their ends.
@@ -124,37 +82,22 @@ class Pool:
         """
         due = self.sessions.due(now_ns)
         for session in due:
-            self._close(session, expired=True)
+            self._changes.close(session, expired=True)
         return [session.session_id for session in due]
 
-    @property
-    def next_expiry_ns(self) -> int | None:
-        """When the next lease ends; None: there is none."""
-        return self.sessions.next_expiry_ns
-
     # Blocks
-
-    @property
-    def capacity(self) -> int:
-        """Blocks that can be allocated."""
-        return self.blocks.capacity
 
     def allocate(self, session_id: int, epoch: int, count: int) -> BlockRefs:
         """Hands out blocks with one reference each: blank ones first, then the least recently used committed ones.
 
         Raises:
             PoolExhaustedError: Not so many are there.
+            BadFieldError: A negative count.
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
         session = self.sessions.owned(session_id, epoch)
-        blocks = self.blocks
-        blocks.check_room(count)
-        if count > blocks.free_count:
-            self._unlist(blocks.pop_least_recent(count - blocks.free_count))
-        ids = blocks.take(count)
-        self.holdings.give(session, ids)
-        self._tell(EventKind.ALLOCATED, session, ids)
-        return blocks.refs(ids)
+        self.blocks.check_room(count)
+        return self._changes.allocate(session, count)
 
     def free(self, session_id: int, epoch: int, refs: BlockRefs) -> None:
         """Drops one reference per row.
@@ -169,13 +112,11 @@ class Pool:
         """
         session = self.sessions.owned(session_id, epoch)
         ids = self.blocks.check(refs, "blocks")
-        counts = np.ones(len(ids), np.int64)
-        if self.blocks.has_duplicates(ids):
-            _, first, counts = np.unique(ids, return_index=True, return_counts=True)
-            order = np.argsort(first)
-            ids, counts = ids[first[order]], counts[order]
+        counts: Counts = 1
+        if self.blocks.first_repeat(ids) >= 0:
+            ids, counts = _counted(ids)
         self._guards.owned(session, ids, "blocks", counts)
-        self._drop(session, ids, counts)
+        self._changes.drop(session, ids, counts)
 
     def retain(self, session_id: int, epoch: int, refs: BlockRefs) -> None:
         """Takes one reference per row, to committed blocks or the session's own.
@@ -188,7 +129,7 @@ class Pool:
         session = self.sessions.owned(session_id, epoch)
         ids = self.blocks.check(refs, "blocks")
         self._guards.readable(session, ids, "blocks")
-        self._retain(session, ids)
+        self._changes.retain(session, ids)
 
     def commit(
         self,
@@ -222,11 +163,11 @@ class Pool:
             written_through_tokens=written_through_tokens,
         )
         self.blocks.check_distinct(ids, "blocks")
-        check_boundaries(self._config.block_tokens, boundary_tokens, written_through_tokens)
+        check_boundaries(self._block_tokens, boundary_tokens, written_through_tokens)
         self._guards.owned(session, ids, "blocks")
         self.blocks.check_idle(ids, "blocks", readers_too=False)
         self._guards.uncommitted_or_same(ids, namespace, prefix_hashes)
-        return self._commit(session, ids, namespace, prefix_hashes)
+        return self._changes.commit(session, refs, namespace, prefix_hashes)
 
     def lookup(self, session_id: int, epoch: int, namespace: str, prefix_hashes: Sequence[bytes]) -> Hit | None:
         """Finds the last hash that is known and takes a reference to its block.
@@ -240,7 +181,7 @@ class Pool:
             return None
         row, block = found
         ids = np.array([block], np.int64)
-        self._retain(session, ids)
+        self._changes.retain(session, ids)
         return Hit(row, self.blocks.refs(ids))
 
     def evict(
@@ -256,8 +197,8 @@ class Pool:
         named = self.blocks.check(refs, "blocks")
         found = np.array(self.prefixes.find_all(namespace, prefix_hashes), np.int64)
         ids = np.unique(np.concatenate((named[self.blocks.listed[named]], found)))
-        self.blocks.unlog(ids)
-        return Eviction(len(ids), len(self._unlist(ids)))
+        self.blocks.evictable.discard(ids)
+        return Eviction(len(ids), len(self._changes.unlist(ids)))
 
     # Pins
 
@@ -271,7 +212,7 @@ class Pool:
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
         session = self.sessions.owned(session_id, epoch)
-        return self._pin(self._guards.source(session, refs, "blocks"), _NO_IDS)
+        return self._changes.pin(self._guards.source(session, refs, "blocks"), NO_IDS)
 
     def pin_write(self, session_id: int, epoch: int, refs: BlockRefs) -> Pin:
         """Makes the caller the one writer of blocks.
@@ -283,7 +224,7 @@ class Pool:
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
         session = self.sessions.owned(session_id, epoch)
-        return self._pin(_NO_IDS, self._guards.destination(session, refs, "blocks"))
+        return self._changes.pin(NO_IDS, self._guards.destination(session, refs, "blocks"))
 
     def pin_copy(self, session_id: int, epoch: int, src: BlockRefs, dst: BlockRefs, temporal_src: BlockRefs) -> Pin:
         """Pins the sources and destinations of copies; a block may be both.
@@ -301,153 +242,15 @@ class Pool:
         sources = self._guards.source(session, src, "src")
         if temporal_src is not src:
             sources = np.concatenate((sources, self._guards.source(session, temporal_src, "temporal_src")))
-        return self._pin(sources, writers)
+        return self._changes.pin(sources, writers)
 
     def unpin(self, pin: Pin) -> None:
         """Takes a pin back; blocks that lost their last reference meanwhile are released now."""
-        self._tell_freed(self.blocks.unpin(pin.readers, pin.writers))
+        self._changes.unpin(pin)
 
-    # What is there
 
-    def usage(self) -> Usage:
-        """Counts blocks and sessions."""
-        blocks = self.blocks
-        held = int((blocks.references > 0).sum())
-        free, evictable = blocks.free_count, blocks.evictable_count
-        return Usage(
-            free=free,
-            evictable=evictable,
-            held=held,
-            releasing=self.capacity - free - evictable - held,
-            committed=len(self.prefixes),
-            busy=int((blocks.busy != 0).sum()),
-            sessions=len(self.sessions),
-        )
-
-    def list_blocks(self, after_id: int, limit: int, states: Collection[BlockState], session_id: int = 0) -> BlockRows:
-        """Lists blocks by id.
-
-        Args:
-            after_id: Only blocks above it.
-            limit: Most rows.
-            states: Only blocks in one of these states.
-            session_id: Only blocks that this session holds; 0: any.
-
-        Raises:
-            SessionExpiredError, SessionNotFoundError: No such session.
-        """
-        if session_id:
-            ids = self.holdings.blocks_of(self.sessions.get(session_id))
-        else:
-            ids = np.arange(1, self.blocks.block_count, dtype=np.int64)
-        ids = ids[ids > after_id]
-        ids = ids[np.isin(self.blocks.states(ids), [int(state) for state in states])][:limit]
-        names = (self.prefixes.name_of(block) for block in ids.tolist())
-        return BlockRows(
-            refs=self.blocks.refs(ids),
-            states=self.blocks.states(ids),
-            reference_counts=self.blocks.references[ids],
-            session_ids=self.holdings.some_holder(ids, self.sessions),
-            prefix_hashes=[name[1] if name else b"" for name in names],
-        )
-
-    def digest(self) -> bytes:
-        """Digests everything that decides the pool's answers: two pools with one digest behave alike."""
-        blocks, digest = self.blocks, hashlib.blake2b(digest_size=16)
-        for column in (
-            blocks.generations,
-            blocks.references,
-            blocks.committed,
-            blocks.busy,
-            self.holdings.holder,
-            self.holdings.held,
-            blocks.free(),
-            blocks.evictable(),
-        ):
-            digest.update(column.tobytes())
-        for session in self.sessions:
-            shared = sorted(session.shared.items())
-            facts = (session.session_id, session.owner_key, session.epoch, session.ttl_ns, session.expires_ns, shared)
-            digest.update(repr(facts).encode())
-        for name in self.prefixes.items():
-            digest.update(repr(name).encode())
-        return digest.digest()
-
-    # Steps that several use cases share
-
-    def _close(self, session: Session, *, expired: bool) -> int:
-        ids = self.holdings.blocks_of(session)
-        counts = self.holdings.count(session, ids)
-        self.sessions.close(session, expired=expired)
-        self._drop(session, ids, counts)
-        self._tell(EventKind.SESSION_CLOSED, session, _NO_IDS)
-        return int(counts.sum())
-
-    def _drop(self, session: Session, ids: Ids, counts: NDArray[np.int64]) -> None:
-        self.holdings.drop(session, ids, counts)
-        self.blocks.references[ids] -= counts
-        if self._listener is not None:
-            self._tell(EventKind.RELEASED, session, np.repeat(ids, counts))
-        self._tell_freed(self.blocks.settle(ids))
-
-    def _retain(self, session: Session, ids: Ids) -> None:
-        self.blocks.unlog(ids)
-        self.holdings.add(session, ids)
-        np.add.at(self.blocks.references, ids, 1)
-        self._tell(EventKind.RETAINED, session, ids)
-
-    def _commit(self, session: Session, ids: Ids, namespace: str, prefix_hashes: Sequence[bytes]) -> CommitResult:
-        blocks = self.blocks
-        holders = self.prefixes.insert(namespace, prefix_hashes, ids)
-        own = holders == ids
-        mine = ids[own]
-        if self._listener is not None:
-            fresh = own & ~blocks.listed[ids]
-            values = tuple(prefix_hashes[row] for row in fresh.nonzero()[0].tolist())
-            self._tell(EventKind.COMMITTED, session, ids[fresh], namespace, values)
-        blocks.committed[mine] = True
-        blocks.listed[mine] = True
-        return CommitResult(blocks.refs(holders), (~own).nonzero()[0])
-
-    def _unlist(self, ids: Ids) -> Ids:
-        """Takes listed blocks, which are not in the log, out of the index; returns those that became blank."""
-        self.prefixes.remove(ids)
-        self.blocks.listed[ids] = False
-        self._tell(EventKind.UNLISTED, None, ids)
-        freed = self.blocks.settle(ids)
-        self._tell_freed(freed)
-        return freed
-
-    def _pin(self, sources: Ids, writers: Ids) -> Pin:
-        readers = np.setdiff1d(sources, writers) if len(sources) else sources
-        self.blocks.pin(readers, writers)
-        return Pin(readers, writers)
-
-    # Answers and events
-
-    def _info(self, session: Session) -> SessionInfo:
-        return SessionInfo(
-            session.session_id,
-            session.epoch,
-            session.owner_key,
-            session.ttl_ns,
-            session.expires_ns,
-            len(self.holdings.blocks_of(session)),
-        )
-
-    def _tell_freed(self, ids: Ids) -> None:
-        if len(ids):
-            self._tell(EventKind.FREED, None, ids)
-
-    def _tell(
-        self,
-        kind: EventKind,
-        session: Session | None,
-        ids: Ids,
-        namespace: str = "",
-        prefix_hashes: tuple[bytes, ...] = (),
-    ) -> None:
-        if self._listener is not None:
-            session_id, epoch = (session.session_id, session.epoch) if session else (0, 0)
-            generations = self.blocks.generations[ids]
-            self._listener(Event(kind, session_id, epoch, ids.copy(), generations, namespace, prefix_hashes))
+def _counted(ids: Ids) -> tuple[Ids, NDArray[np.int64]]:
+    """Names each block once, in the order of its first row, with the number of its rows."""
+    _, first, counts = np.unique(ids, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return ids[first[order]], counts[order]

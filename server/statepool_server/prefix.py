@@ -1,11 +1,15 @@
 """The prefix index: which committed block holds the state after which prefix."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from statepool_server.blocks import Ids
+from statepool_server.blocks import first_true
+from statepool_server.recency import Ids
+
+Objects = NDArray[np.object_]
+"""Prefix hashes of a batch, ``[n]``."""
 
 
 class PrefixIndex:
@@ -18,12 +22,12 @@ class PrefixIndex:
         self._numbers: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._blocks: dict[int, dict[bytes, int]] = {}
-        self._last_number = 0
+        self._last_number = self._count = 0
         self._number_of = np.zeros(block_count, np.int64)
         self._hash_of = np.full(block_count, None, np.object_)
 
     def __len__(self) -> int:
-        return sum(map(len, self._blocks.values()))
+        return self._count
 
     def find_all(self, namespace: str, prefix_hashes: Iterable[bytes]) -> list[int]:
         """Finds the blocks of the hashes that are known, in order, each block once."""
@@ -58,34 +62,36 @@ class PrefixIndex:
             block_ids: A block for each, ``[n]``.
 
         Returns:
-            For each hash, the block that holds it now, ``[n]``.
+            For each hash, the block that holds it now, ``[n]``; `block_ids` itself where no hash was known.
         """
         if not prefix_hashes:
             return block_ids
-        number = self._number(namespace)
-        setdefault = self._blocks[number].setdefault
-        holders = np.fromiter(map(setdefault, prefix_hashes, block_ids.tolist()), np.int64, len(block_ids))
+        number, wanted = self._number(namespace), block_ids.tolist()
+        known = self._blocks[number]
+        before = len(known)
+        found = list(map(known.setdefault, prefix_hashes, wanted))
+        self._count += len(known) - before
+        values = np.array(prefix_hashes, np.object_)
+        if found == wanted:
+            self._hash_of[block_ids], self._number_of[block_ids] = values, number
+            return block_ids
+        holders = np.array(found, np.int64)
         own = holders == block_ids
-        mine, values = block_ids, np.array(prefix_hashes, np.object_)
-        if np.count_nonzero(own) != len(own):
-            mine, values = mine[own], values[own]
-        self._hash_of[mine] = values
-        self._number_of[mine] = number
+        self._hash_of[block_ids[own]], self._number_of[block_ids[own]] = values[own], number
         return holders
 
     def remove(self, block_ids: Ids) -> None:
         """Takes blocks out; each must be in."""
         numbers, values = self._number_of[block_ids], self._hash_of[block_ids]
         self._hash_of[block_ids] = None
+        self._count -= len(block_ids)
         while len(numbers):
-            number = int(numbers[0])
-            others = numbers != number
-            if np.count_nonzero(others):
-                self._remove(number, values[~others])
-                numbers, values = numbers[others], values[others]
-            else:
-                self._remove(number, values)
+            others = numbers != numbers[0]
+            if first_true(others) < 0:
+                self._remove(int(numbers[0]), values)
                 return
+            self._remove(int(numbers[0]), values[~others])
+            numbers, values = numbers[others], values[others]
 
     def items(self) -> Iterator[tuple[str, bytes, int]]:
         """Lists everything, in the order of block ids."""
@@ -102,8 +108,9 @@ class PrefixIndex:
             self._numbers[namespace], self._names[number], self._blocks[number] = number, namespace, {}
         return number
 
-    def _remove(self, number: int, values: "np.ndarray[tuple[int], np.dtype[np.object_]]") -> None:
+    def _remove(self, number: int, values: Objects) -> None:
         known = self._blocks[number]
-        deque(map(known.__delitem__, values.tolist()), maxlen=0)
+        for value in values.tolist():
+            del known[value]  # as a statement it costs a third of mapping __delitem__
         if not known:
             del self._blocks[number], self._numbers[self._names.pop(number)]

@@ -13,6 +13,9 @@ from statepool.errors import (
     SessionNotFoundError,
 )
 
+_TAKEN = -1
+_SPARE_NOTES = 64
+
 
 @dataclass(slots=True)
 class Session:
@@ -30,6 +33,8 @@ class Session:
     """When the lease ends, on the caller's clock."""
     noted_ns: int = 0
     """End of the lease as the table's heap has it; at most `expires_ns`."""
+    block_count: int = 0
+    """Blocks that it holds, each counted once."""
     shared: dict[int, int] = field(default_factory=dict)
     """References to blocks whose first holder is another session: block id to count."""
 
@@ -125,11 +130,13 @@ class SessionTable:
                 self._expired.popitem(last=False)
 
     def due(self, now_ns: int) -> list[Session]:
-        """Finds the sessions whose lease has ended, in the order of their ends."""
+        """Takes note of the sessions whose lease has ended, in the order of their ends; the caller closes them."""
         found = []
         while (next_ns := self.next_expiry_ns) is not None and next_ns <= now_ns:
             _, session_id = heapq.heappop(self._deadlines)
-            found.append(self._sessions[session_id])
+            session = self._sessions[session_id]
+            session.noted_ns = _TAKEN  # an older note may stand at the very same time
+            found.append(session)
         return found
 
     @property
@@ -153,6 +160,11 @@ class SessionTable:
         ids = [session_id for session_id in self._sessions if session_id > after_id][:limit]
         return [self._sessions[session_id] for session_id in ids]
 
+    def facts(self) -> tuple[object, ...]:
+        """Tells all that decides what the table answers, as plain values in a fixed order."""
+        live = [(s.session_id, s.owner_key, s.epoch, s.ttl_ns, s.expires_ns, sorted(s.shared.items())) for s in self]
+        return (live, list(self._expired), self._last_id)
+
     def _take_over(self, session: Session, ttl_ns: int, allowed: bool, now_ns: int) -> Session:
         if not allowed:
             raise OwnerKeyInUseError(
@@ -168,3 +180,6 @@ class SessionTable:
     def _note(self, session: Session) -> None:
         session.noted_ns = session.expires_ns
         heapq.heappush(self._deadlines, (session.noted_ns, session.session_id))
+        if len(self._deadlines) > 2 * len(self._sessions) + _SPARE_NOTES:  # most are of sessions that were deleted
+            self._deadlines = [(live.noted_ns, live.session_id) for live in self]
+            heapq.heapify(self._deadlines)

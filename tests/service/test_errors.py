@@ -42,7 +42,7 @@ EXPECTED = {
     "SESSION_NOT_FOUND": Expected(Code.NOT_FOUND, "session"),
     "OWNER_KEY_IN_USE": Expected(Code.ALREADY_EXISTS, "owner_key"),
     "LAYOUT_MISMATCH": Expected(Code.FAILED_PRECONDITION, "header.layout_fingerprint"),
-    "BLOCK_NOT_OWNED": Expected(Code.FAILED_PRECONDITION, "blocks"),
+    "BLOCK_NOT_OWNED": Expected(Code.FAILED_PRECONDITION, "blocks", {"block": "1"}),
     "BLOCK_NOT_WRITABLE": Expected(Code.FAILED_PRECONDITION, "blocks", {"row": "0"}),
     "BOUNDARY_NOT_WRITTEN": Expected(Code.FAILED_PRECONDITION, "written_through_tokens", {"row": "0"}),
     "GENERATION_STALE": Expected(Code.ABORTED, "blocks", {"row": "0"}),

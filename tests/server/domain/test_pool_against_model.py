@@ -267,11 +267,11 @@ class PoolMachine(RuleBasedStateMachine):
         assert (usage.free, usage.evictable) == (len(self.model.free), len(self.model.evictable))
         assert usage.sessions == len(self.model.sessions)
         assert self.folded.snapshot() == {
-            block: (model.generation, sum(model.references.values()), model.name)
+            block: (model.generation, model.references, model.name)
             for block, model in self.model.blocks.items()
             if model.generation
         }
-        assert self.folded.sessions == {i: session.epoch for i, session in self.model.sessions.items()}
+        assert self.folded.sessions == {i: (s.epoch, s.owner_key) for i, s in self.model.sessions.items()}
 
 
 PoolMachine.TestCase.settings = settings(

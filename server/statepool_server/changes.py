@@ -1,0 +1,141 @@
+"""The changes of a pool, each with its events. What they need was checked before, so none can fail half-way."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from statepool.refs import BlockRefs
+from statepool_server.answers import CommitResult, Pin
+from statepool_server.blocks import BlockTable, Counts
+from statepool_server.events import NO_IDS, Event, EventKind
+from statepool_server.holdings import Holdings
+from statepool_server.prefix import PrefixIndex
+from statepool_server.recency import Ids
+from statepool_server.sessions import Session, SessionTable
+
+Listener = Callable[[Event], None]
+"""Hears every change, in order, after it; must not call the pool."""
+
+
+class Changes:
+    """Changes blocks, holdings, prefixes and sessions together, so that they always tell one story."""
+
+    def __init__(
+        self,
+        blocks: BlockTable,
+        holdings: Holdings,
+        prefixes: PrefixIndex,
+        sessions: SessionTable,
+        listener: Listener | None,
+    ) -> None:
+        self._blocks = blocks
+        self._holdings = holdings
+        self._prefixes = prefixes
+        self._sessions = sessions
+        self._listener = listener
+        self._sequence = 0
+
+    def opened(self, session: Session) -> None:
+        """Tells that a session was opened or taken over."""
+        self._tell(EventKind.SESSION_OPENED, session, NO_IDS)
+
+    def close(self, session: Session, *, expired: bool) -> int:
+        """Removes a session and drops all its references.
+
+        Returns:
+            References that were dropped.
+        """
+        ids = self._holdings.blocks_of(session)
+        counts = self._holdings.count(session, ids)
+        self.drop(session, ids, counts)
+        self._sessions.close(session, expired=expired)
+        self._tell(EventKind.SESSION_EXPIRED if expired else EventKind.SESSION_DELETED, session, NO_IDS)
+        return int(counts.sum())
+
+    def allocate(self, session: Session, count: int) -> BlockRefs:
+        """Hands out blocks with one reference each, evicting committed ones where blank ones are too few."""
+        missing = count - self._blocks.free_count
+        if missing > 0:
+            self.unlist(self._blocks.evictable.pop(missing))
+        refs = self._blocks.take(count)
+        self._holdings.give(session, refs.block_ids)
+        self._tell(EventKind.ALLOCATED, session, refs.block_ids)
+        return refs
+
+    def retain(self, session: Session, ids: Ids) -> None:
+        """Adds one reference per row."""
+        self._holdings.add(session, ids)
+        self._blocks.retain(ids)
+        self._tell(EventKind.RETAINED, session, ids)
+
+    def drop(self, session: Session, ids: Ids, counts: Counts) -> None:
+        """Drops references of distinct blocks, as many of each as counted."""
+        self._holdings.drop(session, ids, counts)
+        if self._listener is not None:
+            self._tell(EventKind.RELEASED, session, np.repeat(ids, counts))
+        self._tell_freed(self._blocks.drop(ids, counts))
+
+    def commit(self, session: Session, refs: BlockRefs, namespace: str, prefix_hashes: Sequence[bytes]) -> CommitResult:
+        """Lists the hashes that are not known yet, and makes their blocks immutable."""
+        ids = refs.block_ids
+        holders = self._prefixes.insert(namespace, prefix_hashes, ids)
+        if self._listener is not None:
+            fresh = ((holders == ids) & ~self._blocks.listed[ids]).nonzero()[0]
+            values = tuple(prefix_hashes[row] for row in fresh.tolist())
+            self._tell(EventKind.COMMITTED, session, ids[fresh], namespace, values)
+        if holders is ids:
+            self._blocks.commit(ids)
+            return CommitResult(refs, NO_IDS)
+        self._blocks.commit(ids[holders == ids])
+        return CommitResult(self._blocks.refs(holders), (holders != ids).nonzero()[0])
+
+    def unlist(self, ids: Ids) -> Ids:
+        """Takes listed blocks, none of them among the evictable any more, out of the prefix index.
+
+        Returns:
+            Those that became blank by it.
+        """
+        self._prefixes.remove(ids)
+        self._tell(EventKind.UNLISTED, None, ids)
+        freed = self._blocks.unlist(ids)
+        self._tell_freed(freed)
+        return freed
+
+    def pin(self, sources: Ids, writers: Ids) -> Pin:
+        """Marks blocks as being read, or written (and maybe read)."""
+        readers = np.setdiff1d(sources, writers) if len(sources) else sources
+        self._blocks.pin(readers, writers)
+        return Pin(readers, writers)
+
+    def unpin(self, pin: Pin) -> None:
+        """Takes marks back, and releases blocks that lost their last reference meanwhile."""
+        self._tell_freed(self._blocks.unpin(pin.readers, pin.writers))
+
+    def _tell_freed(self, ids: Ids) -> None:
+        if len(ids):
+            self._tell(EventKind.FREED, None, ids)
+
+    def _tell(
+        self,
+        kind: EventKind,
+        session: Session | None,
+        ids: Ids,
+        namespace: str = "",
+        prefix_hashes: tuple[bytes, ...] = (),
+    ) -> None:
+        if self._listener is None:
+            return
+        self._sequence += 1
+        self._listener(
+            Event(
+                sequence=self._sequence,
+                kind=kind,
+                session_id=session.session_id if session else 0,
+                epoch=session.epoch if session else 0,
+                owner_key=session.owner_key if session else "",
+                block_ids=ids.copy(),
+                generations=self._blocks.generations[ids],
+                namespace=namespace,
+                prefix_hashes=prefix_hashes,
+            )
+        )

@@ -1,0 +1,154 @@
+"""What can be seen of a pool; nothing here changes it."""
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from statepool_server.answers import BlockRows, SessionInfo, Usage
+from statepool_server.blocks import BlockState, BlockTable
+from statepool_server.holdings import Holdings
+from statepool_server.prefix import PrefixIndex
+from statepool_server.sessions import Session, SessionTable
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """Sizes of a pool."""
+
+    block_count: int
+    """Blocks, the null block included."""
+    block_tokens: int
+    """Tokens per align-mode block."""
+    max_sessions: int = 1024
+    """Live sessions at a time."""
+    remembered_sessions: int = 4096
+    """Expired sessions that are told apart from unknown ones."""
+
+
+class PoolView:
+    """State blocks and the sessions that hold them, to be looked at.
+
+    Attributes:
+        blocks: The table of blocks; to read, not to change.
+        holdings: Who holds them; to read, not to change.
+        prefixes: The prefix index; to read, not to change.
+        sessions: The sessions; to read, not to change.
+    """
+
+    def __init__(self, config: PoolConfig) -> None:
+        """Builds a pool with every block blank.
+
+        Args:
+            config: Sizes.
+        """
+        self.blocks = BlockTable(config.block_count)
+        self.holdings = Holdings(config.block_count)
+        self.prefixes = PrefixIndex(config.block_count)
+        self.sessions = SessionTable(config.max_sessions, config.remembered_sessions)
+
+    @property
+    def capacity(self) -> int:
+        """Blocks that can be allocated."""
+        return self.blocks.capacity
+
+    @property
+    def next_expiry_ns(self) -> int | None:
+        """When the next lease ends; None: there is none."""
+        return self.sessions.next_expiry_ns
+
+    def check_session(self, session_id: int, epoch: int) -> None:
+        """Checks that the caller owns a live session.
+
+        Raises:
+            SessionFencedError, SessionExpiredError, SessionNotFoundError: The caller does not.
+        """
+        self.sessions.owned(session_id, epoch)
+
+    def get_session(self, session_id: int) -> SessionInfo:
+        """Returns a session.
+
+        Raises:
+            SessionExpiredError, SessionNotFoundError: There is none.
+        """
+        return info_of(self.sessions.get(session_id))
+
+    def list_sessions(self, after_id: int, limit: int) -> list[SessionInfo]:
+        """Lists sessions in the order of their ids."""
+        return [info_of(session) for session in self.sessions.page(after_id, limit)]
+
+    def usage(self) -> Usage:
+        """Counts blocks and sessions, in constant time."""
+        blocks = self.blocks
+        free, evictable, held = blocks.free_count, len(blocks.evictable), blocks.held_count
+        return Usage(
+            free=free,
+            evictable=evictable,
+            held=held,
+            releasing=self.capacity - free - evictable - held,
+            committed=len(self.prefixes),
+            busy=blocks.busy_count,
+            sessions=len(self.sessions),
+        )
+
+    def list_blocks(self, after_id: int, limit: int, states: Collection[BlockState], session_id: int = 0) -> BlockRows:
+        """Lists blocks by id.
+
+        Args:
+            after_id: Only blocks above it.
+            limit: Most rows.
+            states: Only blocks in one of these states.
+            session_id: Only blocks that this session holds; 0: any.
+
+        Raises:
+            SessionExpiredError, SessionNotFoundError: No such session.
+        """
+        if session_id:
+            ids = self.holdings.blocks_of(self.sessions.get(session_id))
+        else:
+            ids = np.arange(1, self.blocks.block_count, dtype=np.int64)
+        ids = ids[ids > after_id]
+        ids = ids[np.isin(self.blocks.states(ids), [int(state) for state in states])][:limit]
+        names = (self.prefixes.name_of(block) for block in ids.tolist())
+        return BlockRows(
+            refs=self.blocks.refs(ids),
+            states=self.blocks.states(ids),
+            reference_counts=self.blocks.references[ids],
+            session_ids=self.holdings.some_holder(ids, self.sessions),
+            prefix_hashes=[name[1] if name else b"" for name in names],
+        )
+
+    def digest(self) -> bytes:
+        """Digests everything that decides the pool's answers: two pools with one digest behave alike.
+
+        Takes time in proportion to the pool.
+        """
+        blocks, digest = self.blocks, hashlib.blake2b(digest_size=16)
+        for column in (
+            blocks.generations,
+            blocks.references,
+            blocks.committed,
+            blocks.busy,
+            self.holdings.holder,
+            self.holdings.held,
+            blocks.free(),
+            blocks.evictable.block_ids(),
+        ):
+            digest.update(column.tobytes())
+        digest.update(repr(self.sessions.facts()).encode())
+        for name in self.prefixes.items():
+            digest.update(repr(name).encode())
+        return digest.digest()
+
+
+def info_of(session: Session) -> SessionInfo:
+    """Shows a session as its owner sees it."""
+    return SessionInfo(
+        session.session_id,
+        session.epoch,
+        session.owner_key,
+        session.ttl_ns,
+        session.expires_ns,
+        session.block_count,
+    )
