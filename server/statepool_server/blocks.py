@@ -30,8 +30,8 @@ from statepool.errors import (
 from statepool.refs import BlockRefs
 from statepool_server.recency import Ids, RecencyLog
 
-Counts = NDArray[np.int64] | int
-"""A number per row, or one for all rows."""
+Counts = NDArray[np.int64]
+"""A number per row, ``[n]``, or one for all rows, ``[]``."""
 
 WRITER = -1
 """Value of ``busy`` while one writer has the block; positive values count readers."""
@@ -41,9 +41,10 @@ RETRY_AFTER_SECONDS = 0.1
 
 _ROWS = 4096
 
-# As arrays, because numpy takes as long to make an array of a number as to add it to a batch.
-_ZERO = np.array(0, np.int64)
-_ONE = np.array(1, np.int64)
+ZERO: Counts = np.array(0, np.int64)
+"""0 as an array: numpy takes as long to make an array of a number as to compare a batch with it."""
+ONE: Counts = np.array(1, np.int64)
+"""1 as an array."""
 _WRITER = np.array(WRITER, np.int64)
 
 
@@ -127,7 +128,7 @@ class BlockTable:
             self._refuse(refs, field)
         current = self.generations[ids]
         same = current.tobytes() == refs.generations.tobytes()
-        if not same or np.count_nonzero(current & _ONE) != len(current):
+        if not same or np.count_nonzero(current & ONE) != len(current):
             self._refuse(refs, field)
         return ids
 
@@ -173,7 +174,7 @@ class BlockTable:
         Raises:
             BlockBusyError: One is.
         """
-        row = first_true(self.busy[block_ids] != _ZERO if readers_too else self.busy[block_ids] == _WRITER)
+        row = first_true(self.busy[block_ids] != ZERO if readers_too else self.busy[block_ids] == _WRITER)
         if row >= 0:
             raise BlockBusyError(
                 f"{field}[{row}]: a copy, read or write of block {block_ids[row]} is running", field=field, row=row
@@ -206,7 +207,7 @@ class BlockTable:
         self.held_count += count
         ids = self._free[self._free_count : self._free_count + count][::-1].copy()
         generations = self.generations[ids]
-        generations += _ONE
+        generations += ONE
         self.generations[ids] = generations
         self.references[ids] = 1
         return BlockRefs(ids, generations)
@@ -228,7 +229,7 @@ class BlockTable:
         self.references[block_ids] = left
         unheld = block_ids[left == 0] if np.count_nonzero(left) else block_ids
         self.held_count -= len(unheld)
-        in_use = self.busy[unheld] != _ZERO
+        in_use = self.busy[unheld] != ZERO
         return self._settle(unheld[~in_use] if first_true(in_use) >= 0 else unheld)
 
     def commit(self, block_ids: Ids) -> None:
@@ -236,14 +237,15 @@ class BlockTable:
         self.committed[block_ids] = True
         self.listed[block_ids] = True
 
-    def unlist(self, block_ids: Ids) -> Ids:
-        """Notes that the prefix index names blocks no longer; distinct, and none is among the evictable.
+    def unlist(self, block_ids: Ids, idle: Ids) -> None:
+        """Notes that the prefix index names blocks no longer.
 
-        Returns:
-            The blocks that became blank by it, in order.
+        Args:
+            block_ids: Distinct blocks, none of them among the evictable any more.
+            idle: Those that nobody holds or uses: they become blank.
         """
         self.listed[block_ids] = False
-        return self._blank(self._idle(block_ids))
+        self._blank(idle)
 
     def pin(self, readers: Ids, writers: Ids) -> None:
         """Marks blocks as being read or written; each argument holds a block once, and none is in both."""
@@ -263,7 +265,7 @@ class BlockTable:
         self.busy[readers] = readers_left
         self.busy[writers] = 0
         self.busy_count -= len(readers) - int(np.count_nonzero(readers_left)) + len(writers)
-        return self._settle(self._idle(np.concatenate((readers, writers))))
+        return self._settle(self.idle(np.concatenate((readers, writers))))
 
     # What is there
 
@@ -274,15 +276,17 @@ class BlockTable:
         allocated = np.where(self.references[block_ids] > 0, held, idle)
         return np.where(self.generations[block_ids] & 1 == 1, allocated, BlockState.FREE)
 
+    def idle(self, block_ids: Ids) -> Ids:
+        """Selects the blocks that nobody holds or uses."""
+        in_use = self.references[block_ids] | self.busy[block_ids]
+        ids: Ids = block_ids[in_use == ZERO]
+        return ids
+
     def free(self) -> Ids:
         """Lists the blank blocks, the next to be handed out first."""
         return self._free[: self._free_count][::-1]
 
     # Steps
-
-    def _idle(self, block_ids: Ids) -> Ids:
-        in_use = self.references[block_ids] | self.busy[block_ids]
-        return block_ids[in_use == 0] if np.count_nonzero(in_use) else block_ids
 
     def _settle(self, idle: Ids) -> Ids:
         """Puts blocks that nobody holds or uses where they belong; returns those that became blank."""
@@ -297,7 +301,7 @@ class BlockTable:
 
     def _blank(self, idle: Ids) -> Ids:
         if len(idle):
-            self.generations[idle] = self.generations[idle] + _ONE
+            self.generations[idle] = self.generations[idle] + ONE
             self.committed[idle] = False
             self._free[self._free_count : self._free_count + len(idle)] = idle[::-1]
             self._free_count += len(idle)

@@ -56,7 +56,8 @@ class Changes:
         """Hands out blocks with one reference each, evicting committed ones where blank ones are too few."""
         missing = count - self._blocks.free_count
         if missing > 0:
-            self.unlist(self._blocks.evictable.pop(missing))
+            victims = self._blocks.evictable.pop(missing)
+            self._unlist(victims, idle=victims)
         refs = self._blocks.take(count)
         self._holdings.give(session, refs.block_ids)
         self._tell(EventKind.ALLOCATED, session, refs.block_ids)
@@ -90,16 +91,15 @@ class Changes:
         return CommitResult(self._blocks.refs(holders), (holders != ids).nonzero()[0])
 
     def unlist(self, ids: Ids) -> Ids:
-        """Takes listed blocks, none of them among the evictable any more, out of the prefix index.
+        """Takes listed blocks out of the prefix index.
 
         Returns:
             Those that became blank by it.
         """
-        self._prefixes.remove(ids)
-        self._tell(EventKind.UNLISTED, None, ids)
-        freed = self._blocks.unlist(ids)
-        self._tell_freed(freed)
-        return freed
+        self._blocks.evictable.discard(ids)
+        idle = self._blocks.idle(ids)
+        self._unlist(ids, idle)
+        return idle
 
     def pin(self, sources: Ids, writers: Ids) -> Pin:
         """Marks blocks as being read, or written (and maybe read)."""
@@ -110,6 +110,12 @@ class Changes:
     def unpin(self, pin: Pin) -> None:
         """Takes marks back, and releases blocks that lost their last reference meanwhile."""
         self._tell_freed(self._blocks.unpin(pin.readers, pin.writers))
+
+    def _unlist(self, ids: Ids, idle: Ids) -> None:
+        self._prefixes.remove(ids)
+        self._tell(EventKind.UNLISTED, None, ids)
+        self._blocks.unlist(ids, idle)
+        self._tell_freed(idle)
 
     def _tell_freed(self, ids: Ids) -> None:
         if len(ids):

@@ -13,13 +13,11 @@ from statepool.errors import (
     ColumnLengthMismatchError,
 )
 from statepool.refs import BlockRefs
-from statepool_server.blocks import BlockTable, Counts, first_true
+from statepool_server.blocks import ONE, ZERO, BlockTable, Counts, first_true
 from statepool_server.holdings import Holdings
 from statepool_server.prefix import PrefixIndex
 from statepool_server.recency import Ids
 from statepool_server.sessions import Session
-
-_ZERO = np.array(0, np.int64)  # compares faster than the number
 
 
 class Guards:
@@ -30,7 +28,7 @@ class Guards:
         self._holdings = holdings
         self._prefixes = prefixes
 
-    def owned(self, session: Session, ids: Ids, field: str, counts: Counts = 1) -> None:
+    def owned(self, session: Session, ids: Ids, field: str, counts: Counts = ONE) -> None:
         """Refuses blocks to which the session holds fewer references than counted.
 
         Raises:
@@ -111,7 +109,7 @@ def check_boundaries(block_tokens: int, boundary: NDArray[np.int64], written: ND
         BadFieldError: A boundary that is not a positive multiple of `block_tokens`.
         BoundaryNotWrittenError: The tokens written through are not the boundary.
     """
-    row = max(first_true(boundary <= _ZERO), first_true(boundary % block_tokens != _ZERO))
+    row = max(first_true(boundary <= ZERO), first_true(boundary % block_tokens != ZERO))
     if row >= 0:
         raise BadFieldError(
             f"boundary_tokens[{row}]: {boundary[row]} is not a positive multiple of {block_tokens}",

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from statepool_server.blocks import Counts, first_true
+from statepool_server.blocks import ONE, Counts, first_true
 from statepool_server.recency import Ids
 from statepool_server.sessions import Session
 
@@ -45,7 +45,7 @@ class Holdings:
 
     def first_short(self, session: Session, block_ids: Ids, counts: Counts) -> int:
         """Finds a row to whose block the session holds fewer references than counted, -1 where there is none."""
-        if isinstance(counts, int) and counts == 1 and not session.shared:
+        if counts is ONE and not session.shared:
             return first_true(self.holder[block_ids] != session.session_id)  # a holder has at least one
         return first_true(self.count(session, block_ids) < counts)
 
@@ -64,8 +64,8 @@ class Holdings:
 
     def drop(self, session: Session, block_ids: Ids, counts: Counts) -> None:
         """Drops references of distinct blocks, as many of each as counted; the session has them."""
-        elsewhere = self.holder[block_ids] != session.session_id
-        if first_true(elsewhere) >= 0:
+        if session.shared:
+            elsewhere = self.holder[block_ids] != session.session_id
             rows = np.broadcast_to(counts, len(block_ids))
             self._drop_shared(session, block_ids[elsewhere], rows[elsewhere])
             block_ids, counts = block_ids[~elsewhere], rows[~elsewhere]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from statepool.refs import BlockRefs
 from statepool_server.answers import CommitResult, Eviction, Hit, Pin, SessionInfo
-from statepool_server.blocks import Counts
+from statepool_server.blocks import ONE, Counts
 from statepool_server.changes import Changes, Listener
 from statepool_server.events import NO_IDS
 from statepool_server.guards import Guards, check_boundaries, check_lengths
@@ -112,7 +112,7 @@ class Pool(PoolView):
         """
         session = self.sessions.owned(session_id, epoch)
         ids = self.blocks.check(refs, "blocks")
-        counts: Counts = 1
+        counts = ONE
         if self.blocks.first_repeat(ids) >= 0:
             ids, counts = _counted(ids)
         self._guards.owned(session, ids, "blocks", counts)
@@ -197,7 +197,6 @@ class Pool(PoolView):
         named = self.blocks.check(refs, "blocks")
         found = np.array(self.prefixes.find_all(namespace, prefix_hashes), np.int64)
         ids = np.unique(np.concatenate((named[self.blocks.listed[named]], found)))
-        self.blocks.evictable.discard(ids)
         return Eviction(len(ids), len(self._changes.unlist(ids)))
 
     # Pins
@@ -249,7 +248,7 @@ class Pool(PoolView):
         self._changes.unpin(pin)
 
 
-def _counted(ids: Ids) -> tuple[Ids, NDArray[np.int64]]:
+def _counted(ids: Ids) -> tuple[Ids, Counts]:
     """Names each block once, in the order of its first row, with the number of its rows."""
     _, first, counts = np.unique(ids, return_index=True, return_counts=True)
     order = np.argsort(first)

@@ -11,6 +11,8 @@ from statepool_server.recency import Ids
 Objects = NDArray[np.object_]
 """Prefix hashes of a batch, ``[n]``."""
 
+_UNLISTED = 0
+
 
 class PrefixIndex:
     """Hashes to blocks, apart for each namespace; a block has at most one hash.
@@ -23,8 +25,8 @@ class PrefixIndex:
         self._names: dict[int, str] = {}
         self._blocks: dict[int, dict[bytes, int]] = {}
         self._last_number = self._count = 0
-        self._number_of = np.zeros(block_count, np.int64)
-        self._hash_of = np.full(block_count, None, np.object_)
+        self._number_of = np.full(block_count, _UNLISTED, np.int64)
+        self._hash_of = np.full(block_count, None, np.object_)  # of a block that is not listed: the last, or None
 
     def __len__(self) -> int:
         return self._count
@@ -50,8 +52,8 @@ class PrefixIndex:
 
     def name_of(self, block_id: int) -> tuple[str, bytes] | None:
         """Tells the namespace and the hash of a block."""
-        value = self._hash_of[block_id]
-        return None if value is None else (self._names[int(self._number_of[block_id])], value)
+        number = int(self._number_of[block_id])
+        return (self._names[number], self._hash_of[block_id]) if number else None
 
     def insert(self, namespace: str, prefix_hashes: Sequence[bytes], block_ids: Ids) -> Ids:
         """Adds hashes, unless they are known.
@@ -83,7 +85,7 @@ class PrefixIndex:
     def remove(self, block_ids: Ids) -> None:
         """Takes blocks out; each must be in."""
         numbers, values = self._number_of[block_ids], self._hash_of[block_ids]
-        self._hash_of[block_ids] = None
+        self._number_of[block_ids] = _UNLISTED
         self._count -= len(block_ids)
         while len(numbers):
             others = numbers != numbers[0]
@@ -95,11 +97,11 @@ class PrefixIndex:
 
     def items(self) -> Iterator[tuple[str, bytes, int]]:
         """Lists everything, in the order of block ids."""
-        for block in np.flatnonzero(self._hash_of != None).tolist():  # noqa: E711 - elementwise
+        for block in np.flatnonzero(self._number_of).tolist():
             yield self._names[int(self._number_of[block])], self._hash_of[block], block
 
     def _known(self, namespace: str) -> dict[bytes, int]:
-        return self._blocks.get(self._numbers.get(namespace, 0), {})
+        return self._blocks.get(self._numbers.get(namespace, _UNLISTED), {})
 
     def _number(self, namespace: str) -> int:
         number = self._numbers.get(namespace)

@@ -140,6 +140,11 @@ class SessionTable:
         return found
 
     @property
+    def note_count(self) -> int:
+        """Notes of ends of leases that are kept, those of sessions that were deleted or renewed included."""
+        return len(self._deadlines)
+
+    @property
     def next_expiry_ns(self) -> int | None:
         """When the next lease ends, None where there is none."""
         deadlines = self._deadlines

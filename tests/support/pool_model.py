@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from statepool import errors
+from statepool_server.answers import Usage
 
 BLOCK_TOKENS = 4
 
@@ -263,6 +264,21 @@ class ModelPool:
         for block_id in writers:
             self.blocks[block_id].writing = True
         return readers, set(writers)
+
+    # What is there
+
+    def usage(self) -> Usage:
+        blocks = self.blocks.values()
+        allocated = [block for block in blocks if block.generation % 2]
+        return Usage(
+            free=sum(1 for block in blocks if not block.generation % 2),
+            evictable=sum(1 for block in allocated if not block.references and not block.busy),
+            held=sum(1 for block in allocated if block.references),
+            releasing=sum(1 for block in allocated if not block.references and block.busy),
+            committed=sum(1 for block in blocks if block.name),
+            busy=sum(1 for block in blocks if block.busy),
+            sessions=len(self.sessions),
+        )
 
     # Steps
 

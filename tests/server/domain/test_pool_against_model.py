@@ -263,9 +263,14 @@ class PoolMachine(RuleBasedStateMachine):
         assert listing.refs.generations.tolist() == [block.generation for block in blocks]
         assert listing.reference_counts.tolist() == [sum(block.references.values()) for block in blocks]
         assert listing.prefix_hashes == [block.name[1] if block.name else b"" for block in blocks]
-        usage = self.pool.usage()
-        assert (usage.free, usage.evictable) == (len(self.model.free), len(self.model.evictable))
-        assert usage.sessions == len(self.model.sessions)
+        assert self.pool.blocks.free().tolist() == self.model.free
+        assert self.pool.blocks.evictable.block_ids().tolist() == self.model.evictable
+        assert self.pool.usage() == self.model.usage()
+        for session_id in self.model.sessions:
+            held = [i for i, block in self.model.blocks.items() if session_id in block.references]
+            listing = self.pool.list_blocks(0, BLOCK_COUNT, list(BlockState), session_id)
+            assert listing.refs.block_ids.tolist() == held
+            assert self.pool.get_session(session_id).block_count == len(held)
         assert self.folded.snapshot() == {
             block: (model.generation, model.references, model.name)
             for block, model in self.model.blocks.items()
