@@ -5,6 +5,7 @@ import pytest
 from statepool.errors import BlockNotOwnedError
 from statepool.refs import BlockRefs
 from statepool_server.blocks import BlockState
+from statepool_server.integrity import check_integrity
 from support.small_pool import ALICE, BOB, cached, commit, ids, small_pool
 
 
@@ -30,6 +31,22 @@ def test_a_committed_block_lives_until_its_last_holder_lets_go() -> None:
     assert pool.usage().evictable == 0
     pool.free(*BOB, BlockRefs.concat([refs, refs]))
 
+    assert pool.usage().evictable == 1
+
+
+def test_a_sharer_that_retains_again_after_the_first_holder_left() -> None:
+    """A session's references to a block are counted in one place, whoever held it first."""
+    pool = small_pool()
+    refs = pool.allocate(*ALICE, 1)
+    commit(pool, ALICE, refs, [b"a"])
+    pool.retain(*BOB, refs)
+    pool.free(*ALICE, refs)
+
+    pool.retain(*BOB, refs)
+
+    check_integrity(pool)
+    pool.free(*BOB, BlockRefs.concat([refs, refs]))
+    check_integrity(pool)
     assert pool.usage().evictable == 1
 
 
