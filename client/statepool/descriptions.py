@@ -27,6 +27,8 @@ class PoolUsage:
     """Live sessions."""
     waiting_allocations: int
     """`allocate_blocks` calls that wait for blocks."""
+    sequences: int
+    """Live sequences of all sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Limits:
     """Shortest time to live of a session, in milliseconds."""
     max_ttl_ms: int
     """Longest time to live of a session, in milliseconds."""
+    max_sequences: int
+    """Live sequences of all sessions."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -5,10 +5,11 @@
     StatepoolError
     ├── InvalidArgumentError      BadFieldError, ColumnLengthMismatchError, BatchTooLargeError, RequestIdReusedError
     ├── OutOfRangeError           BlockIndexOutOfRangeError
-    ├── NotFoundError             SessionNotFoundError, SessionExpiredError
-    ├── AlreadyExistsError        OwnerKeyInUseError
+    ├── NotFoundError             SessionNotFoundError, SessionExpiredError, SequenceNotFoundError
+    ├── AlreadyExistsError        OwnerKeyInUseError, SequenceExistsError
     ├── FailedPreconditionError   IncarnationMismatchError, LayoutMismatchError, BlockNotOwnedError,
-    │                             BlockNotWritableError, BlockBusyError, BoundaryNotWrittenError
+    │                             BlockNotWritableError, BlockInSequenceError, BlockBusyError,
+    │                             BoundaryNotWrittenError, StepOutOfOrderError
     ├── AbortedError              GenerationStaleError, SessionFencedError
     ├── ResourceExhaustedError    PoolExhaustedError, QuotaExceededError
     ├── UnavailableError          OverloadedError, DrainingError
@@ -140,6 +141,12 @@ class SessionExpiredError(NotFoundError):
     reason = "SESSION_EXPIRED"
 
 
+class SequenceNotFoundError(NotFoundError):
+    """The session has no sequence of this id."""
+
+    reason = "SEQUENCE_NOT_FOUND"
+
+
 class AlreadyExistsError(StatepoolError):
     """The thing to create exists."""
 
@@ -150,6 +157,12 @@ class OwnerKeyInUseError(AlreadyExistsError):
     """A live session has this owner key and the request did not ask to take it over."""
 
     reason = "OWNER_KEY_IN_USE"
+
+
+class SequenceExistsError(AlreadyExistsError):
+    """The session has a sequence of this id already."""
+
+    reason = "SEQUENCE_EXISTS"
 
 
 class FailedPreconditionError(StatepoolError):
@@ -182,6 +195,12 @@ class BlockNotWritableError(FailedPreconditionError):
     reason = "BLOCK_NOT_WRITABLE"
 
 
+class BlockInSequenceError(FailedPreconditionError):
+    """The block stands in a sequence's block table, which only steps may take it out of."""
+
+    reason = "BLOCK_IN_SEQUENCE"
+
+
 class BlockBusyError(FailedPreconditionError):
     """A copy, read or write of the block is still running and the call would disturb it."""
 
@@ -192,6 +211,12 @@ class BoundaryNotWrittenError(FailedPreconditionError):
     """The tokens written through are not the boundary that the commit names."""
 
     reason = "BOUNDARY_NOT_WRITTEN"
+
+
+class StepOutOfOrderError(FailedPreconditionError):
+    """A step's number is neither the next nor one just applied, or a sequence is not at the point that it needs."""
+
+    reason = "STEP_OUT_OF_ORDER"
 
 
 class AbortedError(StatepoolError):

@@ -71,9 +71,9 @@ class Renewals:
             if not result.HasField("error"):
                 lease.renewed(self._asked_at)
                 continue
-            from statepool.status import error_of_reason
+            from statepool.status import error_from_wire
 
-            error = error_of_reason(result.error.code, result.error.reason, result.error.message)
+            error = error_from_wire(result.error)
             if isinstance(error, LOSING_ERRORS):
                 self._leases.lose([lease], error)
 

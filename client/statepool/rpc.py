@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from google.protobuf.message import Message
 
-from statepool.v1 import admin_pb2, block_pb2, pool_pb2, session_pb2
+from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 
 Request = TypeVar("Request", bound=Message)
 
@@ -82,6 +82,7 @@ class Call(Generic[Result_co]):
 _POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name
 _SESSION = session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
 _BLOCK = block_pb2.DESCRIPTOR.services_by_name["BlockService"].full_name
+_SEQUENCE = sequence_pb2.DESCRIPTOR.services_by_name["SequenceService"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 GET_POOL = Rpc(_POOL, "GetPool", pool_pb2.GetPoolRequest, pool_pb2.GetPoolResponse)
@@ -106,6 +107,9 @@ COMPUTE_COPY_SPECS = Rpc(
 COPY_BLOCKS = Rpc(_BLOCK, "CopyBlocks", block_pb2.CopyBlocksRequest, block_pb2.CopyBlocksResponse)
 READ_BLOCKS = Rpc(_BLOCK, "ReadBlocks", block_pb2.ReadBlocksRequest, block_pb2.ReadBlocksResponse, is_retried=False)
 WRITE_BLOCKS = Rpc(_BLOCK, "WriteBlocks", block_pb2.WriteBlocksRequest, block_pb2.WriteBlocksResponse, is_retried=False)
+STEP = Rpc(_SEQUENCE, "Step", sequence_pb2.StepRequest, sequence_pb2.StepResponse)
+SCHEDULE = Rpc(_SEQUENCE, "Schedule", sequence_pb2.ScheduleRequest, sequence_pb2.ScheduleResponse, is_retried=False)
+LIST_SEQUENCES = Rpc(_SEQUENCE, "ListSequences", sequence_pb2.ListSequencesRequest, sequence_pb2.ListSequencesResponse)
 GET_SERVER_INFO = Rpc(_ADMIN, "GetServerInfo", admin_pb2.GetServerInfoRequest, admin_pb2.GetServerInfoResponse)
 
 RPCS: tuple[Rpc[Any, Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rpc))

@@ -9,6 +9,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from statepool.errors import BY_CODE, BY_REASON, DOMAIN, StatepoolError
+from statepool.v1 import types_pb2 as pb
 
 DETAILS_KEY = "grpc-status-details-bin"
 """Trailer with the serialised ``google.rpc.Status``, as all gRPC languages read it."""
@@ -67,10 +68,21 @@ def error_of(code: int, message: str, trailers: Iterable[tuple[str, str | bytes]
     return _build(cls, message, field, retry_after, dict(info.metadata))
 
 
-def error_of_reason(code: int, reason: str, message: str) -> StatepoolError:
-    """Rebuilds an error that came inside a message (``statepool.v1.Error``)."""
-    cls = BY_REASON.get(reason, BY_CODE.get(code, StatepoolError))
-    return cls(message)
+def error_to_wire(error: StatepoolError) -> pb.Error:
+    """Writes an error that goes inside a message."""
+    wire = pb.Error(
+        code=error.code, reason=error.reason, message=message_of(error), field=error.field, metadata=error.metadata
+    )
+    if error.retry_after is not None:
+        wire.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
+    return wire
+
+
+def error_from_wire(wire: pb.Error) -> StatepoolError:
+    """Rebuilds an error that came inside a message: an instance of the class that the server raised."""
+    cls = BY_REASON.get(wire.reason, BY_CODE.get(wire.code, StatepoolError))
+    retry_after = wire.retry_delay.ToNanoseconds() / 1e9 if wire.HasField("retry_delay") else None
+    return _build(cls, wire.message, wire.field, retry_after, dict(wire.metadata))
 
 
 def _build(

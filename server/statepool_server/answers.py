@@ -27,6 +27,8 @@ class Usage:
     """Blocks that are read or written."""
     sessions: int
     """Live sessions."""
+    sequences: int
+    """Live sequences of all sessions."""
 
 
 @dataclass(frozen=True, slots=True)

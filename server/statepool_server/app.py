@@ -151,6 +151,7 @@ def limits_of(config: ServerConfig) -> Limits:
         max_replays=config.max_replays,
         min_ttl_ms=round(config.min_ttl * 1000),
         max_ttl_ms=round(config.max_ttl * 1000),
+        max_sequences=config.max_sequences,
     )
 
 

@@ -53,6 +53,7 @@ class ServerConfig:
         max_message_bytes: Bytes of one message, both ways.
         max_chunk_bytes: Bytes of data in one chunk of ReadBlocks and WriteBlocks.
         max_sessions: Live sessions.
+        max_sequences: Live sequences of all sessions.
         max_waiting_allocations: AllocateBlocks calls that may wait for blocks at a time.
         max_queued_copies: Copies, zeroings, reads and writes that may be queued or run at a time.
         max_replays: Answers remembered per session for repeated request ids.
@@ -85,6 +86,7 @@ class ServerConfig:
     max_message_bytes: ByteSize = 16 * 2**20
     max_chunk_bytes: ByteSize = 2**20
     max_sessions: Count = 1024
+    max_sequences: Count = 65536
     max_waiting_allocations: Count = 256
     max_queued_copies: Count = 1024
     max_replays: Count = 256

@@ -25,3 +25,5 @@ class Limits:
     """Shortest time to live of a session, in milliseconds."""
     max_ttl_ms: int
     """Longest time to live of a session, in milliseconds."""
+    max_sequences: int
+    """Live sequences of all sessions."""

@@ -22,7 +22,15 @@ from statepool.errors import (
 )
 from statepool.layout import ArenaLayout, Arrangement, BlockLayout, ConvLayout, Dtype, StateKind, StateSpec
 from statepool.refs import BlockRefs
-from statepool.status import DETAILS_KEY, MAX_MESSAGE_BYTES, error_of, error_of_reason, message_of, trailers_of
+from statepool.status import (
+    DETAILS_KEY,
+    MAX_MESSAGE_BYTES,
+    error_from_wire,
+    error_of,
+    error_to_wire,
+    message_of,
+    trailers_of,
+)
 from statepool.v1 import block_pb2, types_pb2
 from statepool.wire import (
     arena_layout_from_wire,
@@ -234,10 +242,13 @@ def test_errors(
 
 @pytest.mark.parametrize("cls", BY_REASON.values())
 def test_errors_inside_messages(cls: type[StatepoolError]) -> None:
-    """An error in a stream's message comes back as its class too."""
-    error = error_of_reason(cls.code, cls.reason, "why")
+    """An error in a stream's message comes back as its class too, with its field, hint and facts."""
+    raised = cls("why", field="commits.accepted_tokens", retry_after=0.25, row=3)
 
-    assert (type(error), error.message) == (cls, "why")
+    got = error_from_wire(error_to_wire(raised))
+
+    assert (type(got), got.message, got.field, got.retry_after) == (cls, "why", "commits.accepted_tokens", 0.25)
+    assert got.metadata == {"row": "3"}
 
 
 @settings(deadline=None)

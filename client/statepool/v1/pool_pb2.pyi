@@ -189,6 +189,7 @@ class PoolUsage(_message.Message):
     BUSY_BLOCKS_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     WAITING_ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
     free_blocks: _builtins.int
     """Blocks that nobody holds and that have no content worth keeping."""
     evictable_blocks: _builtins.int
@@ -205,6 +206,8 @@ class PoolUsage(_message.Message):
     """Live sessions."""
     waiting_allocations: _builtins.int
     """AllocateBlocks calls that wait for blocks."""
+    sequences: _builtins.int
+    """Live sequences of all sessions."""
     def __init__(
         self,
         *,
@@ -216,10 +219,11 @@ class PoolUsage(_message.Message):
         busy_blocks: _builtins.int = ...,
         sessions: _builtins.int = ...,
         waiting_allocations: _builtins.int = ...,
+        sequences: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_blocks", b"busy_blocks", "committed_blocks", b"committed_blocks", "evictable_blocks", b"evictable_blocks", "free_blocks", b"free_blocks", "held_blocks", b"held_blocks", "releasing_blocks", b"releasing_blocks", "sessions", b"sessions", "waiting_allocations", b"waiting_allocations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_blocks", b"busy_blocks", "committed_blocks", b"committed_blocks", "evictable_blocks", b"evictable_blocks", "free_blocks", b"free_blocks", "held_blocks", b"held_blocks", "releasing_blocks", b"releasing_blocks", "sequences", b"sequences", "sessions", b"sessions", "waiting_allocations", b"waiting_allocations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -240,6 +244,7 @@ class Limits(_message.Message):
     MAX_REPLAYS_FIELD_NUMBER: _builtins.int
     MIN_TTL_MS_FIELD_NUMBER: _builtins.int
     MAX_TTL_MS_FIELD_NUMBER: _builtins.int
+    MAX_SEQUENCES_FIELD_NUMBER: _builtins.int
     max_batch: _builtins.int
     """Rows (blocks, hashes, requests) of one request."""
     max_copy_specs: _builtins.int
@@ -258,6 +263,8 @@ class Limits(_message.Message):
     """Shortest and longest time to live of a session, in milliseconds."""
     max_ttl_ms: _builtins.int
     """Longest time to live of a session, in milliseconds."""
+    max_sequences: _builtins.int
+    """Live sequences of all sessions."""
     def __init__(
         self,
         *,
@@ -270,10 +277,11 @@ class Limits(_message.Message):
         max_replays: _builtins.int = ...,
         min_ttl_ms: _builtins.int = ...,
         max_ttl_ms: _builtins.int = ...,
+        max_sequences: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch", b"max_batch", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sessions", b"max_sessions", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch", b"max_batch", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sequences", b"max_sequences", "max_sessions", b"max_sessions", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,33 +22,38 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18statepool/v1/types.proto\x12\x0cstatepool.v1\"3\n\tBlockRefs\x12\x11\n\tblock_ids\x18\x01 \x03(\x07\x12\x13\n\x0bgenerations\x18\x02 \x03(\x06\"D\n\nSessionRef\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\"6\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x82\x01\n\tStateSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.statepool.v1.StateKind\x12\"\n\x05\x64type\x18\x04 \x01(\x0e\x32\x13.statepool.v1.Dtype\x12\r\n\x05shape\x18\x05 \x03(\x03\"\x93\x01\n\x0bStateTensor\x12&\n\x05state\x18\x01 \x01(\x0b\x32\x17.statepool.v1.StateSpec\x12\x14\n\x0cimage_offset\x18\x02 \x01(\x04\x12\x14\n\x0c\x61rena_offset\x18\x03 \x01(\x04\x12\x14\n\x0c\x62lock_stride\x18\x04 \x01(\x04\x12\x1a\n\x12max_element_offset\x18\x05 \x01(\x04\"\xe7\x01\n\x06Layout\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12-\n\x0b\x63onv_layout\x18\x02 \x01(\x0e\x32\x18.statepool.v1.ConvLayout\x12\x13\n\x0bimage_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x62lock_count\x18\x04 \x01(\r\x12.\n\x0b\x61rrangement\x18\x05 \x01(\x0e\x32\x19.statepool.v1.Arrangement\x12\x13\n\x0b\x61rena_bytes\x18\x06 \x01(\x04\x12*\n\x07tensors\x18\x07 \x03(\x0b\x32\x19.statepool.v1.StateTensor*\xa9\x01\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x17\n\x13\x44TYPE_FLOAT8_E4M3FN\x10\x04\x12\x15\n\x11\x44TYPE_FLOAT8_E5M2\x10\x05\x12\x0e\n\nDTYPE_INT8\x10\x06\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x07*Q\n\nConvLayout\x12\x1b\n\x17\x43ONV_LAYOUT_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43ONV_LAYOUT_SD\x10\x01\x12\x12\n\x0e\x43ONV_LAYOUT_DS\x10\x02*l\n\tStateKind\x12\x1a\n\x16STATE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_KIND_CONV\x10\x01\x12\x17\n\x13STATE_KIND_TEMPORAL\x10\x02\x12\x15\n\x11STATE_KIND_OPAQUE\x10\x03*d\n\x0b\x41rrangement\x12\x1b\n\x17\x41RRANGEMENT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41RRANGEMENT_BLOCK_MAJOR\x10\x01\x12\x1b\n\x17\x41RRANGEMENT_LAYER_MAJOR\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18statepool/v1/types.proto\x12\x0cstatepool.v1\x1a\x1egoogle/protobuf/duration.proto\"3\n\tBlockRefs\x12\x11\n\tblock_ids\x18\x01 \x03(\x07\x12\x13\n\x0bgenerations\x18\x02 \x03(\x06\"D\n\nSessionRef\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\"\xdb\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x33\n\x08metadata\x18\x05 \x03(\x0b\x32!.statepool.v1.Error.MetadataEntry\x12.\n\x0bretry_delay\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x82\x01\n\tStateSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.statepool.v1.StateKind\x12\"\n\x05\x64type\x18\x04 \x01(\x0e\x32\x13.statepool.v1.Dtype\x12\r\n\x05shape\x18\x05 \x03(\x03\"\x93\x01\n\x0bStateTensor\x12&\n\x05state\x18\x01 \x01(\x0b\x32\x17.statepool.v1.StateSpec\x12\x14\n\x0cimage_offset\x18\x02 \x01(\x04\x12\x14\n\x0c\x61rena_offset\x18\x03 \x01(\x04\x12\x14\n\x0c\x62lock_stride\x18\x04 \x01(\x04\x12\x1a\n\x12max_element_offset\x18\x05 \x01(\x04\"\xe7\x01\n\x06Layout\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12-\n\x0b\x63onv_layout\x18\x02 \x01(\x0e\x32\x18.statepool.v1.ConvLayout\x12\x13\n\x0bimage_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x62lock_count\x18\x04 \x01(\r\x12.\n\x0b\x61rrangement\x18\x05 \x01(\x0e\x32\x19.statepool.v1.Arrangement\x12\x13\n\x0b\x61rena_bytes\x18\x06 \x01(\x04\x12*\n\x07tensors\x18\x07 \x03(\x0b\x32\x19.statepool.v1.StateTensor*\xa9\x01\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x17\n\x13\x44TYPE_FLOAT8_E4M3FN\x10\x04\x12\x15\n\x11\x44TYPE_FLOAT8_E5M2\x10\x05\x12\x0e\n\nDTYPE_INT8\x10\x06\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x07*Q\n\nConvLayout\x12\x1b\n\x17\x43ONV_LAYOUT_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43ONV_LAYOUT_SD\x10\x01\x12\x12\n\x0e\x43ONV_LAYOUT_DS\x10\x02*l\n\tStateKind\x12\x1a\n\x16STATE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_KIND_CONV\x10\x01\x12\x17\n\x13STATE_KIND_TEMPORAL\x10\x02\x12\x15\n\x11STATE_KIND_OPAQUE\x10\x03*d\n\x0b\x41rrangement\x12\x1b\n\x17\x41RRANGEMENT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41RRANGEMENT_BLOCK_MAJOR\x10\x01\x12\x1b\n\x17\x41RRANGEMENT_LAYER_MAJOR\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'statepool.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=739
-  _globals['_DTYPE']._serialized_end=908
-  _globals['_CONVLAYOUT']._serialized_start=910
-  _globals['_CONVLAYOUT']._serialized_end=991
-  _globals['_STATEKIND']._serialized_start=993
-  _globals['_STATEKIND']._serialized_end=1101
-  _globals['_ARRANGEMENT']._serialized_start=1103
-  _globals['_ARRANGEMENT']._serialized_end=1203
-  _globals['_BLOCKREFS']._serialized_start=42
-  _globals['_BLOCKREFS']._serialized_end=93
-  _globals['_SESSIONREF']._serialized_start=95
-  _globals['_SESSIONREF']._serialized_end=163
-  _globals['_ERROR']._serialized_start=165
-  _globals['_ERROR']._serialized_end=219
-  _globals['_STATESPEC']._serialized_start=222
-  _globals['_STATESPEC']._serialized_end=352
-  _globals['_STATETENSOR']._serialized_start=355
-  _globals['_STATETENSOR']._serialized_end=502
-  _globals['_LAYOUT']._serialized_start=505
-  _globals['_LAYOUT']._serialized_end=736
+  _globals['_ERROR_METADATAENTRY']._loaded_options = None
+  _globals['_ERROR_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_DTYPE']._serialized_start=937
+  _globals['_DTYPE']._serialized_end=1106
+  _globals['_CONVLAYOUT']._serialized_start=1108
+  _globals['_CONVLAYOUT']._serialized_end=1189
+  _globals['_STATEKIND']._serialized_start=1191
+  _globals['_STATEKIND']._serialized_end=1299
+  _globals['_ARRANGEMENT']._serialized_start=1301
+  _globals['_ARRANGEMENT']._serialized_end=1401
+  _globals['_BLOCKREFS']._serialized_start=74
+  _globals['_BLOCKREFS']._serialized_end=125
+  _globals['_SESSIONREF']._serialized_start=127
+  _globals['_SESSIONREF']._serialized_end=195
+  _globals['_ERROR']._serialized_start=198
+  _globals['_ERROR']._serialized_end=417
+  _globals['_ERROR_METADATAENTRY']._serialized_start=370
+  _globals['_ERROR_METADATAENTRY']._serialized_end=417
+  _globals['_STATESPEC']._serialized_start=420
+  _globals['_STATESPEC']._serialized_end=550
+  _globals['_STATETENSOR']._serialized_start=553
+  _globals['_STATETENSOR']._serialized_end=700
+  _globals['_LAYOUT']._serialized_start=703
+  _globals['_LAYOUT']._serialized_end=934
 # @@protoc_insertion_point(module_scope)

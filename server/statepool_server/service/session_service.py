@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from statepool.errors import BadFieldError, StatepoolError
+from statepool.status import error_to_wire
 from statepool.v1 import session_pb2 as pb
 from statepool.v1 import types_pb2
 from statepool_server import convert
@@ -115,8 +116,7 @@ class SessionService:
             session_id, epoch = self._core.convert.session(ref)
             expires_ns = self._core.pool.keep_alive(session_id, epoch, time.monotonic_ns())
         except StatepoolError as error:
-            wire_error = types_pb2.Error(code=error.code, reason=error.reason, message=error.message)
-            return pb.KeepAliveResult(session_id=ref.session_id, error=wire_error)
+            return pb.KeepAliveResult(session_id=ref.session_id, error=error_to_wire(error))
         return pb.KeepAliveResult(session_id=ref.session_id, expire_time=_wall_clock(expires_ns))
 
     def _to_wire(self, session: SessionInfo) -> pb.Session:
