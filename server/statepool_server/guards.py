@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from statepool.errors import (
     BadFieldError,
+    BlockInSequenceError,
     BlockNotOwnedError,
     BlockNotWritableError,
     BoundaryNotWrittenError,
@@ -17,6 +18,7 @@ from statepool_server.blocks import ONE, ZERO, BlockTable, Counts, first_true
 from statepool_server.holdings import Holdings
 from statepool_server.prefix import PrefixIndex
 from statepool_server.recency import Ids
+from statepool_server.sequences.table import SequenceTables
 from statepool_server.sessions import Session
 
 
@@ -64,6 +66,42 @@ class Guards:
                 raise BlockNotWritableError(
                     f"blocks[{row}]: block {block} is committed already", field="blocks", row=row
                 )
+
+    def in_sequences(self, ids: Ids) -> NDArray[np.bool_]:
+        """Tells which blocks stand in a block table."""
+        stands: NDArray[np.bool_] = self._holdings.in_sequences[ids] != ZERO
+        return stands
+
+    def outside_sequences(self, session: Session, ids: Ids, counts: Counts, sequences: SequenceTables) -> None:
+        """Refuses to give up references that a session holds through its sequences.
+
+        Args:
+            session: The session; it holds the blocks.
+            ids: Distinct blocks.
+            counts: References to give up.
+            sequences: Sequences of all sessions.
+
+        Raises:
+            BlockInSequenceError: There is one.
+        """
+        if first_true(self.in_sequences(ids)) < 0:
+            return
+        own = np.bincount(sequences.held_blocks(session.session_id), minlength=len(self._holdings.in_sequences))
+        row = first_true(self._holdings.count(session, ids) - own[ids] < counts)
+        if row >= 0:
+            raise BlockInSequenceError(f"block {ids[row]} stands in a block table", field="blocks", block=int(ids[row]))
+
+    def committable(self, ids: Ids) -> None:
+        """Refuses uncommitted blocks that stand in block tables: steps commit them, at boundaries that they prove.
+
+        Raises:
+            BlockInSequenceError: There is one.
+        """
+        row = first_true(self.in_sequences(ids) & ~self._blocks.committed[ids])
+        if row >= 0:
+            raise BlockInSequenceError(
+                f"blocks[{row}]: block {ids[row]} stands in a block table", field="blocks", row=row
+            )
 
     def source(self, session: Session, refs: BlockRefs, field: str) -> Ids:
         """Checks blocks that are to be read.

@@ -22,11 +22,13 @@ class Holdings:
     Attributes:
         holder: ``[block_count]``; session id, or `NOBODY`.
         held: ``[block_count]``; references of the holder.
+        in_sequences: ``[block_count]``; references, among those of the sessions, that block tables hold.
     """
 
     def __init__(self, block_count: int) -> None:
         self.holder = np.zeros(block_count, np.int64)
         self.held = np.zeros(block_count, np.int64)
+        self.in_sequences = np.zeros(block_count, np.int64)
 
     def give(self, session: Session, block_ids: Ids) -> None:
         """Makes a session the holder of blocks that nobody holds, with one reference each."""
@@ -96,3 +98,10 @@ class Holdings:
                 session.shared[block] = rest
             else:
                 session.block_count -= 1
+
+
+def counted(ids: Ids) -> tuple[Ids, Counts]:
+    """Names each block once, in the order of its first row, with the number of its rows."""
+    _, first, counts = np.unique(ids, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return ids[first[order]], counts[order]

@@ -5,6 +5,8 @@ import numpy as np
 from statepool_server.blocks import BlockState
 from statepool_server.holdings import NOBODY
 from statepool_server.recency import Ids
+from statepool_server.sequences.table import SequenceTable
+from statepool_server.sequences.tables import NO_COLUMN
 from statepool_server.view import PoolView
 
 
@@ -23,6 +25,7 @@ def check_integrity(pool: PoolView) -> None:
     _check_places(pool)
     _check_holdings(pool)
     _check_prefixes(pool)
+    _check_sequences(pool)
 
 
 def _check_places(pool: PoolView) -> None:
@@ -66,6 +69,33 @@ def _check_prefixes(pool: PoolView) -> None:
     _true("every name finds its block", all(prefixes.find_all(space, [value]) == [i] for space, value, i in names))
     _true("listed blocks are committed", bool(blocks.committed[blocks.listed].all()))
     _true("committed blocks have no writer", bool((blocks.busy[blocks.committed] >= 0).all()))
+
+
+def _check_sequences(pool: PoolView) -> None:
+    blocks, holdings, in_sequences = pool.blocks, pool.holdings, np.zeros_like(pool.holdings.in_sequences)
+    live = {session.session_id: session for session in pool.sessions}
+    _true("sequences belong to live sessions", set(pool.sequences.tables) <= set(live))
+    for session_id, table in pool.sequences.tables.items():
+        held = table.held_blocks()
+        _true("block tables name allocated blocks", bool((held > 0).all() and (blocks.generations[held] & 1).all()))
+        own = np.bincount(held, minlength=blocks.block_count)
+        ids = np.flatnonzero(own)
+        _true("a session holds its sequences' blocks", bool((holdings.count(live[session_id], ids) >= own[ids]).all()))
+        _check_tables(table)
+        in_sequences += own
+    _same("references of block tables", in_sequences, holdings.in_sequences)
+    _true("the count of sequences", pool.sequences.count == sum(map(len, pool.sequences.tables.values())))
+
+
+def _check_tables(table: SequenceTable) -> None:
+    slots = table.in_order()
+    chosen = table.tables.take(slots)
+    rows, columns, named = chosen.entries()
+    kept = chosen.kept_columns[chosen.tail_start != NO_COLUMN]
+    starts = chosen.tail_start[chosen.tail_start != NO_COLUMN]
+    _true("kept columns come before the tail", bool((kept < starts[:, None]).all()))
+    _true("a column stands once in a table", len(set(zip(rows.tolist(), columns.tolist(), strict=True))) == len(rows))
+    _true("a block stands once in a table", len(set(zip(rows.tolist(), named.tolist(), strict=True))) == len(rows))
 
 
 def _same(what: str, left: Ids, right: Ids) -> None:

@@ -12,11 +12,16 @@ from numpy.typing import NDArray
 
 from statepool.refs import BlockRefs
 from statepool_server.answers import CommitResult, Eviction, Hit, Pin, SessionInfo
-from statepool_server.blocks import ONE, Counts
+from statepool_server.blocks import ONE
 from statepool_server.changes import Changes, Listener
 from statepool_server.events import NO_IDS
 from statepool_server.guards import Guards, check_boundaries, check_lengths
-from statepool_server.recency import Ids
+from statepool_server.holdings import counted
+from statepool_server.sequences.context import StepContext
+from statepool_server.sequences.outcomes import StepOutcome, StepWork
+from statepool_server.sequences.requests import StepRequest
+from statepool_server.sequences.stepping import Stepping
+from statepool_server.sessions import Session
 from statepool_server.view import PoolConfig, PoolView, info_of
 
 __all__ = ["Pool", "PoolConfig"]
@@ -36,6 +41,10 @@ class Pool(PoolView):
         self._block_tokens = config.block_tokens
         self._guards = Guards(self.blocks, self.holdings, self.prefixes)
         self._changes = Changes(self.blocks, self.holdings, self.prefixes, self.sessions, listener)
+        context = StepContext(
+            self.blocks, self.prefixes, self._guards, config.block_tokens, config.num_spec, config.max_sequences
+        )
+        self._stepping = Stepping(context, self.sequences, self.blocks, self.holdings, self._changes)
 
     # Sessions
 
@@ -72,7 +81,7 @@ class Pool(PoolView):
         Returns:
             References that were dropped.
         """
-        return self._changes.close(self.sessions.owned(session_id, epoch), expired=False)
+        return self._close(self.sessions.owned(session_id, epoch), expired=False)
 
     def expire_sessions(self, now_ns: int) -> list[int]:
         """Ends the sessions whose lease ended by `now_ns`, in the order of their ends.
@@ -82,7 +91,7 @@ class Pool(PoolView):
         """
         due = self.sessions.due(now_ns)
         for session in due:
-            self._changes.close(session, expired=True)
+            self._close(session, expired=True)
         return [session.session_id for session in due]
 
     # Blocks
@@ -107,6 +116,7 @@ class Pool(PoolView):
 
         Raises:
             BlockNotOwnedError: The session holds fewer references than it gives back.
+            BlockInSequenceError: It holds them only through its sequences.
             GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
         """
@@ -114,8 +124,9 @@ class Pool(PoolView):
         ids = self.blocks.check(refs, "blocks")
         counts = ONE
         if self.blocks.first_repeat(ids) >= 0:
-            ids, counts = _counted(ids)
+            ids, counts = counted(ids)
         self._guards.owned(session, ids, "blocks", counts)
+        self._guards.outside_sequences(session, ids, counts, self.sequences)
         self._changes.drop(session, ids, counts)
 
     def retain(self, session_id: int, epoch: int, refs: BlockRefs) -> None:
@@ -150,6 +161,7 @@ class Pool(PoolView):
             BadFieldError: A boundary that is no multiple of block_tokens, or a block named twice.
             BoundaryNotWrittenError: The tokens written through are not the boundary.
             BlockNotOwnedError, BlockNotWritableError, BlockBusyError: A block that is not the session's to commit.
+            BlockInSequenceError: An uncommitted block that stands in a block table.
             ColumnLengthMismatchError: Columns of different lengths.
             GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
             SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
@@ -167,6 +179,7 @@ class Pool(PoolView):
         self._guards.owned(session, ids, "blocks")
         self.blocks.check_idle(ids, "blocks", readers_too=False)
         self._guards.uncommitted_or_same(ids, namespace, prefix_hashes)
+        self._guards.committable(ids)
         return self._changes.commit(session, refs, namespace, prefix_hashes)
 
     def lookup(self, session_id: int, epoch: int, namespace: str, prefix_hashes: Sequence[bytes]) -> Hit | None:
@@ -198,6 +211,32 @@ class Pool(PoolView):
         found = np.array(self.prefixes.find_all(namespace, prefix_hashes), np.int64)
         ids = np.unique(np.concatenate((named[self.blocks.listed[named]], found)))
         return Eviction(len(ids), len(self._changes.unlist(ids)))
+
+    # Sequences
+
+    def step(self, session_id: int, epoch: int, request: StepRequest) -> StepOutcome:
+        """Applies an engine step: settlement, commits, finishes, admissions, schedules, in this order.
+
+        Where the outcome has work, the blocks of its copies are pinned until `finish_step_work`; the session's next
+        step must wait for that.
+
+        Raises:
+            StepOutOfOrderError: Not the next step, or a sequence that is not where it must be.
+            SequenceNotFoundError, SequenceExistsError: An id that is not, or is, in use.
+            BoundaryNotWrittenError: A hash for a boundary at which no state stands.
+            BadFieldError, ColumnLengthMismatchError: A value that cannot be.
+            BlockNotOwnedError, BlockNotWritableError, BlockInSequenceError: A block that cannot be imported.
+            BlockBusyError: A block that must be copied is in use.
+            PoolExhaustedError: Not so many blocks are there.
+            QuotaExceededError: Too many sequences.
+            GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
+            SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
+        """
+        return self._stepping.step(self.sessions.owned(session_id, epoch), request, self.usage)
+
+    def finish_step_work(self, work: StepWork) -> None:
+        """Tells that the server has done the work of a step: what it copied can be found, and its pin is taken back."""
+        self._stepping.finish_work(self.sessions.find(work.session_id), work)
 
     # Pins
 
@@ -247,9 +286,6 @@ class Pool(PoolView):
         """Takes a pin back; blocks that lost their last reference meanwhile are released now."""
         self._changes.unpin(pin)
 
-
-def _counted(ids: Ids) -> tuple[Ids, Counts]:
-    """Names each block once, in the order of its first row, with the number of its rows."""
-    _, first, counts = np.unique(ids, return_index=True, return_counts=True)
-    order = np.argsort(first)
-    return ids[first[order]], counts[order]
+    def _close(self, session: Session, *, expired: bool) -> int:
+        self._stepping.forget(session)
+        return self._changes.close(session, expired=expired)

@@ -100,6 +100,10 @@ class SessionTable:
             raise SessionExpiredError(f"session {session_id} has expired", field="session")
         raise SessionNotFoundError(f"no session {session_id}", field="session")
 
+    def find(self, session_id: int) -> Session | None:
+        """Finds a session, None where no session has the id."""
+        return self._sessions.get(session_id)
+
     def owned(self, session_id: int, epoch: int) -> Session:
         """Finds a session for its present owner.
 

@@ -10,6 +10,7 @@ from statepool_server.answers import BlockRows, SessionInfo, Usage
 from statepool_server.blocks import BlockState, BlockTable
 from statepool_server.holdings import Holdings
 from statepool_server.prefix import PrefixIndex
+from statepool_server.sequences.table import SequenceTables
 from statepool_server.sessions import Session, SessionTable
 
 
@@ -25,6 +26,10 @@ class PoolConfig:
     """Live sessions at a time."""
     remembered_sessions: int = 4096
     """Expired sessions that are told apart from unknown ones."""
+    num_spec: int = 0
+    """Speculative tokens of align mode; below block_tokens."""
+    max_sequences: int = 65536
+    """Live sequences of all sessions."""
 
 
 class PoolView:
@@ -35,6 +40,7 @@ class PoolView:
         holdings: Who holds them; to read, not to change.
         prefixes: The prefix index; to read, not to change.
         sessions: The sessions; to read, not to change.
+        sequences: Their sequences; to read, not to change.
     """
 
     def __init__(self, config: PoolConfig) -> None:
@@ -47,6 +53,7 @@ class PoolView:
         self.holdings = Holdings(config.block_count)
         self.prefixes = PrefixIndex(config.block_count)
         self.sessions = SessionTable(config.max_sessions, config.remembered_sessions)
+        self.sequences = SequenceTables()
 
     @property
     def capacity(self) -> int:
@@ -90,6 +97,7 @@ class PoolView:
             committed=len(self.prefixes),
             busy=blocks.busy_count,
             sessions=len(self.sessions),
+            sequences=self.sequences.count,
         )
 
     def list_blocks(self, after_id: int, limit: int, states: Collection[BlockState], session_id: int = 0) -> BlockRows:
@@ -132,11 +140,12 @@ class PoolView:
             blocks.busy,
             self.holdings.holder,
             self.holdings.held,
+            self.holdings.in_sequences,
             blocks.free(),
             blocks.evictable.block_ids(),
         ):
             digest.update(column.tobytes())
-        digest.update(repr(self.sessions.facts()).encode())
+        digest.update(repr((self.sessions.facts(), self.sequences.facts())).encode())
         for name in self.prefixes.items():
             digest.update(repr(name).encode())
         return digest.digest()

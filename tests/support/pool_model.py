@@ -278,6 +278,7 @@ class ModelPool:
             committed=sum(1 for block in blocks if block.name),
             busy=sum(1 for block in blocks if block.busy),
             sessions=len(self.sessions),
+            sequences=0,
         )
 
     # Steps

@@ -1,0 +1,81 @@
+"""Whether a step's blocks can be had, and how many of its admissions when not all can."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statepool.errors import PoolExhaustedError
+from statepool_server.blocks import RETRY_AFTER_SECONDS
+from statepool_server.sequences.context import StepContext
+from statepool_server.sequences.outcomes import sources
+from statepool_server.sequences.plan import StepPlan
+from statepool_server.sequences.tables import Ints
+
+
+def admissions_that_fit(plan: StepPlan, context: StepContext) -> int:
+    """Counts the admissions, from the first on, for which there are blocks.
+
+    A step may use what is free and evictable when its own finishes and retirements are done; a hit takes its block from
+    the evictable ones.
+
+    Raises:
+        PoolExhaustedError: Not even the sequences that were there before find the blocks that they need; or not all
+            admissions fit, and the step does not ask for partial admission.
+    """
+    blocks, count = context.blocks, len(plan.admitted_slots)
+    free, evictable = blocks.free_count, len(blocks.evictable)
+    if int(plan.new_blocks.sum()) + len(plan.hit_blocks) <= free + evictable:
+        return count  # the common case: there are enough without what the step itself gives back
+    dropped, references = np.unique(_dropped_now(plan), return_counts=True)
+    released = int(np.count_nonzero(_is_released(plan, context, dropped, references)))
+    by_admissions = _blocks_of_admissions(plan)
+    costs = by_admissions + _hit_costs(plan, context, dropped, references)
+    others = int(plan.new_blocks.sum() - by_admissions.sum())
+    needed = others + np.cumsum(costs)  # by the first admission and all others, by the first two and all others, …
+    room = free + released + evictable
+    fitting = int(np.count_nonzero(needed <= room))
+    if others <= room and (fitting == count or plan.request.partial_admission):
+        return fitting
+    requested = others + int(costs.sum())
+    raise PoolExhaustedError(
+        f"the step needs {requested} blocks; when its finishes are done, {free + released} are free and {evictable} "
+        "evictable",
+        field="schedules",
+        retry_after=RETRY_AFTER_SECONDS if requested <= blocks.capacity else None,
+        free=free + released,
+        evictable=evictable,
+        requested=requested,
+    )
+
+
+def _dropped_now(plan: StepPlan) -> Ints:
+    """Lists the references that the step itself gives back."""
+    settled = [drops.blocks[drops.steps <= plan.settled_step] for drops in (plan.finish_drops, plan.retire_drops)]
+    return np.concatenate((plan.due_drops, *settled))
+
+
+def _is_released(plan: StepPlan, context: StepContext, dropped: Ints, references: Ints) -> NDArray[np.bool_]:
+    """Tells which blocks nobody holds or uses when they have been dropped."""
+    idle: NDArray[np.bool_] = context.blocks.references[dropped] == references
+    idle &= context.blocks.busy[dropped] == 0
+    if not plan.request.by_worker:  # what a worker copies waits for settlement, and so is not among the dropped
+        idle &= ~np.isin(dropped, np.append(sources(plan.post_copies), plan.post_copies.dst_blocks))
+    return idle
+
+
+def _blocks_of_admissions(plan: StepPlan) -> Ints:
+    """Counts the blocks that the schedule of each admission needs."""
+    by_slot = dict(zip(plan.scheduled_slots[plan.changed].tolist(), plan.new_blocks.tolist(), strict=True))
+    return np.array([by_slot.get(slot, 0) for slot in plan.admitted_slots.tolist()], np.int64)
+
+
+def _hit_costs(plan: StepPlan, context: StepContext, dropped: Ints, references: Ints) -> Ints:
+    """Tells for each admission whether its hit takes a block that would else be evictable."""
+    costs = np.zeros(len(plan.admitted_slots), np.int64)
+    given_back = dict(zip(dropped.tolist(), references.tolist(), strict=True))
+    taken = set[int]()
+    for row, block in enumerate(plan.admitted_blocks.tolist()):
+        left = int(context.blocks.references[block]) - given_back.get(block, 0)
+        if block and not plan.is_import[row] and left == 0 and block not in taken:
+            costs[row] = 1
+            taken.add(block)
+    return costs

@@ -1,0 +1,197 @@
+"""The sequences of one session: counters and block tables as a struct of arrays over slots."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statepool.errors import BadFieldError, SequenceNotFoundError
+from statepool_server.sequences.tables import NEVER, Ints, Tables
+from statepool_server.sequences.unsettled import Unsettled
+
+IDLE = -1
+"""Drafts of a sequence without an outstanding step."""
+
+_FEWEST_SLOTS = 16
+_COLUMNS = (
+    *("ids", "num_computed", "num_accepted", "running_end"),
+    *("written", "drafts", "unsettled_step", "kept_until"),
+)
+
+
+class SequenceTable:
+    """Sequences by slot; a slot that is not in use holds nothing of meaning.
+
+    Attributes:
+        num_computed: Tokens that the state has seen, ``[slots]``.
+        num_accepted: Accepted tokens of the last commit that were not shifted away, ``[slots]``.
+        running_end: Token at which the running column ends, ``[slots]``; 0: never scheduled.
+        written: Tokens that the outstanding step computes up to its first draft, ``[slots]``.
+        drafts: Drafted tokens of the outstanding step, ``[slots]``, or `IDLE`.
+        unsettled_step: Last step that reads or writes blocks of the sequence, ``[slots]``.
+        kept_until: Computed tokens after which a kept column is retired, ``[slots]``.
+        tables: Block tables, ``[slots]``.
+        namespaces: Namespace of the prefix hashes, ``[slots]``.
+        last_step: Number of the last step that was applied.
+        settled_step: Every step up to this one is settled.
+        digest: Digest of everything that steps have decided.
+        unsettled: What waits until steps are settled.
+        running_ids: Ids of the running list.
+        running_slots: Their slots.
+    """
+
+    def __init__(self, num_spec: int) -> None:
+        self._num_spec = num_spec
+        self._slots: dict[int, int] = {}
+        self._free: list[int] = []
+        self.ids = self._column()
+        self.num_computed = self._column()
+        self.num_accepted = self._column()
+        self.running_end = self._column()
+        self.written = self._column()
+        self.drafts = self._column()
+        self.unsettled_step = self._column()
+        self.kept_until = self._column()
+        self.tables = Tables.blank(0, num_spec)
+        self.namespaces: list[str] = []
+        self.last_step = self.settled_step = self.digest = 0
+        self.unsettled = Unsettled()
+        self.running_ids = self.running_slots = self._column()
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, sequence_id: int) -> bool:
+        return sequence_id in self._slots
+
+    def slots(self, sequence_ids: Ints, field: str, added: Mapping[int, int] = MappingProxyType({})) -> Ints:
+        """Finds the slots of sequences.
+
+        Args:
+            sequence_ids: Sequences, ``[n]``.
+            field: Request field that names them.
+            added: Slots of sequences that are about to be added, in place of those of the same ids.
+
+        Returns:
+            Slots, ``[n]``.
+
+        Raises:
+            SequenceNotFoundError: There is no such sequence.
+            BadFieldError: A sequence is named twice.
+        """
+        if not added and sequence_ids.tobytes() == self.running_ids.tobytes():
+            return self.running_slots  # the same batch as in the step before, which is the common case
+        found, named = self._slots.get, sequence_ids.tolist()
+        if added:
+            slots = np.array([added.get(sequence_id, found(sequence_id, -1)) for sequence_id in named], np.int64)
+        else:
+            slots = np.array([found(sequence_id, -1) for sequence_id in named], np.int64)
+        missing = np.flatnonzero(slots < 0)
+        if len(missing):
+            row = int(missing[0])
+            raise SequenceNotFoundError(
+                f"{field}[{row}]: the session has no sequence {sequence_ids[row]}", field=field, row=row
+            )
+        _check_distinct(slots, field)
+        return slots
+
+    def prepare(self, count: int) -> Ints:
+        """Chooses slots for sequences to come and makes them blank; nothing is added yet.
+
+        Returns:
+            Slots, ``[count]``.
+        """
+        if count > len(self._free):
+            self._enlarge(count - len(self._free))
+        slots = np.array(self._free[len(self._free) - count :][::-1], np.int64)
+        self.num_computed[slots] = self.running_end[slots] = self.unsettled_step[slots] = 0
+        self.num_accepted[slots], self.drafts[slots], self.kept_until[slots] = 1, IDLE, NEVER
+        self.tables.put(slots, Tables.blank(count, self._num_spec))
+        return slots
+
+    def replace(self, finished: Ints, sequence_ids: Ints, slots: Ints, namespaces: Sequence[str]) -> None:
+        """Removes sequences and adds others, at the slots that were prepared last; an id may be in both.
+
+        Args:
+            finished: Slots of the sequences to remove.
+            sequence_ids: Ids of those to add.
+            slots: Their slots.
+            namespaces: Their namespaces.
+        """
+        for sequence_id in self.ids[finished].tolist():
+            del self._slots[sequence_id]
+        del self._free[len(self._free) - len(slots) :]
+        self._free.extend(finished[::-1].tolist())
+        self.ids[slots] = sequence_ids
+        self._slots.update(zip(sequence_ids.tolist(), slots.tolist(), strict=True))
+        for slot, namespace in zip(slots.tolist(), namespaces, strict=True):
+            self.namespaces[slot] = namespace
+
+    def in_order(self) -> Ints:
+        """Lists the slots in use, in the order of sequence ids."""
+        return np.array([slot for _, slot in sorted(self._slots.items())], np.int64)
+
+    def held_blocks(self) -> Ints:
+        """Lists the blocks to which the sequences hold references, those that wait for settlement included."""
+        _, _, blocks = self.tables.take(self.in_order()).entries()
+        return np.concatenate((blocks, self.unsettled.dropped_blocks()))
+
+    def facts(self) -> tuple[object, ...]:
+        """Tells all that decides what steps answer, as plain values in a fixed order."""
+        slots = self.in_order()
+        columns = (self.ids, self.num_computed, self.num_accepted, self.running_end, self.drafts, self.unsettled_step)
+        outstanding = np.where(self.drafts[slots] == IDLE, 0, self.written[slots])
+        return (
+            [column[slots].tolist() for column in columns],
+            outstanding.tolist(),
+            [column.tolist() for column in self.tables.take(slots).entries()],
+            [self.namespaces[slot] for slot in slots.tolist()],
+            (self.last_step, self.settled_step, self.digest),
+            list(self.unsettled.facts()),
+            self.running_ids.tolist(),
+        )
+
+    def _column(self) -> Ints:
+        return np.empty(0, np.int64)
+
+    def _enlarge(self, missing: int) -> None:
+        before = len(self.ids)
+        after = before + max(missing, before, _FEWEST_SLOTS)
+        for name in _COLUMNS:
+            setattr(self, name, np.pad(getattr(self, name), (0, after - before)))
+        grown = Tables.blank(after, self._num_spec)
+        grown.put(np.arange(before), self.tables)
+        self.tables = grown
+        self.namespaces += [""] * (after - before)
+        self._free = [*range(after - 1, before - 1, -1), *self._free]
+
+
+class SequenceTables:
+    """The sequences of all sessions.
+
+    Attributes:
+        tables: Sequences by session id; a session that has made no step has none.
+        count: Live sequences of all sessions.
+    """
+
+    def __init__(self) -> None:
+        self.tables: dict[int, SequenceTable] = {}
+        self.count = 0
+
+    def held_blocks(self, session_id: int) -> Ints:
+        """Lists the blocks that stand in tables of a session, or wait for its settlement; one row per reference."""
+        table = self.tables.get(session_id)
+        return np.empty(0, np.int64) if table is None else table.held_blocks()
+
+    def facts(self) -> list[tuple[object, ...]]:
+        """Tells all that decides what steps answer, as plain values in a fixed order."""
+        return [(session_id, *table.facts()) for session_id, table in sorted(self.tables.items())]
+
+
+def _check_distinct(slots: NDArray[np.int64], field: str) -> None:
+    if len(set(slots.tolist())) == len(slots):
+        return
+    _, first = np.unique(slots, return_index=True)
+    row = int(np.setdiff1d(np.arange(len(slots)), first)[0])
+    raise BadFieldError(f"{field}[{row}]: the sequence is named twice", field=field, row=row)
