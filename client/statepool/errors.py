@@ -14,7 +14,7 @@
     ├── ResourceExhaustedError    PoolExhaustedError, QuotaExceededError
     ├── UnavailableError          OverloadedError, DrainingError
     ├── UnimplementedError        DsSpecNotContiguousError, FeatureUnavailableError
-    ├── DataLossError             ChecksumMismatchError
+    ├── DataLossError             ChecksumMismatchError, StateLostError
     ├── DeadlineExceededError     (made by gRPC: the caller's deadline passed)
     └── CancelledError            (made by gRPC: the caller cancelled)
 
@@ -301,6 +301,12 @@ class ChecksumMismatchError(DataLossError):
     """A chunk's bytes do not match its checksum."""
 
     reason = "CHECKSUM_MISMATCH"
+
+
+class StateLostError(DataLossError):
+    """The memory work of a step failed: the states of its sequences are gone, and these must be finished."""
+
+    reason = "STATE_LOST"
 
 
 class DeadlineExceededError(StatepoolError):

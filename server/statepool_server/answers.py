@@ -80,6 +80,40 @@ class Eviction:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SequenceRows:
+    """Sequences of a session; columns ``[n]``, entries ``[e]``."""
+
+    sequence_ids: NDArray[np.int64]
+    """Ids, ascending."""
+    num_computed: NDArray[np.int64]
+    """Tokens that each state has seen."""
+    num_accepted: NDArray[np.int64]
+    """Accepted tokens of the last commit that were not shifted away."""
+    outstanding_tokens: NDArray[np.int64]
+    """Tokens of the outstanding step, 0 where there is none."""
+    outstanding_drafts: NDArray[np.int64]
+    """Drafts among them."""
+    scheduled_steps: NDArray[np.int64]
+    """Last step that reads or writes blocks of each."""
+    running_ends: NDArray[np.int64]
+    """Running columns + 1, 0 where a sequence was never scheduled."""
+    table_lengths: NDArray[np.int64]
+    """Columns of each table, nulls included."""
+    entry_offsets: NDArray[np.int64]
+    """Start of each table's entries and the end of the last, ``[n + 1]``."""
+    entry_columns: NDArray[np.int64]
+    """Columns that are not null."""
+    entries: BlockRefs
+    """Their blocks."""
+    namespaces: list[str]
+    """Namespace of each."""
+    last_step: int
+    """Number of the session's last step."""
+    settled_step: int
+    """Every step up to this one is settled."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Pin:
     """Blocks in use by copy threads; given back to `Pool.unpin` once."""
 

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from statepool.layout import ArenaLayout, BlockLayout, blocks_that_fit
 from statepool.models import ModelStates, bundled_models, model_layout, read_model_config
-from statepool.v1 import admin_pb2, block_pb2, pool_pb2, session_pb2
+from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 from statepool_server.addresses import Address
 from statepool_server.arena import parse_devices
 from statepool_server.config import ServerConfig
@@ -31,7 +31,10 @@ from statepool_server.service.copying import CopyThreads
 from statepool_server.service.core import Core, PoolDescription
 from statepool_server.service.pool_service import PoolService
 from statepool_server.service.reaper import Reaper
+from statepool_server.service.schedule_streams import ScheduleStreams
+from statepool_server.service.sequence_service import SequenceService
 from statepool_server.service.session_service import SessionService
+from statepool_server.service.steps import Steps
 
 _DESCRIPTORS = {
     name: module.DESCRIPTOR.services_by_name[name]
@@ -39,6 +42,7 @@ _DESCRIPTORS = {
         "AdminService": admin_pb2,
         "BlockService": block_pb2,
         "PoolService": pool_pb2,
+        "SequenceService": sequence_pb2,
         "SessionService": session_pb2,
     }.items()
 }
@@ -152,6 +156,7 @@ def limits_of(config: ServerConfig) -> Limits:
         min_ttl_ms=round(config.min_ttl * 1000),
         max_ttl_ms=round(config.max_ttl * 1000),
         max_sequences=config.max_sequences,
+        max_step_hashes=config.max_step_hashes,
     )
 
 
@@ -176,16 +181,22 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
             block_count=plan.description.layout.block_count,
             block_tokens=plan.description.block_tokens,
             max_sessions=limits.max_sessions,
+            num_spec=plan.description.num_spec,
+            max_sequences=limits.max_sequences,
         )
     )
     copies = CopyThreads(config.copy_threads, config.max_queued_copies)
     core = Core(description=plan.description, limits=limits, pool=pool, memory=memory, copies=copies)
     calls, reaper, health = Calls(), Reaper(core), health_aio.HealthServicer()
+    steps, streams = Steps(core, calls.draining), ScheduleStreams(core, config.pressure)
+    core.block_listeners.append(streams.blocks_changed)
+    core.session_listeners += [steps.sessions_ended, streams.sessions_changed]
     server = _new_server(limits)
     servicers = {
         "AdminService": AdminService(core, calls.counts),
         "BlockService": BlockService(core, config.stall_timeout),
         "PoolService": PoolService(core),
+        "SequenceService": SequenceService(core, steps, streams),
         "SessionService": SessionService(core, reaper.lease_changed, calls.draining),
     }
     for name, servicer in servicers.items():
@@ -211,6 +222,7 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
         calls.draining.set()
         await health.enter_graceful_shutdown()
         core.waiting.close()
+        await streams.drain(config.drain_timeout)
         await server.stop(config.drain_timeout)
         reaping.cancel()
         await copies.close()

@@ -54,6 +54,8 @@ class ServerConfig:
         max_chunk_bytes: Bytes of data in one chunk of ReadBlocks and WriteBlocks.
         max_sessions: Live sessions.
         max_sequences: Live sequences of all sessions.
+        max_step_hashes: Prefix hashes of all admissions of one engine step.
+        pressure: Share of the blocks below which free and evictable ones are told to be scarce.
         max_waiting_allocations: AllocateBlocks calls that may wait for blocks at a time.
         max_queued_copies: Copies, zeroings, reads and writes that may be queued or run at a time.
         max_replays: Answers remembered per session for repeated request ids.
@@ -87,6 +89,8 @@ class ServerConfig:
     max_chunk_bytes: ByteSize = 2**20
     max_sessions: Count = 1024
     max_sequences: Count = 65536
+    max_step_hashes: Count = 65536
+    pressure: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.05
     max_waiting_allocations: Count = 256
     max_queued_copies: Count = 1024
     max_replays: Count = 256

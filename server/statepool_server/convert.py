@@ -81,15 +81,12 @@ class Convert:
         column = np.where(read > np.uint64(2**63 - 1), -1, read.astype(np.int64))
         return np.broadcast_to(column, rows) if len(values) != rows else column
 
-    def hashes(self, values: Sequence[bytes]) -> list[bytes]:
-        """Reads prefix hashes."""
-        self.batch(len(values), "prefix_hashes")
+    def hashes(self, values: Sequence[bytes], field: str) -> list[bytes]:
+        """Reads prefix hashes; their number is the caller's to check."""
         hashes = list(values)
         if not all(0 < len(value) <= MAX_HASH_BYTES for value in hashes):
             row = next(row for row, value in enumerate(hashes) if not 0 < len(value) <= MAX_HASH_BYTES)
-            raise BadFieldError(
-                f"prefix_hashes[{row}] has {len(hashes[row])} bytes, not 1 to {MAX_HASH_BYTES}", field="prefix_hashes"
-            )
+            raise BadFieldError(f"{field}[{row}] has {len(hashes[row])} bytes, not 1 to {MAX_HASH_BYTES}", field=field)
         return hashes
 
     def name(self, value: str, field: str) -> str:
@@ -110,22 +107,22 @@ class Convert:
         """Reads a page request.
 
         Returns:
-            The id after which the page begins, and its most rows.
+            The number in the token (0: the first page), and the most rows.
         """
         return self._after(page_token), min(page_size or self._limits.max_batch, self._limits.max_batch)
 
-    def page_token(self, last_id: int) -> str:
-        """Writes the token of the page after an id."""
-        return f"{self._incarnation:x}.{last_id}"
+    def page_token(self, number: int) -> str:
+        """Writes the token of a page that a number tells where to begin."""
+        return f"{self._incarnation:x}.{number}"
 
     def _after(self, token: str) -> int:
         if not token:
             return 0
-        incarnation, _, last_id = token.partition(".")
+        incarnation, _, number = token.partition(".")
         known = incarnation == f"{self._incarnation:x}"
-        if not known or not (last_id.isascii() and last_id.isdecimal()) or len(last_id) > 18:
+        if not known or not (number.isascii() and number.isdecimal()) or len(number) > 19 or int(number) >= 2**63:
             raise BadFieldError("page_token was not made by this server process", field="page_token")
-        return int(last_id)
+        return int(number)
 
 
 def duration_ns(value: Duration, field: str) -> int:

@@ -27,3 +27,5 @@ class Limits:
     """Longest time to live of a session, in milliseconds."""
     max_sequences: int
     """Live sequences of all sessions."""
+    max_step_hashes: int
+    """Prefix hashes of all admissions of one step."""

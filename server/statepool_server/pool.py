@@ -234,9 +234,18 @@ class Pool(PoolView):
         """
         return self._stepping.step(self.sessions.owned(session_id, epoch), request, self.usage)
 
-    def finish_step_work(self, work: StepWork) -> None:
-        """Tells that the server has done the work of a step: what it copied can be found, and its pin is taken back."""
-        self._stepping.finish_work(self.sessions.find(work.session_id), work)
+    def finish_step_work(self, work: StepWork, *, succeeded: bool = True) -> int:
+        """Tells that the work of a step has ended: what was copied can be found, and its pin is taken back.
+
+        Args:
+            work: The work.
+            succeeded: Whether it was done; else nothing of it can be found.
+
+        Returns:
+            Blocks that became findable.
+        """
+        session = self.sessions.find(work.session_id) if succeeded else None
+        return self._stepping.finish_work(session, work)
 
     # Pins
 

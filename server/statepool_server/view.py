@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from statepool_server.answers import BlockRows, SessionInfo, Usage
+from statepool_server.answers import BlockRows, SequenceRows, SessionInfo, Usage
 from statepool_server.blocks import BlockState, BlockTable
 from statepool_server.holdings import Holdings
 from statepool_server.prefix import PrefixIndex
-from statepool_server.sequences.table import SequenceTables
+from statepool_server.sequences.table import IDLE, SequenceTables
 from statepool_server.sessions import Session, SessionTable
 
 
@@ -49,6 +49,7 @@ class PoolView:
         Args:
             config: Sizes.
         """
+        self._config = config
         self.blocks = BlockTable(config.block_count)
         self.holdings = Holdings(config.block_count)
         self.prefixes = PrefixIndex(config.block_count)
@@ -125,6 +126,46 @@ class PoolView:
             reference_counts=self.blocks.references[ids],
             session_ids=self.holdings.some_holder(ids, self.sessions),
             prefix_hashes=[name[1] if name else b"" for name in names],
+        )
+
+    def last_steps(self, session_id: int) -> tuple[int, int]:
+        """Tells the numbers of a session's last step and of the last that was confirmed as settled; 0: none."""
+        table = self.sequences.of(session_id, self._config.num_spec)
+        return table.last_step, table.settled_step
+
+    def list_sequences(self, session_id: int, from_id: int, limit: int) -> SequenceRows:
+        """Lists sequences of a session by id.
+
+        Args:
+            session_id: The session.
+            from_id: Only sequences from it on.
+            limit: Most rows.
+
+        Raises:
+            SessionExpiredError, SessionNotFoundError: No such session.
+        """
+        session = self.sessions.get(session_id)
+        table = self.sequences.of(session.session_id, self._config.num_spec)
+        slots = table.in_order()
+        slots = slots[table.ids[slots] >= from_id][:limit]
+        rows, columns, blocks = table.tables.take(slots).entries()
+        drafts, idle = table.drafts[slots], table.drafts[slots] == IDLE
+        outstanding = table.written[slots] + drafts - table.num_computed[slots]
+        return SequenceRows(
+            sequence_ids=table.ids[slots],
+            num_computed=table.num_computed[slots],
+            num_accepted=table.num_accepted[slots],
+            outstanding_tokens=np.where(idle, 0, outstanding),
+            outstanding_drafts=np.where(idle, 0, drafts),
+            scheduled_steps=table.unsettled_step[slots],
+            running_ends=table.running_end[slots] // self._config.block_tokens,
+            table_lengths=table.tables.take(slots).lengths(),
+            entry_offsets=np.searchsorted(rows, np.arange(len(slots) + 1)),
+            entry_columns=columns,
+            entries=self.blocks.refs(blocks),
+            namespaces=[table.namespaces[slot] for slot in slots.tolist()],
+            last_step=table.last_step,
+            settled_step=table.settled_step,
         )
 
     def digest(self) -> bytes:

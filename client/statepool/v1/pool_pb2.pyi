@@ -245,6 +245,7 @@ class Limits(_message.Message):
     MIN_TTL_MS_FIELD_NUMBER: _builtins.int
     MAX_TTL_MS_FIELD_NUMBER: _builtins.int
     MAX_SEQUENCES_FIELD_NUMBER: _builtins.int
+    MAX_STEP_HASHES_FIELD_NUMBER: _builtins.int
     max_batch: _builtins.int
     """Rows (blocks, hashes, requests) of one request."""
     max_copy_specs: _builtins.int
@@ -265,6 +266,8 @@ class Limits(_message.Message):
     """Longest time to live of a session, in milliseconds."""
     max_sequences: _builtins.int
     """Live sequences of all sessions."""
+    max_step_hashes: _builtins.int
+    """Prefix hashes of all admissions of one engine step."""
     def __init__(
         self,
         *,
@@ -278,10 +281,11 @@ class Limits(_message.Message):
         min_ttl_ms: _builtins.int = ...,
         max_ttl_ms: _builtins.int = ...,
         max_sequences: _builtins.int = ...,
+        max_step_hashes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch", b"max_batch", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sequences", b"max_sequences", "max_sessions", b"max_sessions", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch", b"max_batch", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sequences", b"max_sequences", "max_sessions", b"max_sessions", "max_step_hashes", b"max_step_hashes", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -67,11 +67,11 @@ class StepChanges:
             work=work,
         )
 
-    def finish_work(self, session: Session | None, work: StepWork) -> None:
+    def finish_work(self, session: Session | None, work: StepWork) -> int:
         """Publishes what was copied, and takes the pin back; see `Stepping.finish_work`."""
-        if session is not None:
-            self._publish(session, work.publication)
+        published = 0 if session is None else self._publish(session, work.publication)
         self._changes.unpin(work.pin)
+        return published
 
     def _settle(self, session: Session, plan: StepPlan) -> int:
         published = sum(self._publish(session, publication) for publication in plan.due_publications)

@@ -45,22 +45,23 @@ class Stepping:
             usage: Counts the pool's blocks.
         """
         sequences = self._sequences
-        table = sequences.tables.get(session.session_id)
-        if table is None:
-            table = SequenceTable(self._context.num_spec)
+        table = sequences.of(session.session_id, self._context.num_spec)
         plan = self._plan(session, table, request)
         sequences.tables[session.session_id] = table
         sequences.count += len(plan.admitted_slots) - len(plan.finished_slots)
         return self._changes.apply(session, plan, usage)
 
-    def finish_work(self, session: Session | None, work: StepWork) -> None:
+    def finish_work(self, session: Session | None, work: StepWork) -> int:
         """Publishes what the server has copied, and takes its pin back.
 
         Args:
-            session: The session of the step; None: it has ended meanwhile, and with it what it had to publish.
+            session: The session of the step; None: nothing is published, since it has ended or the work failed.
             work: The work.
+
+        Returns:
+            Blocks that became findable.
         """
-        self._changes.finish_work(session, work)
+        return self._changes.finish_work(session, work)
 
     def forget(self, session: Session) -> None:
         """Forgets the sequences of a session that ends; their references are the session's, which drops them."""

@@ -179,6 +179,15 @@ class SequenceTables:
         self.tables: dict[int, SequenceTable] = {}
         self.count = 0
 
+    def of(self, session_id: int, num_spec: int) -> SequenceTable:
+        """Finds the sequences of a session; a new, empty table where it has made no step."""
+        table = self.tables.get(session_id)
+        return SequenceTable(num_spec) if table is None else table
+
+    def count_of(self, session_id: int) -> int:
+        """Counts the live sequences of a session."""
+        return len(self.tables.get(session_id, ()))
+
     def held_blocks(self, session_id: int) -> Ints:
         """Lists the blocks that stand in tables of a session, or wait for its settlement; one row per reference."""
         table = self.tables.get(session_id)

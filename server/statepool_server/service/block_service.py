@@ -62,6 +62,7 @@ class BlockService(BlockStreams):
             core.copies.check_room()
         refs = core.pool.allocate(*session, request.count)
         response = pb.AllocateBlocksResponse(incarnation=core.incarnation, blocks=refs_to_wire(refs))
+        core.blocks_changed()
         if not zero:
             return core.replays.keep(ticket, response)
         pin = core.pool.pin_write(*session, refs)
@@ -90,7 +91,7 @@ class BlockService(BlockStreams):
 
         def act() -> pb.FreeBlocksResponse:
             core.pool.free(*session, refs)
-            core.waiting.serve()
+            core.blocks_changed()
             return pb.FreeBlocksResponse(incarnation=core.incarnation)
 
         return core.once(session, request.request_id, request, act)
@@ -113,7 +114,8 @@ class BlockService(BlockStreams):
         session = checked.session(request.session)
         refs = checked.refs(request.blocks, "blocks")
         namespace = checked.name(request.namespace, "namespace")
-        hashes = checked.hashes(request.prefix_hashes)
+        checked.batch(len(request.prefix_hashes), "prefix_hashes")
+        hashes = checked.hashes(request.prefix_hashes, "prefix_hashes")
         boundary = checked.column(request.boundary_tokens, len(refs), "boundary_tokens")
         written = checked.column(request.written_through_tokens, len(refs), "written_through_tokens")
 
@@ -132,7 +134,8 @@ class BlockService(BlockStreams):
         core = self._core
         session = core.convert.session(request.session)
         namespace = core.convert.name(request.namespace, "namespace")
-        hashes = core.convert.hashes(request.prefix_hashes)
+        core.convert.batch(len(request.prefix_hashes), "prefix_hashes")
+        hashes = core.convert.hashes(request.prefix_hashes, "prefix_hashes")
 
         def act() -> pb.LookupPrefixResponse:
             hit = core.pool.lookup(*session, namespace, hashes)
@@ -147,11 +150,12 @@ class BlockService(BlockStreams):
         session = core.convert.session(request.session)
         refs = core.convert.refs(request.blocks, "blocks")
         namespace = core.convert.name(request.namespace, "namespace")
-        hashes = core.convert.hashes(request.prefix_hashes)
+        core.convert.batch(len(request.prefix_hashes), "prefix_hashes")
+        hashes = core.convert.hashes(request.prefix_hashes, "prefix_hashes")
 
         def act() -> pb.EvictBlocksResponse:
             result = core.pool.evict(*session, refs, namespace, hashes)
-            core.waiting.serve()
+            core.blocks_changed()
             return pb.EvictBlocksResponse(
                 incarnation=core.incarnation, unlisted_blocks=result.unlisted, freed_blocks=result.freed
             )

@@ -25,7 +25,9 @@ DRAIN_RETRY_SECONDS = 1.0
 """Hint to callers of a draining server: a restart takes about as long."""
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
-_ALLOWED_WHILE_DRAINING = frozenset({"FreeBlocks", "DeleteSession", "KeepAlive", "GetPool", "GetServerInfo"})
+_ALLOWED_WHILE_DRAINING = frozenset(
+    {"FreeBlocks", "DeleteSession", "KeepAlive", "GetPool", "GetServerInfo", "Step", "Schedule", "ListSequences"}
+)
 
 _log = structlog.get_logger("statepool.calls")
 

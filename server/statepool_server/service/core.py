@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 
 from statepool.layout import ArenaLayout
+from statepool.v1 import pool_pb2
 from statepool_server.answers import Pin
 from statepool_server.convert import Convert
 from statepool_server.limits import Limits
@@ -46,7 +47,12 @@ class PoolDescription:
 
 
 class Core:
-    """State of one serving process; lives on one event loop."""
+    """State of one serving process; lives on one event loop.
+
+    Attributes:
+        block_listeners: Called when blocks were taken or given back.
+        session_listeners: Called with the ids of sessions that ended, or with none when one was taken over.
+    """
 
     def __init__(
         self, *, description: PoolDescription, limits: Limits, pool: Pool, memory: Memory, copies: CopyThreads
@@ -60,6 +66,8 @@ class Core:
         self.convert = Convert(limits, self.incarnation)
         self.replays = Replays(limits.max_replays)
         self.waiting: WaitingLine[Reply] = WaitingLine(limits.max_waiting_allocations)
+        self.block_listeners: list[Callable[[], None]] = []
+        self.session_listeners: list[Callable[[Sequence[int]], None]] = []
         self.started_ns = time.time_ns()
         self._started_monotonic_ns = time.monotonic_ns()
 
@@ -85,13 +93,45 @@ class Core:
     def unpin(self, pin: Pin) -> None:
         """Takes a pin back, and serves those who wait for its blocks."""
         self.pool.unpin(pin)
-        self.waiting.serve()
+        self.blocks_changed()
 
     def expire_sessions(self) -> list[int]:
         """Ends the sessions whose lease has run out, and serves those who wait for their blocks."""
         expired = self.pool.expire_sessions(time.monotonic_ns())
-        for session_id in expired:
-            self.replays.forget(session_id)
         if expired:
-            self.waiting.recheck()
+            self.sessions_changed(expired)
         return expired
+
+    def blocks_changed(self) -> None:
+        """Serves those who wait for blocks, and tells who wants to know how many there are."""
+        self.waiting.serve()
+        for listener in self.block_listeners:
+            listener()
+
+    def sessions_changed(self, ended: Sequence[int] = ()) -> None:
+        """Refuses those who have lost their session.
+
+        Args:
+            ended: Sessions that have ended; others were taken over.
+        """
+        for session_id in ended:
+            self.replays.forget(session_id)
+        self.waiting.recheck()
+        for listener in self.session_listeners:
+            listener(ended)
+        self.blocks_changed()
+
+    def usage(self) -> pool_pb2.PoolUsage:
+        """Counts blocks and sessions."""
+        usage = self.pool.usage()
+        return pool_pb2.PoolUsage(
+            free_blocks=usage.free,
+            evictable_blocks=usage.evictable,
+            held_blocks=usage.held,
+            releasing_blocks=usage.releasing,
+            committed_blocks=usage.committed,
+            busy_blocks=usage.busy,
+            sessions=usage.sessions,
+            waiting_allocations=len(self.waiting),
+            sequences=usage.sequences,
+        )

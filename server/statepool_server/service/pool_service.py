@@ -43,7 +43,7 @@ class PoolService:
             tp_ranks=known.tp_ranks,
             num_spec=known.num_spec,
             devices=known.devices,
-            usage=self._usage(),
+            usage=core.usage(),
             limits=self._limits(),
             features=known.features,
         )
@@ -81,19 +81,6 @@ class PoolService:
             next_page_token=core.convert.page_token(int(rows.refs.block_ids[-1])) if full else "",
         )
 
-    def _usage(self) -> pb.PoolUsage:
-        usage = self._core.pool.usage()
-        return pb.PoolUsage(
-            free_blocks=usage.free,
-            evictable_blocks=usage.evictable,
-            held_blocks=usage.held,
-            releasing_blocks=usage.releasing,
-            committed_blocks=usage.committed,
-            busy_blocks=usage.busy,
-            sessions=usage.sessions,
-            waiting_allocations=len(self._core.waiting),
-        )
-
     def _limits(self) -> pb.Limits:
         limits = self._core.limits
         return pb.Limits(
@@ -106,6 +93,8 @@ class PoolService:
             max_replays=limits.max_replays,
             min_ttl_ms=limits.min_ttl_ms,
             max_ttl_ms=limits.max_ttl_ms,
+            max_sequences=limits.max_sequences,
+            max_step_hashes=limits.max_step_hashes,
         )
 
 

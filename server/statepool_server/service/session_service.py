@@ -51,7 +51,7 @@ class SessionService:
             session, taken_over = core.pool.create_session(owner_key, ttl_ns, take_over, time.monotonic_ns())
             self._lease_changed()
             if taken_over:
-                core.waiting.recheck()
+                core.sessions_changed()
             _log.info("session opened", session_id=session.session_id, owner_key=owner_key, taken_over=taken_over)
             return pb.CreateSessionResponse(
                 incarnation=core.incarnation, session=self._to_wire(session), taken_over=taken_over
@@ -89,8 +89,7 @@ class SessionService:
         core = self._core
         session_id, epoch = core.convert.session(request.session)
         released = core.pool.delete_session(session_id, epoch)
-        core.replays.forget(session_id)
-        core.waiting.recheck()
+        core.sessions_changed([session_id])
         _log.info("session deleted", session_id=session_id, released_references=released)
         return pb.DeleteSessionResponse(incarnation=core.incarnation, released_references=released)
 
