@@ -1,6 +1,5 @@
 """Applies planned steps. What they need was checked, so none can fail half-way."""
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -16,13 +15,12 @@ from statepool_server.sequences.admissions import settled_rows
 from statepool_server.sequences.commits import COPIED
 from statepool_server.sequences.outcomes import StepOutcome, StepWork, TableChanges, copy_plan, sources
 from statepool_server.sequences.plan import Drops, StepPlan
-from statepool_server.sequences.rules import Growth, Moves, pull
+from statepool_server.sequences.rules import NO_MOVES, Growth, Moves, pull
 from statepool_server.sequences.tables import NEW, Ints
 from statepool_server.sequences.unsettled import Publication
 from statepool_server.sessions import Session
 
 _NO_TABLES = TableChanges(NO_IDS, NO_IDS, BlockRefs.empty())
-_NO_MOVES = Moves.none()
 
 
 class StepChanges:
@@ -127,7 +125,7 @@ class StepChanges:
         """Allocates what tables need, and tells what changed and what must be copied and zeroed."""
         growth = plan.growth
         if growth is None:
-            return _NO_TABLES, _NO_MOVES, NO_IDS
+            return _NO_TABLES, NO_MOVES, NO_IDS
         missing = growth.tables.tail == NEW
         new = self._changes.allocate(session, int(np.count_nonzero(missing))) if missing.any() else BlockRefs.empty()
         growth.tables.tail[missing] = new.block_ids
@@ -195,6 +193,11 @@ def _digest(plan: StepPlan, tables: TableChanges, pre_copies: Moves, usage: Usag
     """Digests what a step decided and left, together with all that came before it in the session."""
     decided = (plan.num_computed, plan.num_accepted, plan.written, plan.running_ids, tables.blocks.generations)
     moved = (plan.post_copies.dst_blocks, pre_copies.src_blocks, pre_copies.dst_blocks, plan.admitted_blocks)
-    counts = np.array([plan.request.step, plan.settled_step, *dataclasses.astuple(usage)], np.int64)
-    columns = (counts, tables.blocks.block_ids, *decided, *moved)
+    counts = (usage.free, usage.evictable, usage.held, usage.releasing, usage.committed, usage.sequences)
+    columns = (
+        np.array((plan.request.step, plan.settled_step, *counts), np.int64),
+        tables.blocks.block_ids,
+        *decided,
+        *moved,
+    )
     return xxhash.xxh3_64_intdigest(b"".join(column.tobytes() for column in columns), seed=plan.table.digest)

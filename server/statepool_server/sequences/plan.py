@@ -6,25 +6,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statepool_server.sequences.requests import StepRequest
-from statepool_server.sequences.rules import Growth, Moves
+from statepool_server.sequences.rules import NO_MOVES, Growth, Moves
 from statepool_server.sequences.table import SequenceTable
-from statepool_server.sequences.tables import NULL, Ints
+from statepool_server.sequences.tables import NO_INTS, NULL, Ints
 from statepool_server.sequences.unsettled import NOTHING, Publication
+
+_NO_MARKS = np.empty(0, np.bool_)
 
 
 def no_ints() -> Ints:
-    """Makes an empty column."""
-    return np.empty(0, np.int64)
+    """Gives an empty column."""
+    return NO_INTS
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Drops:
     """Blocks that sequences give up."""
 
-    blocks: Ints = field(default_factory=no_ints)
+    blocks: Ints
     """Blocks, one row per reference."""
-    steps: Ints = field(default_factory=no_ints)
+    steps: Ints
     """Step that must be settled before each can be reused."""
+
+
+NO_DROPS = Drops(NO_INTS, NO_INTS)
+"""Nothing is given up."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +66,7 @@ class StepPlan:
     """Blocks that were dropped before and whose steps are settled now."""
 
     # Commits
-    post_copies: Moves = field(default_factory=Moves.none)
+    post_copies: Moves = field(default_factory=lambda: NO_MOVES)
     """Copies of the commits."""
     publication: Publication = NOTHING
     """States that stand at boundaries and have hashes."""
@@ -70,7 +76,7 @@ class StepPlan:
     # Finishes
     finished_slots: Ints = field(default_factory=no_ints)
     """Sequences that end."""
-    finish_drops: Drops = field(default_factory=Drops)
+    finish_drops: Drops = field(default_factory=lambda: NO_DROPS)
     """Their blocks."""
 
     # Admissions
@@ -78,7 +84,7 @@ class StepPlan:
     """Slots of sequences that begin."""
     admitted_blocks: Ints = field(default_factory=no_ints)
     """Block that holds the state of each, or `NULL`."""
-    is_import: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    is_import: NDArray[np.bool_] = field(default_factory=lambda: _NO_MARKS)
     """Whether that block was imported, so that the session's reference passes to the sequence."""
 
     # Schedules
@@ -94,7 +100,7 @@ class StepPlan:
     """Which of them leave their running column or retire a column, ``[changed]``."""
     growth: Growth | None = None
     """Their tables."""
-    retire_drops: Drops = field(default_factory=Drops)
+    retire_drops: Drops = field(default_factory=lambda: NO_DROPS)
     """Blocks that they retire."""
     new_blocks: Ints = field(default_factory=no_ints)
     """Blocks that each needs, ``[changed]``."""
@@ -102,5 +108,7 @@ class StepPlan:
     @property
     def hit_blocks(self) -> Ints:
         """Blocks that admissions found, one row per reference."""
+        if not len(self.admitted_blocks):
+            return NO_INTS
         hits: Ints = self.admitted_blocks[(self.admitted_blocks != NULL) & ~self.is_import]
         return hits

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from statepool.refs import BlockRefs
-from statepool_server.sequences.tables import Ints
+from statepool_server.sequences.tables import NO_INTS, Ints
 
 
 def _no_ints() -> Ints:
-    return np.empty(0, np.int64)
+    return NO_INTS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,13 +95,13 @@ class StepRequest:
     """Whether the attached worker runs the copies, not the server."""
     partial_admission: bool = False
     """Whether to admit only as many as there are blocks for."""
-    commits: Commits = field(default_factory=Commits)
+    commits: Commits = Commits()
     """Results of forward passes."""
     finishes: Ints = field(default_factory=_no_ints)
     """Sequences to end, ``[n]``."""
-    admissions: Admissions = field(default_factory=Admissions)
+    admissions: Admissions = Admissions()
     """Sequences to begin."""
-    schedules: Schedules = field(default_factory=Schedules)
+    schedules: Schedules = Schedules()
     """Forward passes to come."""
 
     def with_admissions(self, count: int) -> "StepRequest":

@@ -22,6 +22,8 @@ def admissions_that_fit(plan: StepPlan, context: StepContext) -> int:
             admissions fit, and the step does not ask for partial admission.
     """
     blocks, count = context.blocks, len(plan.admitted_slots)
+    if plan.growth is None and not count:
+        return 0
     free, evictable = blocks.free_count, len(blocks.evictable)
     if int(plan.new_blocks.sum()) + len(plan.hit_blocks) <= free + evictable:
         return count  # the common case: there are enough without what the step itself gives back

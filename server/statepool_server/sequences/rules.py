@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from statepool_server.sequences.tables import NEW, NO_COLUMN, NULL, Ints, Tables
+from statepool_server.sequences.tables import NEW, NO_COLUMN, NO_INTS, NULL, Ints, Tables
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,10 +37,9 @@ class Moves:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @classmethod
-    def none(cls) -> "Moves":
-        """Makes no copies."""
-        return cls(*(np.empty(0, np.int64) for _ in range(7)))
+
+NO_MOVES = Moves(*[NO_INTS] * 7)
+"""Nothing is copied."""
 
 
 def land(

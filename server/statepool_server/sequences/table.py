@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statepool.errors import BadFieldError, SequenceNotFoundError
-from statepool_server.sequences.tables import NEVER, Ints, Tables
+from statepool_server.sequences.tables import NEVER, NO_INTS, Ints, Tables
 from statepool_server.sequences.unsettled import Unsettled
 
 IDLE = -1
@@ -102,6 +102,8 @@ class SequenceTable:
         Returns:
             Slots, ``[count]``.
         """
+        if not count:
+            return NO_INTS
         if count > len(self._free):
             self._enlarge(count - len(self._free))
         slots = np.array(self._free[len(self._free) - count :][::-1], np.int64)

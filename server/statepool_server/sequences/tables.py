@@ -20,6 +20,10 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 """A column of integers, ``[n]``, or several, ``[n, k]``."""
 
+NO_INTS: Ints = np.empty(0, np.int64)
+"""An empty column; shared, since making one costs a quarter of a microsecond and a step has twenty."""
+NO_INTS.flags.writeable = False
+
 NULL = 0
 """The null block: no state is kept here."""
 NO_COLUMN = -1
