@@ -21,6 +21,8 @@ FIXED64 = np.dtype("<u8")
 """Element type of a packed ``repeated fixed64``."""
 
 _LENGTH_DELIMITED = 2
+_EMPTY: NDArray[np.int64] = np.empty(0, np.int64)
+_EMPTY.flags.writeable = False
 
 
 def message_of_columns(message_type: type[M], columns: Mapping[int, NDArray[np.generic]]) -> M:
@@ -56,7 +58,7 @@ def columns_of_message(message: Message, dtypes: Mapping[int, np.dtype[np.generi
     columns: dict[int, NDArray[np.int64]] = {}
     for number, dtype in dtypes.items():
         if position >= len(data) or data[position] != number << 3 | _LENGTH_DELIMITED:
-            columns[number] = np.empty(0, np.int64)
+            columns[number] = _EMPTY
             continue
         size, position = _read_varint(data, position + 1)
         columns[number] = np.frombuffer(data, dtype, size // dtype.itemsize, position).astype(np.int64)

@@ -14,6 +14,7 @@ from statepool_server.limits import Limits
 from statepool_server.sequences.outcomes import StepOutcome, TableChanges
 from statepool_server.sequences.requests import Admissions, Commits, Schedules, StepRequest
 from statepool_server.sequences.rules import Moves
+from statepool_server.sequences.tables import NO_INTS
 
 Column = NDArray[np.int64]
 Dtypes = Mapping[int, "np.dtype[np.generic]"]
@@ -23,6 +24,8 @@ _ADMISSIONS: Dtypes = {1: FIXED64, 2: FIXED64, 3: FIXED64, 4: FIXED32, 5: FIXED3
 _SCHEDULES: Dtypes = {1: FIXED64, 2: FIXED32, 3: FIXED32}
 _NO_COMMITS, _NO_ADMISSIONS, _NO_SCHEDULES = Commits(), Admissions(), Schedules()
 _UNBOUNDED = 2**62
+_EXECUTIONS = frozenset(pb.Execution.values())
+_NO_DRAFTS = np.zeros(1, np.int64)
 
 
 class StepConvert:
@@ -34,25 +37,33 @@ class StepConvert:
 
     def step(self, message: pb.EngineStep) -> StepRequest:
         """Reads a step."""
-        if message.execution not in pb.Execution.values():
+        if message.execution not in _EXECUTIONS:
             raise BadFieldError(f"execution: {message.execution} is not known", field="execution")
         if not message.step < 2**63:
             raise BadFieldError(f"step: {message.step} is not below 2**63", field="step")
-        self._convert.batch(len(message.finishes), "finishes")
         return StepRequest(
             step=message.step,
             settled_step=message.settled_step,
             by_worker=message.execution == pb.EXECUTION_WORKER,
             partial_admission=message.partial_admission,
             commits=self._commits(message.commits) if message.HasField("commits") else _NO_COMMITS,
-            finishes=np.fromiter(message.finishes, np.uint64, len(message.finishes)).astype(np.int64),
+            finishes=self._finishes(message),
             admissions=self._admissions(message.admissions) if message.HasField("admissions") else _NO_ADMISSIONS,
             schedules=self._schedules(message.schedules) if message.HasField("schedules") else _NO_SCHEDULES,
         )
 
+    def _finishes(self, message: pb.EngineStep) -> Column:
+        count = len(message.finishes)
+        if not count:
+            return NO_INTS
+        self._convert.batch(count, "finishes")
+        return np.fromiter(message.finishes, np.uint64, count).astype(np.int64)
+
     def _commits(self, message: pb.Commits) -> Commits:
         columns = columns_of_message(message, _COMMITS)
-        rows, boundaries = columns[3], columns[4]
+        ids, rows, boundaries = self._rows(columns[1], message.all_running, "commits"), columns[3], columns[4]
+        if not len(rows) and not len(message.prefix_hashes) and not len(boundaries):
+            return Commits(ids, columns[2])
         hashes = self._convert.hashes(message.prefix_hashes, "commits.prefix_hashes")
         if not len(rows) == len(boundaries) == len(hashes):
             raise ColumnLengthMismatchError(
@@ -61,12 +72,11 @@ class StepConvert:
             )
         if len(rows) and (np.diff(rows) <= 0).any():
             raise BadFieldError("commits.hash_rows must rise", field="commits.hash_rows")
-        ids = self._rows(columns[1], message.all_running, "commits")
         return Commits(ids, columns[2], rows, boundaries, hashes)
 
     def _schedules(self, message: pb.Schedules) -> Schedules:
         columns = columns_of_message(message, _SCHEDULES)
-        drafts = columns[3] if len(columns[3]) else np.zeros(1, np.int64)
+        drafts = columns[3] if len(columns[3]) else _NO_DRAFTS
         return Schedules(self._rows(columns[1], message.all_running, "schedules"), columns[2], drafts)
 
     def _rows(self, ids: Column, all_running: bool, name: str) -> Column | None:

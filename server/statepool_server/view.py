@@ -158,7 +158,7 @@ class PoolView:
             outstanding_tokens=np.where(idle, 0, outstanding),
             outstanding_drafts=np.where(idle, 0, drafts),
             scheduled_steps=table.unsettled_step[slots],
-            running_ends=table.running_end[slots] // self._config.block_tokens,
+            running_ends=table.running_column(slots, self._config.block_tokens) + 1,
             table_lengths=table.tables.take(slots).lengths(),
             entry_offsets=np.searchsorted(rows, np.arange(len(slots) + 1)),
             entry_columns=columns,

@@ -71,7 +71,6 @@ def plan_admissions(plan: StepPlan, context: StepContext, session: Session, slot
     begun = blocks != NULL  # blank slots mean nothing before they are added, so the table may be prepared already
     plan.table.tables.kept_columns[slots[begun], 0] = columns[begun]
     plan.table.tables.kept_blocks[slots[begun], 0] = blocks[begun]
-    plan.table.kept_until[slots[begun]] = (columns[begun] + 1) * context.block_tokens
 
 
 def _check(plan: StepPlan, context: StepContext, live: int) -> None:

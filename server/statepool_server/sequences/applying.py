@@ -137,7 +137,7 @@ class StepChanges:
         return self._table_changes(plan, growth, rows, slots), pre_copies, zeroed
 
     def _table_changes(self, plan: StepPlan, growth: Growth, rows: Ints, slots: Ints) -> TableChanges:
-        moved_on = plan.table.running_end[slots] != (growth.targets + 1) * self._block_tokens
+        moved_on = plan.table.running_column(slots, self._block_tokens) != growth.targets
         altered = np.flatnonzero(moved_on | (plan.new_blocks > 0))
         tables, columns = growth.tables.take(altered), growth.targets[altered]
         blocks = [tables.block_at(columns + place) for place in range(tables.tail.shape[1])]
@@ -182,8 +182,9 @@ class StepChanges:
         if growth is not None:
             slots = scheduled[plan.changed]
             table.tables.put(slots, growth.tables)
-            table.running_end[slots] = (growth.targets + 1) * self._block_tokens
-            table.kept_until[slots] = growth.tables.kept_until(self._block_tokens)
+            starts = growth.targets * self._block_tokens
+            table.running_start[slots] = starts
+            table.quiet_until[slots] = np.where(growth.tables.is_compact(), starts + self._block_tokens, 0)
         admissions = plan.request.admissions
         if len(plan.finished_slots) or len(admissions):
             table.replace(plan.finished_slots, admissions.sequence_ids, plan.admitted_slots, admissions.namespaces)
@@ -191,13 +192,9 @@ class StepChanges:
 
 def _digest(plan: StepPlan, tables: TableChanges, pre_copies: Moves, usage: Usage) -> int:
     """Digests what a step decided and left, together with all that came before it in the session."""
-    decided = (plan.num_computed, plan.num_accepted, plan.written, plan.running_ids, tables.blocks.generations)
-    moved = (plan.post_copies.dst_blocks, pre_copies.src_blocks, pre_copies.dst_blocks, plan.admitted_blocks)
     counts = (usage.free, usage.evictable, usage.held, usage.releasing, usage.committed, usage.sequences)
-    columns = (
-        np.array((plan.request.step, plan.settled_step, *counts), np.int64),
-        tables.blocks.block_ids,
-        *decided,
-        *moved,
-    )
-    return xxhash.xxh3_64_intdigest(b"".join(column.tobytes() for column in columns), seed=plan.table.digest)
+    columns = [np.array((plan.request.step, plan.settled_step, *counts), np.int64), plan.num_computed, plan.written]
+    if plan.growth is not None or len(plan.admitted_blocks) or len(plan.post_copies):
+        columns += (tables.blocks.block_ids, tables.blocks.generations, plan.admitted_blocks, plan.num_accepted)
+        columns += (plan.post_copies.dst_blocks, pre_copies.src_blocks, pre_copies.dst_blocks)
+    return xxhash.xxh3_64_intdigest(b"".join([column.tobytes() for column in columns]), seed=plan.table.digest)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from statepool.errors import BadFieldError, BoundaryNotWrittenError, ColumnLengthMismatchError, StepOutOfOrderError
-from statepool_server.blocks import first_true
+from statepool_server.blocks import ONE, first_true
 from statepool_server.sequences.context import StepContext
 from statepool_server.sequences.plan import StepPlan
 from statepool_server.sequences.requests import Commits
@@ -49,11 +49,11 @@ def plan_commits(plan: StepPlan, context: StepContext) -> None:
     drafts = plan.drafts[slots]
     _check_outstanding(drafts, accepted)
     written = table.written[slots]
-    computed = written + accepted - 1
+    computed = written + (accepted - ONE)
     reached = computed % context.block_tokens < accepted  # the last boundary is at or after `written`
     plan.num_computed[slots], plan.num_accepted[slots], plan.drafts[slots] = computed, accepted, IDLE
-    rows = reached.nonzero()[0]
-    if len(rows):
+    if first_true(reached) >= 0:
+        rows = reached.nonzero()[0]
         boundaries = computed[rows] - computed[rows] % context.block_tokens
         _land(plan, context, slots, rows, boundaries, written[rows])
     elif len(commits.hash_rows):
@@ -61,26 +61,25 @@ def plan_commits(plan: StepPlan, context: StepContext) -> None:
 
 
 def _check_outstanding(drafts: Ints, accepted: Ints) -> None:
-    row = first_true(drafts == IDLE)
-    if row >= 0:
+    row = first_true((accepted < ONE) | (accepted > drafts + ONE))  # no number is right for a sequence that is IDLE
+    if row < 0:
+        return
+    if drafts[row] == IDLE:
         raise StepOutOfOrderError(
             f"commits.sequence_ids[{row}]: the sequence has no outstanding step",
             field="commits.sequence_ids",
             row=row,
         )
-    row = first_true((accepted < 1) | (accepted > drafts + 1))
-    if row >= 0:
-        raise BadFieldError(
-            f"commits.accepted_tokens[{row}]: {np.broadcast_to(accepted, len(drafts))[row]} is not 1 to "
-            f"{drafts[row] + 1}",
-            field="commits.accepted_tokens",
-            row=row,
-        )
+    raise BadFieldError(
+        f"commits.accepted_tokens[{row}]: {np.broadcast_to(accepted, len(drafts))[row]} is not 1 to {drafts[row] + 1}",
+        field="commits.accepted_tokens",
+        row=row,
+    )
 
 
 def _land(plan: StepPlan, context: StepContext, slots: Ints, rows: Ints, boundaries: Ints, written: Ints) -> None:
     table, chosen = plan.table, slots[rows]
-    running = table.running_end[chosen] // context.block_tokens - 1
+    running = table.running_column(chosen, context.block_tokens)
     moves, blocks, in_place = land(table.tables.take(chosen), rows, running, boundaries, written, context.block_tokens)
     plan.num_accepted[chosen[in_place]] = 1
     settled_by = plan.unsettled_step[chosen]

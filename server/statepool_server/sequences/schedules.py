@@ -3,7 +3,7 @@
 import numpy as np
 
 from statepool.errors import BadFieldError, ColumnLengthMismatchError, SequenceNotFoundError, StepOutOfOrderError
-from statepool_server.blocks import first_true
+from statepool_server.blocks import ONE, first_true
 from statepool_server.sequences.commits import check_settled
 from statepool_server.sequences.context import MAX_TOKENS, StepContext
 from statepool_server.sequences.plan import Drops, StepPlan
@@ -42,8 +42,7 @@ def plan_schedules(plan: StepPlan, context: StepContext, passed_over: frozenset[
     if first_true(ends > MAX_TOKENS) >= 0:
         raise BadFieldError(f"schedules.num_tokens: more than {MAX_TOKENS} tokens", field="schedules.num_tokens")
     plan.scheduled_slots, plan.written, plan.num_drafts = slots, ends - drafts, drafts
-    running_end = table.running_end[slots]
-    leaves = (ends > running_end) | (ends <= running_end - context.block_tokens) | (computed > table.kept_until[slots])
+    leaves = (ends > table.quiet_until[slots]) | (ends <= table.running_start[slots])
     if first_true(leaves) >= 0:
         _change(plan, context, leaves.nonzero()[0], computed, ends)
     plan.unsettled_step[slots] = plan.request.step
@@ -83,11 +82,13 @@ def _columns(plan: StepPlan, rows: int) -> tuple[Ints, Ints]:
 
 
 def _check_counts(tokens: Ints, drafts: Ints, num_spec: int) -> None:
-    row = first_true(tokens < 1)
+    row = first_true(tokens < ONE)
     if row >= 0:
         raise BadFieldError(
             f"schedules.num_tokens[{row}]: {tokens[row]} is below 1", field="schedules.num_tokens", row=row
         )
+    if not np.count_nonzero(drafts):
+        return
     row = first_true((drafts != 0) & ((drafts != tokens - 1) | (drafts > num_spec)))
     if row >= 0:
         raise BadFieldError(
@@ -101,7 +102,7 @@ def _change(plan: StepPlan, context: StepContext, rows: Ints, computed: Ints, en
     """Works the rows out whose tables change."""
     table, slots = plan.table, plan.scheduled_slots[rows]
     block_tokens = context.block_tokens
-    running = table.running_end[slots] // block_tokens - 1
+    running = table.running_column(slots, block_tokens)
     targets = (ends[rows] - 1) // block_tokens
     growth = grow(table.tables.take(slots), computed[rows], plan.num_accepted[slots], running, targets, block_tokens)
     plan.changed, plan.growth = rows, growth

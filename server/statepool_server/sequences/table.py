@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statepool.errors import BadFieldError, SequenceNotFoundError
-from statepool_server.sequences.tables import NEVER, NO_INTS, Ints, Tables
+from statepool_server.sequences.tables import NO_COLUMN, NO_INTS, Ints, Tables
 from statepool_server.sequences.unsettled import Unsettled
 
 IDLE = -1
@@ -15,8 +15,8 @@ IDLE = -1
 
 _FEWEST_SLOTS = 16
 _COLUMNS = (
-    *("ids", "num_computed", "num_accepted", "running_end"),
-    *("written", "drafts", "unsettled_step", "kept_until"),
+    *("ids", "num_computed", "num_accepted", "running_start"),
+    *("written", "drafts", "unsettled_step", "quiet_until"),
 )
 
 
@@ -26,11 +26,12 @@ class SequenceTable:
     Attributes:
         num_computed: Tokens that the state has seen, ``[slots]``.
         num_accepted: Accepted tokens of the last commit that were not shifted away, ``[slots]``.
-        running_end: Token at which the running column ends, ``[slots]``; 0: never scheduled.
+        running_start: Token at which the running column starts, ``[slots]``; negative: never scheduled.
         written: Tokens that the outstanding step computes up to its first draft, ``[slots]``.
         drafts: Drafted tokens of the outstanding step, ``[slots]``, or `IDLE`.
         unsettled_step: Last step that reads or writes blocks of the sequence, ``[slots]``.
-        kept_until: Computed tokens after which a kept column is retired, ``[slots]``.
+        quiet_until: A pass that ends after `running_start` and not after this token changes nothing in the table,
+            ``[slots]``.
         tables: Block tables, ``[slots]``.
         namespaces: Namespace of the prefix hashes, ``[slots]``.
         last_step: Number of the last step that was applied.
@@ -48,11 +49,11 @@ class SequenceTable:
         self.ids = self._column()
         self.num_computed = self._column()
         self.num_accepted = self._column()
-        self.running_end = self._column()
+        self.running_start = self._column()
         self.written = self._column()
         self.drafts = self._column()
         self.unsettled_step = self._column()
-        self.kept_until = self._column()
+        self.quiet_until = self._column()
         self.tables = Tables.blank(0, num_spec)
         self.namespaces: list[str] = []
         self.last_step = self.settled_step = self.digest = 0
@@ -96,6 +97,11 @@ class SequenceTable:
         _check_distinct(slots, field)
         return slots
 
+    def running_column(self, slots: Ints, block_tokens: int) -> Ints:
+        """Tells running columns, `NO_COLUMN` where a sequence was never scheduled."""
+        columns: Ints = self.running_start[slots] // block_tokens  # NO_COLUMN is -1, and stays it
+        return columns
+
     def prepare(self, count: int) -> Ints:
         """Chooses slots for sequences to come and makes them blank; nothing is added yet.
 
@@ -107,8 +113,8 @@ class SequenceTable:
         if count > len(self._free):
             self._enlarge(count - len(self._free))
         slots = np.array(self._free[len(self._free) - count :][::-1], np.int64)
-        self.num_computed[slots] = self.running_end[slots] = self.unsettled_step[slots] = 0
-        self.num_accepted[slots], self.drafts[slots], self.kept_until[slots] = 1, IDLE, NEVER
+        self.num_computed[slots] = self.quiet_until[slots] = self.unsettled_step[slots] = 0
+        self.num_accepted[slots], self.drafts[slots], self.running_start[slots] = 1, IDLE, NO_COLUMN
         self.tables.put(slots, Tables.blank(count, self._num_spec))
         return slots
 
@@ -142,7 +148,7 @@ class SequenceTable:
     def facts(self) -> tuple[object, ...]:
         """Tells all that decides what steps answer, as plain values in a fixed order."""
         slots = self.in_order()
-        columns = (self.ids, self.num_computed, self.num_accepted, self.running_end, self.drafts, self.unsettled_step)
+        columns = (self.ids, self.num_computed, self.num_accepted, self.running_start, self.drafts, self.unsettled_step)
         outstanding = np.where(self.drafts[slots] == IDLE, 0, self.written[slots])
         return (
             [column[slots].tolist() for column in columns],

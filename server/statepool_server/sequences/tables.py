@@ -32,8 +32,6 @@ KEPT = 2
 """Kept columns of a table."""
 NEW = -1
 """Stands for a block that is still to be allocated."""
-NEVER = 2**62
-"""A number of tokens that no sequence reaches."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,11 +86,10 @@ class Tables:
         lengths: Ints = np.where(started, self.tail_start + self.tail.shape[1], self.kept_columns.max(axis=1) + 1)
         return lengths
 
-    def kept_until(self, block_tokens: int) -> Ints:
-        """Tells after how many computed tokens the next kept column is retired, `NEVER` where there is none."""
-        ends = np.where(self.kept_columns == NO_COLUMN, NEVER, (self.kept_columns + 1) * block_tokens)
-        least: Ints = ends.min(axis=1)
-        return least
+    def is_compact(self) -> NDArray[np.bool_]:
+        """Tells which tables have no kept column, so that nothing can be retired from them."""
+        compact: NDArray[np.bool_] = (self.kept_columns == NO_COLUMN).all(axis=1)
+        return compact
 
     def entries(self) -> tuple[Ints, Ints, Ints]:
         """Lists the columns that are not null, row by row and ascending in a row.

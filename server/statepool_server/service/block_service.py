@@ -62,7 +62,7 @@ class BlockService(BlockStreams):
             core.copies.check_room()
         refs = core.pool.allocate(*session, request.count)
         response = pb.AllocateBlocksResponse(incarnation=core.incarnation, blocks=refs_to_wire(refs))
-        core.blocks_changed()
+        core.blocks_taken()
         if not zero:
             return core.replays.keep(ticket, response)
         pin = core.pool.pin_write(*session, refs)

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from statepool.layout import ArenaLayout
 from statepool.v1 import pool_pb2
-from statepool_server.answers import Pin
+from statepool_server.answers import Pin, Usage
 from statepool_server.convert import Convert
 from statepool_server.limits import Limits
 from statepool_server.memory import Memory
@@ -105,6 +105,10 @@ class Core:
     def blocks_changed(self) -> None:
         """Serves those who wait for blocks, and tells who wants to know how many there are."""
         self.waiting.serve()
+        self.blocks_taken()
+
+    def blocks_taken(self) -> None:
+        """Tells who wants to know how many blocks there are."""
         for listener in self.block_listeners:
             listener()
 
@@ -121,9 +125,9 @@ class Core:
             listener(ended)
         self.blocks_changed()
 
-    def usage(self) -> pool_pb2.PoolUsage:
-        """Counts blocks and sessions."""
-        usage = self.pool.usage()
+    def usage(self, usage: Usage | None = None) -> pool_pb2.PoolUsage:
+        """Writes the counts of blocks and sessions, by default those of this moment."""
+        usage = usage or self.pool.usage()
         return pool_pb2.PoolUsage(
             free_blocks=usage.free,
             evictable_blocks=usage.evictable,

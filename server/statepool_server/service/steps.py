@@ -38,17 +38,13 @@ class _Line:
     answers: dict[int, _Answer] = field(default_factory=dict)
     """Answers by step, oldest first."""
 
-    async def idle(self) -> bool:
-        """Waits until no memory work is under way; tells whether it had to."""
-        waited = False
-        while (running := [a.done for a in self.answers.values() if a.done is not None and not a.done.done()]) != []:
-            await asyncio.shield(running[0])
-            waited = True
-        return waited
+    busy: "asyncio.Future[None] | None" = None
+    """Done when the memory work of the latest step has ended."""
 
     def keep(self, answer: _Answer) -> None:
         """Remembers an answer, and forgets the one that nobody can ask for any more."""
         self.answers[answer.request.step] = answer
+        self.busy = answer.done
         if len(self.answers) > REMEMBERED:
             del self.answers[next(iter(self.answers))]
 
@@ -80,7 +76,8 @@ class Steps:
         """
         self._core.pool.check_session(*session)
         line = self._lines.setdefault(session[0], _Line())
-        if await line.idle():
+        while line.busy is not None and not line.busy.done():
+            await asyncio.shield(line.busy)
             self._core.pool.check_session(*session)
         answer = line.answers.get(step.step)
         if answer is None:
@@ -106,7 +103,7 @@ class Steps:
         outcome = core.pool.step(*session, self._convert.step(step))
         answer = _Answer(step, outcome_to_wire(outcome))
         if outcome.work is None:
-            answer.outcome.usage.CopyFrom(core.usage())
+            answer.outcome.usage.CopyFrom(core.usage(outcome.usage))
         else:
             self._start(outcome.work, answer)
         core.blocks_changed()
