@@ -13,7 +13,16 @@ from statepool.channel import error_of_rpc
 from statepool.errors import StatepoolError
 from statepool.refs import BlockRefs
 from statepool.sync.session import Session
-from statepool.v1 import admin_pb2_grpc, block_pb2_grpc, pool_pb2, pool_pb2_grpc, session_pb2_grpc, types_pb2
+from statepool.v1 import (
+    admin_pb2_grpc,
+    block_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
+    sequence_pb2,
+    sequence_pb2_grpc,
+    session_pb2_grpc,
+    types_pb2,
+)
 from statepool.v1 import block_pb2 as pb
 from statepool.wire import refs_to_wire
 
@@ -25,6 +34,7 @@ class Stubs:
         self.admin = admin_pb2_grpc.AdminServiceStub(channel)
         self.blocks = block_pb2_grpc.BlockServiceStub(channel)
         self.pool = pool_pb2_grpc.PoolServiceStub(channel)
+        self.sequences = sequence_pb2_grpc.SequenceServiceStub(channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(channel)
 
 
@@ -72,6 +82,62 @@ class OpenWrite:
             return refusal_of(lambda: self.call.result(DEADLINE_SECONDS))
         finally:
             self.send_end()
+
+
+class OpenSchedule:
+    """A Schedule stream, message by message."""
+
+    def __init__(
+        self, stubs: Stubs, ref: types_pb2.SessionRef, first: sequence_pb2.ScheduleRequest | None = None
+    ) -> None:
+        """Opens a stream.
+
+        Args:
+            stubs: Where.
+            ref: The session.
+            first: What to send instead of an opening message.
+        """
+        self._requests: SimpleQueue[sequence_pb2.ScheduleRequest | None] = SimpleQueue()
+        self._call = stubs.sequences.Schedule(iter(self._requests.get, None), timeout=DEADLINE_SECONDS)
+        self.send(first or sequence_pb2.ScheduleRequest(open=ref))
+
+    def send(self, message: sequence_pb2.ScheduleRequest) -> None:
+        """Sends a message."""
+        self._requests.put(message)
+
+    def receive(self) -> sequence_pb2.ScheduleResponse:
+        """Receives the next message."""
+        response: sequence_pb2.ScheduleResponse = next(self._call)
+        return response
+
+    def answer(self) -> sequence_pb2.ScheduleResponse:
+        """Receives the next message that is no notice."""
+        while (response := self.receive()).HasField("notice"):
+            continue
+        return response
+
+    def step(self, step: sequence_pb2.EngineStep) -> sequence_pb2.ScheduleResponse:
+        """Sends a step and receives its answer."""
+        self.send(sequence_pb2.ScheduleRequest(step=step))
+        return self.answer()
+
+    def cut(self) -> None:
+        """Breaks the stream off, whatever is under way."""
+        self._call.cancel()
+        self._requests.put(None)
+
+    def finish(self) -> None:
+        """Says that no more messages come, and waits until the server has ended the stream."""
+        self._requests.put(None)
+        for _ in self._call:
+            continue
+
+    def refusal(self) -> StatepoolError:
+        """Waits until the server has ended the stream, and returns why."""
+        try:
+            return refusal_of(lambda: list(iter(self.receive, None)))
+        finally:
+            self._requests.put(None)
 
 
 @contextlib.contextmanager

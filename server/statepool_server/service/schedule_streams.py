@@ -90,8 +90,6 @@ class ScheduleStreams:
         """Tells all streams when blocks have become scarce, or plenty again."""
         if self._draining:
             self._progress.set()
-        if not self._open:
-            return
         blocks = self._core.pool.blocks
         room = blocks.free_count + len(blocks.evictable)
         if room < self._scarce if not self._is_scarce else room >= RELIEF * self._scarce:
