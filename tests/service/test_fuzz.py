@@ -13,15 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.conftest import empty
+from service.raw import OpenSchedule, Stubs
 from service.servers import CAPACITY, Server
 from statepool import Client
 from statepool.rpc import RPCS, Rpc
 from statepool.v1 import pool_pb2, session_pb2, types_pb2
+from statepool.v1 import sequence_pb2 as pb
 
 CALL_SECONDS = 20.0
 """Deadline of each call; every call ends by itself long before."""
 NEVER = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED)
-STREAMED = ("KeepAlive", "WriteBlocks")
+STREAMED = ("KeepAlive", "Schedule", "WriteBlocks")
 FUZZ = settings(
     max_examples=25,
     deadline=None,
@@ -123,7 +125,7 @@ def _status(call: Callable[[], object]) -> grpc.StatusCode:
 
 def _send(channel: Any, rpc: Rpc[Any, Any], *sent: bytes) -> grpc.StatusCode:
     """Makes a call with requests that are sent as they are."""
-    if rpc.name == "KeepAlive":
+    if rpc.name in ("KeepAlive", "Schedule"):
         return _status(lambda: list(channel.stream_stream(rpc.path)(iter(sent), timeout=CALL_SECONDS)))
     if rpc.name == "WriteBlocks":
         return _status(lambda: channel.stream_unary(rpc.path)(iter(sent), timeout=CALL_SECONDS))
@@ -161,6 +163,58 @@ def test_absurd_messages(channel: grpc.Channel, live: types_pb2.SessionRef, rpc:
         assert _send(channel, rpc, *(request.SerializeToString() for request in requests)) not in NEVER
 
     send()
+    _assert_alive(channel)
+
+
+@st.composite
+def plausible_steps(draw: st.DrawFn) -> list[pb.EngineStep]:
+    """Draws steps that look as an engine's: few sequences, small numbers, columns that mostly fit."""
+    ids = st.lists(st.integers(1, 5), max_size=2)
+    steps = []
+    for _ in range(6):
+        step = pb.EngineStep(settled_step=draw(st.integers(1, 3)))
+        step.execution = draw(st.sampled_from([pb.EXECUTION_SERVER, pb.EXECUTION_WORKER]))
+        parts = draw(st.sets(st.sampled_from(["commit", "finish", "admit", "schedule"]), min_size=1))
+        if "commit" in parts:
+            step.commits.all_running = draw(st.booleans())
+            step.commits.accepted_tokens.append(draw(st.integers(0, 2)))
+        if "finish" in parts:
+            step.finishes.extend(draw(ids))
+        if "admit" in parts:
+            admitted = draw(ids)
+            step.admissions.sequence_ids.extend(admitted)
+            step.admissions.prompt_tokens.extend(draw(st.integers(10, 70)) for _ in admitted)
+            step.admissions.hash_offsets.extend(range(len(admitted) + 1))
+            step.admissions.prefix_hashes.extend(draw(st.sampled_from([b"h", b"i", b"none"])) for _ in admitted)
+        if "schedule" in parts:
+            step.schedules.sequence_ids.extend(draw(st.just(list(step.admissions.sequence_ids)) | ids))
+            step.schedules.num_tokens.append(draw(st.integers(0, 40)))
+        steps.append(step)
+    return steps
+
+
+def test_plausible_steps(channel: grpc.Channel, live: types_pb2.SessionRef) -> None:
+    """Steps of a careless engine are applied, or refused in the stream for a reason."""
+    applied: list[int] = []
+
+    @settings(FUZZ, max_examples=150)
+    @given(plausible_steps())
+    def send(steps: list[pb.EngineStep]) -> None:
+        stream = OpenSchedule(Stubs(channel), live)
+        number = stream.answer().opened.last_step
+        for step in steps:
+            step.step, step.settled_step = number + 1, number + 1 - min(step.settled_step, number + 1)
+            answer = stream.step(step)
+            if answer.HasField("outcome"):
+                number += 1
+                applied.append(number)
+            else:
+                assert answer.refusal.error.reason
+                assert answer.refusal.error.message
+        stream.finish()
+
+    send()
+    assert len(applied) > 50
     _assert_alive(channel)
 
 
