@@ -22,7 +22,7 @@ from statepool_server.addresses import Address
 from statepool_server.arena import parse_devices
 from statepool_server.config import ServerConfig
 from statepool_server.limits import Limits
-from statepool_server.memory import Memory
+from statepool_server.memory import Memory, engine_for
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.service.admin_service import AdminService
 from statepool_server.service.block_service import BlockService
@@ -70,6 +70,7 @@ class Plan:
         ranks = tuple(range(config.tp_size)) if config.tp_ranks is None else config.tp_ranks
         if not ranks or len(set(ranks)) != len(ranks) or not all(0 <= rank < config.tp_size for rank in ranks):
             raise ValueError(f"tp-ranks {list(ranks)}: must be different ranks of 0 to {config.tp_size - 1}")
+        devices = parse_devices(config.device, len(ranks))
         description = PoolDescription(
             model_type=model.model_type,
             layout=arena_layout(config, model),
@@ -77,8 +78,8 @@ class Plan:
             tp_size=config.tp_size,
             tp_ranks=ranks,
             num_spec=config.num_spec,
-            devices=parse_devices(config.device, len(ranks)),
-            features=(f"copy_engine:{config.copy_engine}",),
+            devices=devices,
+            features=(f"copy_engine:{engine_for(devices[0], config.copy_engine)}",),
         )
         return cls(
             description,
