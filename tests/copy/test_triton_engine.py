@@ -94,7 +94,7 @@ def test_far_into_a_large_arena() -> None:
     """Offsets beyond 32 bits are right, of elements and of bytes."""
     state = StateSpec("layers.0.temporal", 0, StateKind.TEMPORAL, Dtype.UINT8, (100,))
     conv = StateSpec("layers.0.conv.0", 0, StateKind.CONV, Dtype.UINT8, (2, 50))
-    block_count = 2**33 // 512 + 2
+    block_count = 2**32 // 512 + 2
     layout = ArenaLayout(BlockLayout.of([state, conv], ConvLayout.SD), block_count)
     arena = torch.empty(layout.nbytes, dtype=torch.uint8)  # only pages that are touched become memory
     blocks = arena.view(block_count, 512)

@@ -14,7 +14,8 @@ def copy_tiles(arena, scratch, plan, rows, tiles, first_tile, tile_count, PART: 
     """Copies one tile for one row of a plan; the grid is rows x tiles.
 
     Programs of a launch run in any order, so none may write what another reads: a direct copy leaves shifts in place
-    out, a copy through scratch has the end of a launch between its reads and its writes.
+    out, a copy through scratch has the end of a launch between its reads and its writes. A barrier within one program
+    would not do in its stead: on gfx942 it does not wait for the loads of other waves.
 
     Args:
         arena: uint8, ``[arena bytes]``.
@@ -37,13 +38,13 @@ def copy_tiles(arena, scratch, plan, rows, tiles, first_tile, tile_count, PART: 
     shift = tl.load(plan + 2 * rows + row) * token_bytes
     source = arena + offset + src * stride + start + shift
     target = arena + offset + dst * stride + start
-    place = scratch + program.to(tl.int64) * TILE_BYTES
-    moving = src != dst
+    slot = scratch + program.to(tl.int64) * TILE_BYTES
     if PART == "gather":
-        target = place
-        moving = moving | (shift > 0)
+        target = slot
     if PART == "scatter":
-        source = place
+        source = slot
+    moving = src != dst
+    if PART != "direct":
         moving = moving | (shift > 0)
     count = tl.minimum(nbytes - shift - start, TILE_BYTES).to(tl.int32)
     if moving & (count > 0):
@@ -105,6 +106,7 @@ def _copy_vectors(source, target, count, TILE_BYTES: tl.constexpr):
 @triton.jit
 def _copy_bytes(source, target, count, place, row_length, kept, TILE_BYTES: tl.constexpr):
     """Copies up to a tile byte by byte, of each row its first `kept` bytes; `place` is where in a row it begins."""
+    # As many lanes as the vectors have would make the compiler arrange both alike, and one of them badly.
     for first in range(0, count, TILE_BYTES // 16):
         lane = first + tl.arange(0, TILE_BYTES // 16)
         wanted = (lane < count) & ((place + lane) % row_length < kept)
