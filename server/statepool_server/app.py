@@ -23,7 +23,7 @@ from statepool_server.addresses import Address
 from statepool_server.arena import parse_devices
 from statepool_server.config import ServerConfig
 from statepool_server.limits import Limits
-from statepool_server.memory import Memory
+from statepool_server.memory import Memory, engine_for
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.service.admin_service import AdminService
 from statepool_server.service.block_service import BlockService
@@ -77,6 +77,7 @@ class Plan:
             raise ValueError(f"tp-ranks {list(ranks)}: must be different ranks of 0 to {config.tp_size - 1}")
         layout = arena_layout(config, model)
         check_align_mode(config, layout.block, model)
+        devices = parse_devices(config.device, len(ranks))
         description = PoolDescription(
             model_type=model.model_type,
             layout=layout,
@@ -84,8 +85,8 @@ class Plan:
             tp_size=config.tp_size,
             tp_ranks=ranks,
             num_spec=config.num_spec,
-            devices=parse_devices(config.device, len(ranks)),
-            features=(f"copy_engine:{config.copy_engine}",),
+            devices=devices,
+            features=(f"copy_engine:{engine_for(devices[0], config.copy_engine)}",),
         )
         return cls(
             description,

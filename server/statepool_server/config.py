@@ -45,7 +45,8 @@ class ServerConfig:
         arrangement: block_major makes a block one run of bytes, layer_major makes a tensor one run over all blocks.
         device: cpu, or cuda:N for all ranks, or cuda:N,M,… one for each rank.
         state_dir: Private folder for host arenas, on tmpfs; by default /dev/shm/statepool-UID.
-        copy_engine: host copies on threads, reference is the plain torch one that the tests compare with.
+        copy_engine: host copies on threads, or on a device by triton where that is installed; triton, or reference, the
+            plain torch one that the tests compare with.
         copy_threads: Threads of the copy engine, and copies that run at a time.
         listen: Addresses: unix:PATH, or HOST:PORT on a loopback host.
         max_batch: Rows of one request.
@@ -80,7 +81,7 @@ class ServerConfig:
     arrangement: Arrangement = Arrangement.BLOCK_MAJOR
     device: str = "cpu"
     state_dir: Path | None = None
-    copy_engine: Literal["host", "reference"] = "host"
+    copy_engine: Literal["host", "reference", "triton"] = "host"
     copy_threads: Count = 2
     listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
     max_batch: Count = 4096

@@ -1,13 +1,24 @@
 """The memory of the pool: an arena and a copy engine per local rank, the same block ids on each."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from statepool.copies import Column, CopyPlan
 from statepool.layout import ArenaLayout
-from statepool.torch import ENGINES, CopyEngine, ReferenceEngine, read_image, write_image
-from statepool_server.arena import Arena, HostArena, StateDir, open_arenas
+from statepool.torch import ENGINES, CopyEngine, read_image, write_image
+from statepool_server.arena import Arena, StateDir, open_arenas
+
+EngineName: TypeAlias = Literal["host", "reference", "triton"]
+"""Names of `statepool.torch.ENGINES`."""
+
+
+def engine_for(device: str, asked: EngineName) -> EngineName:
+    """Finds the copy engine of an arena: the one asked for, but on a device triton or reference in place of host."""
+    if device == "cpu" or asked != "host":
+        return asked
+    return "triton" if find_spec("triton") else "reference"
 
 
 class Memory:
@@ -32,7 +43,7 @@ class Memory:
         tp_ranks: Sequence[int],
         devices: Sequence[str],
         state_dir: Path,
-        engine: Literal["host", "reference"],
+        engine: EngineName,
         threads: int,
     ) -> "Memory":
         """Takes the memory of every rank.
@@ -42,22 +53,27 @@ class Memory:
             tp_ranks: Local ranks.
             devices: Device of each rank.
             state_dir: Folder of host arenas.
-            engine: Copy engine of host arenas; arenas on a device have the reference engine.
+            engine: Copy engine, see `engine_for`.
             threads: Threads of a host engine.
 
         Raises:
             ArenaError: The memory cannot be had.
+            RuntimeError: The engine is not installed.
+            ValueError: The engine cannot copy such memory.
         """
         folder = StateDir(state_dir)
+        arenas: list[Arena] = []
         try:
             arenas = open_arenas(layout.nbytes, tp_ranks, devices, state_dir)
+            engines = [
+                ENGINES[engine_for(device, engine)](arena.tensor, layout, threads)
+                for device, arena in zip(devices, arenas, strict=True)
+            ]
         except BaseException:
+            for arena in arenas:
+                arena.close()
             folder.close()
             raise
-        engines = [
-            (ENGINES[engine] if isinstance(arena, HostArena) else ReferenceEngine)(arena.tensor, layout, threads)
-            for arena in arenas
-        ]
         return cls(layout, arenas, engines, folder)
 
     def zero(self, block_ids: Column) -> None:

@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ import torch
 from statepool.copies import CopyPlan
 from statepool.layout import ArenaLayout, BlockLayout, ConvLayout, Dtype, StateKind, StateSpec
 from statepool_server.arena import ArenaError, CudaArena, HostArena, StateDir, parse_devices
-from statepool_server.memory import Memory
+from statepool_server.memory import EngineName, Memory, engine_for
 
 LAYOUT = ArenaLayout(
     BlockLayout.of([StateSpec("layers.0.temporal", 0, StateKind.TEMPORAL, Dtype.FLOAT32, (8, 16))], ConvLayout.SD), 4
@@ -157,8 +156,8 @@ def test_other_devices_are_refused(text: str) -> None:
         parse_devices(text, 2)
 
 
-@pytest.mark.parametrize("engine", ["host", "reference"])
-def test_memory_does_everything_on_every_rank(folder: Path, engine: Literal["host", "reference"]) -> None:
+@pytest.mark.parametrize("engine", ["host", "reference", "triton"])
+def test_memory_does_everything_on_every_rank(folder: Path, engine: EngineName) -> None:
     """Copies and zeroing reach all ranks; images are each rank's own."""
     memory = Memory.open(
         LAYOUT, tp_ranks=(1, 3), devices=("cpu", "cpu"), state_dir=folder / "state", engine=engine, threads=2
@@ -191,3 +190,17 @@ def test_memory_opens_all_ranks_or_none(folder: Path) -> None:
 
     assert [path.name for path in (folder / "state").iterdir()] == ["lock"]
     StateDir(folder / "state").close()
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "engine"),
+    [
+        ("cpu", "host", "host"),
+        ("cuda:0", "host", "triton"),
+        ("cuda:0", "reference", "reference"),
+        ("cuda:0", "triton", "triton"),
+    ],
+)
+def test_engine_of_an_arena(device: str, asked: EngineName, engine: EngineName) -> None:
+    """An arena has the engine that was asked for; a device's has triton where host would be the host's."""
+    assert engine_for(device, asked) == engine

@@ -1,5 +1,6 @@
 """Guarantee: a server starts as it was told or says in one line why not, and stops without losing what it had begun."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -147,6 +148,21 @@ def test_bad_setting_is_one_line(start: Callable[..., Ended], name: str) -> None
     assert ended.out == ""
     assert len(ended.error.splitlines()) == 1
     assert words in ended.error
+
+
+def test_engine_that_cannot_copy_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Compiled kernels cannot copy host memory: that is said in one line, and the memory is given back."""
+    state_dir = tmp_path / "state"
+    flags = arguments(write_model(tmp_path), f"unix:{tmp_path / 's.sock'}", state_dir, "--copy-engine", "triton")
+    env = os.environ | {"TRITON_INTERPRET": "0"}
+
+    result = subprocess.run(
+        [COMMAND, *flags], env=env, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False
+    )
+
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert "the triton engine copies device memory, the arena is on cpu" in result.stderr
+    assert [path.name for path in state_dir.iterdir()] == ["lock"]
 
 
 def test_too_little_memory_is_told_with_numbers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

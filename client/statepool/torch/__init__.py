@@ -3,7 +3,7 @@
 Needs the extra ``statepool[torch]``; nothing else in the client imports torch.
 """
 
-from statepool.torch.engine import ENGINES, CopyEngine, HostEngine, ReferenceEngine
+from statepool.torch.engine import ENGINES, CopyEngine, EngineFactory, HostEngine, ReferenceEngine
 from statepool.torch.images import read_image, write_image
 from statepool.torch.specs import MambaCopySpec, MambaStateCopyFunc, get_conv_copy_spec, get_temporal_copy_spec
 from statepool.torch.views import state_views, torch_dtype
@@ -11,6 +11,7 @@ from statepool.torch.views import state_views, torch_dtype
 __all__ = [
     "ENGINES",
     "CopyEngine",
+    "EngineFactory",
     "HostEngine",
     "MambaCopySpec",
     "MambaStateCopyFunc",

@@ -27,6 +27,13 @@ class CopyEngine(Protocol):
         """Fills blocks with zero bytes; each id once."""
 
 
+class EngineFactory(Protocol):
+    """Builds a copy engine."""
+
+    def __call__(self, arena: torch.Tensor, layout: ArenaLayout, threads: int = ...) -> CopyEngine:
+        """Builds the engine of an arena, uint8, ``[arena bytes]``, with so many threads where it has any."""
+
+
 class ReferenceEngine:
     """Says in plain torch what a copy is: every source is taken first, then every destination written.
 
@@ -120,7 +127,18 @@ class HostEngine:
             list(self._executor.map(work, repeat(self._memory), pieces))
 
 
-ENGINES: Mapping[str, type[ReferenceEngine] | type[HostEngine]] = {"reference": ReferenceEngine, "host": HostEngine}
+def _triton_engine(arena: torch.Tensor, layout: ArenaLayout, threads: int = 1) -> CopyEngine:
+    """Builds a `statepool.torch.triton_engine.TritonEngine`; only this imports triton."""
+    try:
+        from statepool.torch.triton_engine import TritonEngine
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise RuntimeError("the triton engine needs triton: pip install 'statepool[triton]'") from error
+    return TritonEngine(arena, layout, threads)
+
+
+ENGINES: Mapping[str, EngineFactory] = {"host": HostEngine, "reference": ReferenceEngine, "triton": _triton_engine}
 """Engines by name."""
 
 
