@@ -32,8 +32,8 @@ VECTORS = [
         ["427605e2389d3982859f1971acee4c17737d204a0a382073a13bcf00ae45455f"],
     ),
 ]
-"""Made with printf and sha256sum. The root of the first is the digest of the 19 bytes ``statepool/prefix/1\\0``, its first
-hash that of the root's 32 bytes and ``01 00 00 00 02 00 00 00``."""
+"""Made with printf and sha256sum. The root of the first is the digest of ``statepool/prefix/1`` and a zero byte, its
+first hash that of the root's 32 bytes and ``01 00 00 00 02 00 00 00``."""
 
 
 @pytest.mark.parametrize(("token_ids", "block_tokens", "salt", "expected"), VECTORS)
