@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from statepool.aio.client import AsyncClient
     from statepool.aio.session import AsyncSession
+    from statepool.chunks import align_chunk
     from statepool.descriptions import CalculatedShapes, Limits, Pool, PoolUsage, ServerInfo, SessionInfo
     from statepool.errors import (
         AbortedError,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
         UnavailableError,
         UnimplementedError,
     )
+    from statepool.hashing import PrefixHasher, prefix_hashes
     from statepool.refs import BlockRefs
     from statepool.results import BlockPage, BlockState, Chunk, Commit, CopySpecs, Eviction, Hit
     from statepool.sync.client import Client
@@ -110,6 +112,7 @@ __all__ = [
     "Pool",
     "PoolExhaustedError",
     "PoolUsage",
+    "PrefixHasher",
     "QuotaExceededError",
     "RequestIdReusedError",
     "ResourceExhaustedError",
@@ -126,12 +129,16 @@ __all__ = [
     "StepOutOfOrderError",
     "UnavailableError",
     "UnimplementedError",
+    "align_chunk",
+    "prefix_hashes",
 ]
 
 _HOMES = {
     "statepool.aio.client": ("AsyncClient",),
     "statepool.aio.session": ("AsyncSession",),
+    "statepool.chunks": ("align_chunk",),
     "statepool.descriptions": ("CalculatedShapes", "Limits", "Pool", "PoolUsage", "ServerInfo", "SessionInfo"),
+    "statepool.hashing": ("PrefixHasher", "prefix_hashes"),
     "statepool.refs": ("BlockRefs",),
     "statepool.results": ("BlockPage", "BlockState", "Chunk", "Commit", "CopySpecs", "Eviction", "Hit"),
     "statepool.sync.client": ("Client",),

@@ -13,12 +13,11 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-M = TypeVar("M", bound=Message)
+from statepool.packing import FIXED32, FIXED64
 
-FIXED32 = np.dtype("<u4")
-"""Element type of a packed ``repeated fixed32``."""
-FIXED64 = np.dtype("<u8")
-"""Element type of a packed ``repeated fixed64``."""
+__all__ = ["FIXED32", "FIXED64", "columns_of_message", "merge_columns", "message_of_columns"]
+
+M = TypeVar("M", bound=Message)
 
 _LENGTH_DELIMITED = 2
 _EMPTY: NDArray[np.int64] = np.empty(0, np.int64)
@@ -35,12 +34,24 @@ def message_of_columns(message_type: type[M], columns: Mapping[int, NDArray[np.g
     Returns:
         The message; other fields can be set on it afterwards.
     """
+    message = message_type()
+    merge_columns(message, {number: column.tobytes() for number, column in columns.items()})
+    return message
+
+
+def merge_columns(message: Message, columns: Mapping[int, bytes]) -> None:
+    """Adds packed columns to a message, in the place where it stands.
+
+    Args:
+        message: The message.
+        columns: Field number (below 16) to the column as `statepool.packing.pack` writes it, of the field's width.
+    """
     parts: list[bytes] = []
     for number, column in columns.items():
-        if len(column):
-            payload = column.tobytes()
-            parts += (bytes((number << 3 | _LENGTH_DELIMITED,)), _varint(len(payload)), payload)
-    return message_type.FromString(b"".join(parts))
+        if column:
+            parts += (bytes((number << 3 | _LENGTH_DELIMITED,)), _varint(len(column)), column)
+    if parts:
+        message.MergeFromString(b"".join(parts))
 
 
 def columns_of_message(message: Message, dtypes: Mapping[int, np.dtype[np.generic]]) -> dict[int, NDArray[np.int64]]:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from statepool.errors import (
     IncarnationMismatchError,
@@ -29,6 +29,18 @@ RENEWALS_PER_TTL = 3
 
 log = logging.getLogger("statepool")
 """Logger of the client."""
+
+News = TypeVar("News")
+
+
+def tell(owner: Callable[[News], object] | None, news: News, name: str) -> None:
+    """Calls an owner's callback, if there is one; what it raises is logged by the name and goes no further."""
+    if owner is None:
+        return
+    try:
+        owner(news)
+    except Exception:
+        log.exception("%s failed", name)
 
 
 class Lease:
@@ -65,13 +77,9 @@ class Lease:
         self.renew_at = now + self.opened.ttl / RENEWALS_PER_TTL
 
     def notify(self) -> None:
-        """Tells the owner that the lease is lost; what the owner raises is logged and goes no further."""
-        if self.on_lost is None or self.error is None:
-            return
-        try:
-            self.on_lost(self.error)
-        except Exception:
-            log.exception("on_lost of session %d failed", self.opened.ref.session_id)
+        """Tells the owner that the lease is lost."""
+        if self.error is not None:
+            tell(self.on_lost, self.error, f"on_lost of session {self.opened.ref.session_id}")
 
 
 class Leases:

@@ -5,19 +5,13 @@ clients do what `Renewals` says and tell it what happened.
 """
 
 import math
-import os
 
+from statepool.backoff import Backoff
 from statepool.leases import LOSING_ERRORS, RENEWALS_PER_TTL, Lease, Leases
 from statepool.v1.session_pb2 import KeepAliveRequest, KeepAliveResponse
 
 MAX_SESSIONS_PER_REQUEST = 1024
 """Leases renewed by one request; more follow in the next."""
-
-FIRST_BACKOFF_SECONDS = 0.05
-"""About how long to wait before a broken stream is opened again; doubled each time it breaks unanswered."""
-
-MAX_BACKOFF_SECONDS = 1.0
-"""About the longest such wait."""
 
 
 class Renewals:
@@ -27,7 +21,7 @@ class Renewals:
         self._leases = leases
         self._asked: list[Lease] = []
         self._asked_at = 0.0
-        self._broken = 0
+        self._backoff = Backoff()
         self._retry_at = 0.0
 
     def next_at(self) -> float:
@@ -65,7 +59,8 @@ class Renewals:
 
     def answered(self, response: KeepAliveResponse) -> None:
         """Takes the answer to the last request."""
-        asked, self._asked, self._broken = self._asked, [], 0
+        asked, self._asked = self._asked, []
+        self._backoff.worked()
         self._leases.saw_incarnation(response.incarnation)
         for lease, result in zip(asked, response.results, strict=False):
             if not result.HasField("error"):
@@ -79,10 +74,7 @@ class Renewals:
 
     def broke(self, now: float) -> None:
         """Notes that the stream ended; what it owed is asked again on the next one."""
-        wait = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(self._broken, 10))
-        self._broken += 1
-        jitter = os.urandom(1)[0] / 255  # so that the clients of a restarted server do not come in step
-        self._retry_at = now + wait * (0.5 + jitter / 2)
+        self._retry_at = now + self._backoff.broke()
         for lease in self._asked:
             lease.renew_at = now
         self._asked = []

@@ -1,12 +1,15 @@
-"""The one place where refs, states and layouts turn into messages and back, for the client and the server alike."""
+"""The one place where refs, states, layouts and counts turn into messages and back, for both sides."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TypeVar
 
 from statepool.columns import FIXED32, FIXED64, columns_of_message, message_of_columns
+from statepool.descriptions import PoolUsage
 from statepool.errors import BadFieldError, LayoutMismatchError
 from statepool.layout import ArenaLayout, Arrangement, BlockLayout, ConvLayout, Dtype, StateKind, StateSpec, TensorSpec
 from statepool.refs import BlockRefs
+from statepool.v1 import pool_pb2
 from statepool.v1 import types_pb2 as pb
 
 T = TypeVar("T")
@@ -139,6 +142,11 @@ def arena_layout_from_wire(message: pb.Layout) -> ArenaLayout:
     if arena_layout_to_wire(layout) != message:
         raise LayoutMismatchError("the tensors' places are not those that the arrangement gives")
     return layout
+
+
+def usage_from_wire(message: pool_pb2.PoolUsage) -> PoolUsage:
+    """Reads the counts of a moment."""
+    return PoolUsage(**{field.name: getattr(message, field.name) for field in fields(PoolUsage)})
 
 
 def _place_to_wire(tensor: pb.StateTensor, spec: TensorSpec) -> None:

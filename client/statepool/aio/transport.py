@@ -15,7 +15,7 @@ from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, 
 from statepool.errors import CancelledError, StatepoolError
 from statepool.leases import LOSING_ERRORS, Lease, Leases, log
 from statepool.rpc import Call, Rpc
-from statepool.v1 import block_pb2, session_pb2
+from statepool.v1 import block_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
     from statepool.calls.images import ImageReader
@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 KeepAliveStream: TypeAlias = "grpc.aio.StreamStreamCall[session_pb2.KeepAliveRequest, session_pb2.KeepAliveResponse]"
 """A KeepAlive stream that is under way."""
+
+ScheduleStream: TypeAlias = "grpc.aio.StreamStreamCall[sequence_pb2.ScheduleRequest, sequence_pb2.ScheduleResponse]"
+"""A Schedule stream that is under way."""
 
 
 class AsyncTransport:
@@ -56,6 +59,24 @@ class AsyncTransport:
         self._pool: Pool | None = None
         self._closed = False
 
+    def check(self, lease: Lease | None) -> None:
+        """Proves that a call may be made.
+
+        Args:
+            lease: The lease that it needs, if any.
+
+        Raises:
+            StatepoolError: Why the lease is lost.
+            RuntimeError: The client is closed, or belongs to the process that this one was forked from.
+        """
+        self.leases.check(lease)
+        if self._closed:
+            raise RuntimeError("the client is closed")
+
+    def seconds(self, timeout: float | None) -> float:
+        """Tells how long a call may take whose caller has asked for a deadline, or for none."""
+        return self.timeout if timeout is None else timeout
+
     async def execute(self, call: Call[T], timeout: float | None, lease: Lease | None = None) -> T:
         """Executes a call.
 
@@ -68,10 +89,10 @@ class AsyncTransport:
             StatepoolError: What the server raised, what became of the connection, or why the lease is lost.
             RuntimeError: The client is closed, or belongs to the process that this one was forked from.
         """
-        self._check(lease)
+        self.check(lease)
         method = self._unary.get(call.rpc.path) or self._register(call.rpc)
         try:
-            response = await method(call.request, timeout=self._deadline(timeout) + call.extra_seconds)
+            response = await method(call.request, timeout=self.seconds(timeout) + call.extra_seconds)
         except grpc.RpcError as error:
             raise self.leases.failed(lease, error_of_rpc(error)) from error
         except asyncio.CancelledError:
@@ -86,9 +107,9 @@ class AsyncTransport:
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
-        self._check(lease)
+        self.check(lease)
         method = self._open_channel().unary_stream(*rpc.READ_BLOCKS.stub)
-        responses = method(reader.request, timeout=self._deadline(timeout) + reader.extra_seconds)
+        responses = method(reader.request, timeout=self.seconds(timeout) + reader.extra_seconds)
         try:
             async for response in responses:
                 yield reader.accept(response)
@@ -116,10 +137,10 @@ class AsyncTransport:
         Raises:
             StatepoolError: As `execute`.
         """
-        self._check(lease)
+        self.check(lease)
         method = self._open_channel().stream_unary(*rpc.WRITE_BLOCKS.stub)
         try:
-            response = await method(messages, timeout=self._deadline(timeout) + extra_seconds)
+            response = await method(messages, timeout=self.seconds(timeout) + extra_seconds)
         except grpc.RpcError as error:
             raise self.leases.failed(lease, error_of_rpc(error)) from error
         except asyncio.CancelledError:
@@ -130,6 +151,10 @@ class AsyncTransport:
     def keep_alive(self, requests: AsyncIterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""
         return self._open_channel().stream_stream(*rpc.KEEP_ALIVE.stub)(requests)
+
+    def schedule(self, requests: AsyncIterator[sequence_pb2.ScheduleRequest]) -> ScheduleStream:
+        """Opens a Schedule stream; it has no deadline, each step's has its scheduler."""
+        return self._open_channel().stream_stream(*rpc.SCHEDULE.stub)(requests)
 
     async def pool(self) -> Pool:
         """Returns the pool as it was when first asked; its layout and limits last as long as the server process.
@@ -176,16 +201,8 @@ class AsyncTransport:
     def _register(self, called: Rpc[Any, Any]) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
         return self._unary.setdefault(called.path, self._open_channel().unary_unary(*called.stub))
 
-    def _deadline(self, timeout: float | None) -> float:
-        return self.timeout if timeout is None else timeout
-
     def _check_not_closed_meanwhile(self) -> None:
         # Closing a channel of grpc.aio cancels its calls, which would look as if somebody had cancelled their tasks.
         task = asyncio.current_task()
         if self._closed and task is not None and not task.cancelling():
             raise CancelledError("the client was closed")
-
-    def _check(self, lease: Lease | None) -> None:
-        self.leases.check(lease)
-        if self._closed:
-            raise RuntimeError("the client is closed")

@@ -6,7 +6,7 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import ArrayLike, NDArray
 
-from statepool.columns import FIXED32
+from statepool.packing import FIXED32, pack
 
 
 def new_request_id() -> str:
@@ -31,13 +31,6 @@ def column(values: ArrayLike, name: str) -> NDArray[np.int64]:
     """Reads a column of numbers from 0 to 2**32 - 1; a single number is a column of length 1.
 
     Raises:
-        ValueError: Not integers, more than one dimension, or a number that the wire would wrap around.
+        ValueError: Something else.
     """
-    read = np.atleast_1d(np.asarray(values))
-    if read.size == 0:
-        return np.empty(0, np.int64)
-    if read.ndim != 1 or read.dtype.kind not in "iu":
-        raise ValueError(f"{name}: {read.dtype} {list(read.shape)} is no column of integers")
-    if int(read.min()) < 0 or int(read.max()) > np.iinfo(FIXED32).max:
-        raise ValueError(f"{name}: numbers from {read.min()} to {read.max()} do not fit 32 bits")
-    return read.astype(np.int64)
+    return np.frombuffer(pack(values, name, FIXED32), FIXED32).astype(np.int64)

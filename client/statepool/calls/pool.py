@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from statepool import rpc
-from statepool.descriptions import CalculatedShapes, Limits, Pool, PoolUsage, ServerInfo
+from statepool.descriptions import CalculatedShapes, Limits, Pool, ServerInfo
 from statepool.layout import ConvLayout, Dtype, StateSpec
 from statepool.results import BlockPage, BlockState
 from statepool.rpc import Call
@@ -21,6 +21,7 @@ from statepool.wire import (
     dtype_to_wire,
     refs_from_wire,
     state_to_wire,
+    usage_from_wire,
 )
 
 
@@ -111,14 +112,10 @@ def _pool(response: pool_pb2.GetPoolResponse) -> Pool:
         tp_ranks=tuple(pool.tp_ranks),
         num_spec=pool.num_spec,
         devices=tuple(pool.devices),
-        usage=PoolUsage(**_same_names(PoolUsage, pool.usage)),
-        limits=Limits(**_same_names(Limits, pool.limits)),
+        usage=usage_from_wire(pool.usage),
+        limits=Limits(**{field.name: getattr(pool.limits, field.name) for field in fields(Limits)}),
         features=tuple(pool.features),
     )
-
-
-def _same_names(cls: type[PoolUsage | Limits], message: pool_pb2.PoolUsage | pool_pb2.Limits) -> dict[str, int]:
-    return {field.name: getattr(message, field.name) for field in fields(cls)}
 
 
 def _server_info(response: admin_pb2.GetServerInfoResponse) -> ServerInfo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 
@@ -12,7 +12,7 @@ from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, 
 from statepool.errors import StatepoolError
 from statepool.leases import LOSING_ERRORS, Lease, Leases, log
 from statepool.rpc import Call, Rpc
-from statepool.v1 import block_pb2, session_pb2
+from statepool.v1 import block_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
     from statepool.calls.images import ImageReader
@@ -20,15 +20,23 @@ if TYPE_CHECKING:
     from statepool.results import Chunk
 
 T = TypeVar("T")
+Response_co = TypeVar("Response_co", covariant=True)
 
 
-class KeepAliveStream(Protocol):
-    """A KeepAlive stream that is under way."""
+class ResponseStream(Protocol[Response_co]):
+    """A stream both ways that is under way."""
 
-    def __iter__(self) -> Iterator[session_pb2.KeepAliveResponse]: ...
+    def __iter__(self) -> Iterator[Response_co]: ...
 
     def cancel(self) -> object:
         """Ends it."""
+
+
+KeepAliveStream: TypeAlias = ResponseStream[session_pb2.KeepAliveResponse]
+"""A KeepAlive stream that is under way."""
+
+ScheduleStream: TypeAlias = ResponseStream[sequence_pb2.ScheduleResponse]
+"""A Schedule stream that is under way."""
 
 
 class Transport:
@@ -61,6 +69,24 @@ class Transport:
         self._pool: Pool | None = None
         self._closed = False
 
+    def check(self, lease: Lease | None) -> None:
+        """Proves that a call may be made.
+
+        Args:
+            lease: The lease that it needs, if any.
+
+        Raises:
+            StatepoolError: Why the lease is lost.
+            RuntimeError: The client is closed, or belongs to the process that this one was forked from.
+        """
+        self.leases.check(lease)
+        if self._closed:
+            raise RuntimeError("the client is closed")
+
+    def seconds(self, timeout: float | None) -> float:
+        """Tells how long a call may take whose caller has asked for a deadline, or for none."""
+        return self.timeout if timeout is None else timeout
+
     def execute(self, call: Call[T], timeout: float | None, lease: Lease | None = None) -> T:
         """Executes a call.
 
@@ -73,10 +99,10 @@ class Transport:
             StatepoolError: What the server raised, what became of the connection, or why the lease is lost.
             RuntimeError: The client is closed, or belongs to the process that this one was forked from.
         """
-        self._check(lease)
+        self.check(lease)
         method = self._unary.get(call.rpc.path) or self._register(call.rpc)
         try:
-            response = method(call.request, timeout=self._deadline(timeout) + call.extra_seconds)
+            response = method(call.request, timeout=self.seconds(timeout) + call.extra_seconds)
         except grpc.RpcError as error:
             raise self.leases.failed(lease, error_of_rpc(error)) from error
         self.leases.saw_incarnation(response.incarnation)
@@ -88,9 +114,9 @@ class Transport:
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
-        self._check(lease)
+        self.check(lease)
         method = self._channel.unary_stream(*rpc.READ_BLOCKS.stub)
-        responses = method(reader.request, timeout=self._deadline(timeout) + reader.extra_seconds)
+        responses = method(reader.request, timeout=self.seconds(timeout) + reader.extra_seconds)
         try:
             for response in responses:
                 yield reader.accept(response)
@@ -115,10 +141,10 @@ class Transport:
         Raises:
             StatepoolError: As `execute`.
         """
-        self._check(lease)
+        self.check(lease)
         method = self._channel.stream_unary(*rpc.WRITE_BLOCKS.stub)
         try:
-            response = method(messages, timeout=self._deadline(timeout) + extra_seconds)
+            response = method(messages, timeout=self.seconds(timeout) + extra_seconds)
         except grpc.RpcError as error:
             raise self.leases.failed(lease, error_of_rpc(error)) from error
         return response.written_bytes
@@ -126,6 +152,10 @@ class Transport:
     def keep_alive(self, requests: Iterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""
         return self._channel.stream_stream(*rpc.KEEP_ALIVE.stub)(requests)
+
+    def schedule(self, requests: Iterator[sequence_pb2.ScheduleRequest]) -> ScheduleStream:
+        """Opens a Schedule stream; it has no deadline, each step's has its scheduler."""
+        return self._channel.stream_stream(*rpc.SCHEDULE.stub)(requests)
 
     def pool(self) -> Pool:
         """Returns the pool as it was when first asked; its layout and limits last as long as the server process.
@@ -161,11 +191,3 @@ class Transport:
 
     def _register(self, called: Rpc[Any, Any]) -> grpc.UnaryUnaryMultiCallable[Any, Any]:
         return self._unary.setdefault(called.path, self._channel.unary_unary(*called.stub))
-
-    def _deadline(self, timeout: float | None) -> float:
-        return self.timeout if timeout is None else timeout
-
-    def _check(self, lease: Lease | None) -> None:
-        self.leases.check(lease)
-        if self._closed:
-            raise RuntimeError("the client is closed")
