@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from statepool.aio.client import AsyncClient
+    from statepool.aio.scheduler import AsyncScheduler
     from statepool.aio.session import AsyncSession
     from statepool.chunks import align_chunk
     from statepool.descriptions import CalculatedShapes, Limits, Pool, PoolUsage, ServerInfo, SessionInfo
@@ -63,15 +64,31 @@ if TYPE_CHECKING:
         UnimplementedError,
     )
     from statepool.hashing import PrefixHasher, prefix_hashes
+    from statepool.outcomes import AdmissionResults, SequencePage, StepCopies, StepOutcome, TableChanges
     from statepool.refs import BlockRefs
     from statepool.results import BlockPage, BlockState, Chunk, Commit, CopySpecs, Eviction, Hit
+    from statepool.sequences import (
+        ALL_RUNNING,
+        Admission,
+        Commits,
+        Execution,
+        ImportedState,
+        Notice,
+        NoticeKind,
+        Schedules,
+    )
     from statepool.sync.client import Client
+    from statepool.sync.scheduler import Scheduler
     from statepool.sync.session import Session
 
 __all__ = [
+    "ALL_RUNNING",
     "AbortedError",
+    "Admission",
+    "AdmissionResults",
     "AlreadyExistsError",
     "AsyncClient",
+    "AsyncScheduler",
     "AsyncSession",
     "BadFieldError",
     "BatchTooLargeError",
@@ -91,21 +108,26 @@ __all__ = [
     "Client",
     "ColumnLengthMismatchError",
     "Commit",
+    "Commits",
     "CopySpecs",
     "DataLossError",
     "DeadlineExceededError",
     "DrainingError",
     "DsSpecNotContiguousError",
     "Eviction",
+    "Execution",
     "FailedPreconditionError",
     "FeatureUnavailableError",
     "GenerationStaleError",
     "Hit",
+    "ImportedState",
     "IncarnationMismatchError",
     "InvalidArgumentError",
     "LayoutMismatchError",
     "Limits",
     "NotFoundError",
+    "Notice",
+    "NoticeKind",
     "OutOfRangeError",
     "OverloadedError",
     "OwnerKeyInUseError",
@@ -116,8 +138,11 @@ __all__ = [
     "QuotaExceededError",
     "RequestIdReusedError",
     "ResourceExhaustedError",
+    "Scheduler",
+    "Schedules",
     "SequenceExistsError",
     "SequenceNotFoundError",
+    "SequencePage",
     "ServerInfo",
     "Session",
     "SessionExpiredError",
@@ -126,7 +151,10 @@ __all__ = [
     "SessionNotFoundError",
     "StateLostError",
     "StatepoolError",
+    "StepCopies",
     "StepOutOfOrderError",
+    "StepOutcome",
+    "TableChanges",
     "UnavailableError",
     "UnimplementedError",
     "align_chunk",
@@ -135,13 +163,26 @@ __all__ = [
 
 _HOMES = {
     "statepool.aio.client": ("AsyncClient",),
+    "statepool.aio.scheduler": ("AsyncScheduler",),
     "statepool.aio.session": ("AsyncSession",),
     "statepool.chunks": ("align_chunk",),
     "statepool.descriptions": ("CalculatedShapes", "Limits", "Pool", "PoolUsage", "ServerInfo", "SessionInfo"),
     "statepool.hashing": ("PrefixHasher", "prefix_hashes"),
+    "statepool.outcomes": ("AdmissionResults", "SequencePage", "StepCopies", "StepOutcome", "TableChanges"),
     "statepool.refs": ("BlockRefs",),
     "statepool.results": ("BlockPage", "BlockState", "Chunk", "Commit", "CopySpecs", "Eviction", "Hit"),
+    "statepool.sequences": (
+        "ALL_RUNNING",
+        "Admission",
+        "Commits",
+        "Execution",
+        "ImportedState",
+        "Notice",
+        "NoticeKind",
+        "Schedules",
+    ),
     "statepool.sync.client": ("Client",),
+    "statepool.sync.scheduler": ("Scheduler",),
     "statepool.sync.session": ("Session",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -14,20 +14,26 @@ from google.protobuf.message_factory import GetMessageClass
 import statepool
 from statepool import errors
 from statepool.rpc import RPCS, service_config
-from statepool.v1 import admin_pb2, block_pb2, pool_pb2, session_pb2
+from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 
 METHODS: list[MethodDescriptor] = [
     method
-    for module in (admin_pb2, block_pb2, pool_pb2, session_pb2)
+    for module in (admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]
 """Every RPC of the protos."""
 
-OTHER_NAMES = {"DeleteSession": "delete", "KeepAlive": "create_session"}
+OTHER_NAMES = {"DeleteSession": "delete", "KeepAlive": "create_session", "Schedule": "scheduler"}
 """Client methods that are not named as their RPC: a session deletes itself, and is kept alive from its creation on."""
 
-TWINS = [(statepool.Client, statepool.AsyncClient), (statepool.Session, statepool.AsyncSession)]
+TWINS = [
+    (statepool.Client, statepool.AsyncClient),
+    (statepool.Session, statepool.AsyncSession),
+    (statepool.Scheduler, statepool.AsyncScheduler),
+]
+NOT_AWAITED = {"scheduler"}
+"""Methods that ask no server."""
 
 
 def _public(cls: type) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def test_every_rpc_has_a_client_method(method: MethodDescriptor) -> None:
     """What the protos offer can be called on a client or a session, of both kinds."""
     name = OTHER_NAMES.get(method.name, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower())
 
-    for client, session in zip(*TWINS, strict=True):
+    for client, session in zip(TWINS[0], TWINS[1], strict=True):
         assert callable(getattr(client, name, None) or getattr(session, name, None))
 
 
@@ -103,7 +109,8 @@ def test_twins_have_the_same_methods(blocking: type, awaited: type) -> None:
             continue
         assert _sync_form(twin) == _sync_form(function)
         assert inspect.isasyncgenfunction(twin) == inspect.isgeneratorfunction(function)
-        assert inspect.isasyncgenfunction(twin) or inspect.iscoroutinefunction(twin)
+        awaited_too = inspect.isasyncgenfunction(twin) or inspect.iscoroutinefunction(twin)
+        assert awaited_too == (name not in NOT_AWAITED)
 
 
 def _loaded_by(statement: str) -> set[str]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from statepool.calls.blocks import BlockIds
     from statepool.descriptions import CalculatedShapes, Pool, ServerInfo, SessionInfo
     from statepool.layout import ConvLayout, Dtype, StateSpec
+    from statepool.outcomes import SequencePage
     from statepool.results import BlockPage, BlockState, CopySpecs
 
 
@@ -149,6 +150,18 @@ class AsyncClient:
             page, token = await self._transport.execute(calls.sessions.list_sessions(page_size, token), timeout)
             for session in page:
                 yield session
+            if not token:
+                return
+
+    async def list_sequences(
+        self, session_id: int, *, page_size: int = 0, timeout: float | None = None
+    ) -> AsyncIterator[SequencePage]:
+        """Lists the sequences of a session in the order of their ids; see `Client.list_sequences`."""
+        token = ""
+        while True:
+            call = calls.sequences.list_sequences(session_id, page_size, token)
+            page, token = await self._transport.execute(call, timeout)
+            yield page
             if not token:
                 return
 

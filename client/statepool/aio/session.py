@@ -4,16 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from statepool import calls
 from statepool.aio.streams import AsyncBlockStreams
+from statepool.sequences import Admission, Commits, Execution, Notice, Schedules
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from statepool.aio.scheduler import AsyncScheduler
+    from statepool.calls.sequences import StepArguments
+    from statepool.outcomes import StepOutcome
     from statepool.refs import BlockRefs
     from statepool.results import Commit, Eviction, Hit
 
@@ -100,6 +104,39 @@ class AsyncSession(AsyncBlockStreams):
         return await self._transport.execute(
             calls.blocks.copy_blocks(self._ref, src, dst, token_bias, temporal_src), timeout, self._lease
         )
+
+    def scheduler(
+        self, *, execution: Execution = Execution.SERVER, on_notice: Callable[[Notice], object] | None = None
+    ) -> AsyncScheduler:
+        """Makes a scheduler: engine steps over one stream, opened and closed by ``async with``; see `Session.scheduler`."""
+        from statepool.aio.scheduler import AsyncScheduler
+
+        return AsyncScheduler(self._transport, self._lease, execution, on_notice)
+
+    async def step(
+        self,
+        number: int,
+        *,
+        execution: Execution = Execution.SERVER,
+        admit: Sequence[Admission] = (),
+        schedule: Schedules | None = None,
+        commit: Commits | None = None,
+        finish: ArrayLike = (),
+        settled_step: int | None = None,
+        partial_admission: bool = False,
+        timeout: float | None = None,
+    ) -> StepOutcome:
+        """Applies one engine step without a stream; see `Session.step`."""
+        arguments: StepArguments = {
+            "admit": admit,
+            "schedule": schedule,
+            "commit": commit,
+            "finish": finish,
+            "settled_step": settled_step,
+            "partial_admission": partial_admission,
+        }
+        call = calls.sequences.step(self._ref, number, execution, arguments)
+        return await self._transport.execute(call, timeout, self._lease)
 
     async def delete(self, *, timeout: float | None = None) -> int:
         """Ends the session; whatever comes of it, the handle is closed; see `Session.delete`."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from statepool.calls.blocks import BlockIds
     from statepool.descriptions import CalculatedShapes, Pool, ServerInfo, SessionInfo
     from statepool.layout import ConvLayout, Dtype, StateSpec
+    from statepool.outcomes import SequencePage
     from statepool.results import BlockPage, BlockState, CopySpecs
 
 
@@ -197,6 +198,29 @@ class Client:
         while True:
             page, token = self._transport.execute(calls.sessions.list_sessions(page_size, token), timeout)
             yield from page
+            if not token:
+                return
+
+    def list_sequences(
+        self, session_id: int, *, page_size: int = 0, timeout: float | None = None
+    ) -> Iterator[SequencePage]:
+        """Lists the sequences of a session in the order of their ids: tables, counters, outstanding steps.
+
+        Enough for a new owner to go on after a take-over.
+
+        Args:
+            session_id: The session.
+            page_size: Most sequences asked for at a time; 0: the server's limit.
+            timeout: Deadline in seconds of each page.
+
+        Raises:
+            SessionNotFoundError, SessionExpiredError: There is no such session.
+        """
+        token = ""
+        while True:
+            call = calls.sequences.list_sequences(session_id, page_size, token)
+            page, token = self._transport.execute(call, timeout)
+            yield page
             if not token:
                 return
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from statepool import calls
+from statepool.sequences import Admission, Commits, Execution, Notice, Schedules
 from statepool.sync.streams import BlockStreams
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from statepool.calls.sequences import StepArguments
+    from statepool.outcomes import StepOutcome
     from statepool.refs import BlockRefs
     from statepool.results import Commit, Eviction, Hit
+    from statepool.sync.scheduler import Scheduler
 
 
 class Session(BlockStreams):
@@ -173,6 +177,61 @@ class Session(BlockStreams):
         return self._transport.execute(
             calls.blocks.copy_blocks(self._ref, src, dst, token_bias, temporal_src), timeout, self._lease
         )
+
+    def scheduler(
+        self, *, execution: Execution = Execution.SERVER, on_notice: Callable[[Notice], object] | None = None
+    ) -> Scheduler:
+        """Makes a scheduler: engine steps over one stream; ``with`` opens and closes it.
+
+        A session has one scheduler at a time.
+
+        Args:
+            execution: Who runs the copies of its steps.
+            on_notice: Called with every notice, on a thread of the scheduler's; must not block.
+        """
+        from statepool.sync.scheduler import Scheduler
+
+        return Scheduler(self._transport, self._lease, execution, on_notice)
+
+    def step(
+        self,
+        number: int,
+        *,
+        execution: Execution = Execution.SERVER,
+        admit: Sequence[Admission] = (),
+        schedule: Schedules | None = None,
+        commit: Commits | None = None,
+        finish: ArrayLike = (),
+        settled_step: int | None = None,
+        partial_admission: bool = False,
+        timeout: float | None = None,
+    ) -> StepOutcome:
+        """Applies one engine step without a stream, under a number of the caller's.
+
+        Args:
+            number: The number: the one after the session's last step, or one of the last two steps again.
+            execution: Who runs the copies.
+            admit: As for `Scheduler.step`, like everything below.
+            schedule: Forward passes to come.
+            commit: Results of forward passes.
+            finish: Ids of sequences to end.
+            settled_step: Every step up to this one is settled; None: the one before.
+            partial_admission: Whether to admit only as many as there are blocks for.
+            timeout: Deadline in seconds.
+
+        Raises:
+            StepOutOfOrderError: Another number; and everything that `Scheduler.step` raises.
+        """
+        arguments: StepArguments = {
+            "admit": admit,
+            "schedule": schedule,
+            "commit": commit,
+            "finish": finish,
+            "settled_step": settled_step,
+            "partial_admission": partial_admission,
+        }
+        call = calls.sequences.step(self._ref, number, execution, arguments)
+        return self._transport.execute(call, timeout, self._lease)
 
     def delete(self, *, timeout: float | None = None) -> int:
         """Ends the session; whatever comes of it, the handle is closed.
