@@ -77,6 +77,7 @@ if TYPE_CHECKING:
         NoticeKind,
         Schedules,
     )
+    from statepool.steps import StepBuilder
     from statepool.sync.client import Client
     from statepool.sync.scheduler import Scheduler
     from statepool.sync.session import Session
@@ -151,6 +152,7 @@ __all__ = [
     "SessionNotFoundError",
     "StateLostError",
     "StatepoolError",
+    "StepBuilder",
     "StepCopies",
     "StepOutOfOrderError",
     "StepOutcome",
@@ -172,15 +174,10 @@ _HOMES = {
     "statepool.refs": ("BlockRefs",),
     "statepool.results": ("BlockPage", "BlockState", "Chunk", "Commit", "CopySpecs", "Eviction", "Hit"),
     "statepool.sequences": (
-        "ALL_RUNNING",
-        "Admission",
-        "Commits",
-        "Execution",
-        "ImportedState",
-        "Notice",
-        "NoticeKind",
-        "Schedules",
+        *("ALL_RUNNING", "Admission", "Commits", "Execution"),
+        *("ImportedState", "Notice", "NoticeKind", "Schedules"),
     ),
+    "statepool.steps": ("StepBuilder",),
     "statepool.sync.client": ("Client",),
     "statepool.sync.scheduler": ("Scheduler",),
     "statepool.sync.session": ("Session",),

@@ -15,8 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from statepool.copies import conv_rows
-from statepool.layout import ArenaLayout, BlockLayout, StateKind, blocks_that_fit
+from statepool.layout import ArenaLayout, BlockLayout, blocks_that_fit
 from statepool.models import ModelStates, bundled_models, model_layout, read_model_config
 from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 from statepool_server.addresses import Address
@@ -76,7 +75,7 @@ class Plan:
         if not ranks or len(set(ranks)) != len(ranks) or not all(0 <= rank < config.tp_size for rank in ranks):
             raise ValueError(f"tp-ranks {list(ranks)}: must be different ranks of 0 to {config.tp_size - 1}")
         layout = arena_layout(config, model)
-        check_align_mode(config, layout.block, model)
+        check_align_mode(config, model)
         devices = parse_devices(config.device, len(ranks))
         description = PoolDescription(
             model_type=model.model_type,
@@ -125,7 +124,7 @@ def arena_layout(config: ServerConfig, model: ModelStates) -> ArenaLayout:
     return ArenaLayout(block, _block_count(config, block), config.arrangement)
 
 
-def check_align_mode(config: ServerConfig, block: BlockLayout, model: ModelStates) -> None:
+def check_align_mode(config: ServerConfig, model: ModelStates) -> None:
     """Checks that speculative states have room: in the columns of block tables, and in the conv states.
 
     Raises:
@@ -133,16 +132,8 @@ def check_align_mode(config: ServerConfig, block: BlockLayout, model: ModelState
     """
     if config.num_spec >= config.block_tokens:
         raise ValueError(f"num-spec: {config.num_spec} must be below block-tokens, {config.block_tokens}")
-    if not config.num_spec:
-        return
-    plain = model_layout(model, tp_size=config.tp_size, num_spec=0, conv_layout=config.conv_layout)
-    for state, without in zip(block.states, plain.states, strict=True):
-        rows = [conv_rows(spec, block.conv_layout) for spec in (state, without) if spec.kind is StateKind.CONV]
-        least = config.num_spec + (1 if model.model_type == "custom" else rows[1]) if rows else 0
-        if rows and rows[0] < least:
-            raise ValueError(
-                f"num-spec: {state.name} has {rows[0]} rows, and {config.num_spec} speculative tokens need {least}"
-            )
+    if not model.has_spec_rows(config.num_spec):
+        raise ValueError(f"num-spec: conv states of {model.model_type} have no {config.num_spec} extra rows")
 
 
 def _block_count(config: ServerConfig, block: BlockLayout) -> int:

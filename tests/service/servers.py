@@ -31,14 +31,14 @@ SIGNS_OF_TROUBLE = ("Traceback", "failed unexpectedly", "copy failed", "reaper d
 
 
 def custom_model(conv_shape: tuple[int, int] = (CONV_ROWS, 8)) -> dict[str, object]:
-    """Describes two layers with a conv and a temporal state each."""
+    """Describes two layers with a conv and a temporal state each; all conv rows but one may be speculative."""
     states: list[dict[str, object]] = []
     for layer in range(2):
         states += [
             {"name": f"layers.{layer}.conv", "layer": layer, "kind": "conv", "shape": conv_shape, "dtype": "bfloat16"},
             {"name": f"layers.{layer}.ssm", "layer": layer, "kind": "temporal", "shape": (2, 4, 4), "dtype": "float32"},
         ]
-    return {"model_type": "custom", "states": states}
+    return {"model_type": "custom", "states": states, "num_spec": min(conv_shape) - 1}
 
 
 def write_model(folder: Path, conv_shape: tuple[int, int] = (CONV_ROWS, 8)) -> Path:

@@ -108,7 +108,7 @@ class AsyncSession(AsyncBlockStreams):
     def scheduler(
         self, *, execution: Execution = Execution.SERVER, on_notice: Callable[[Notice], object] | None = None
     ) -> AsyncScheduler:
-        """Makes a scheduler: engine steps over one stream, opened and closed by ``async with``; see `Session.scheduler`."""
+        """Makes a scheduler, whose stream ``async with`` opens and closes; see `Session.scheduler`."""
         from statepool.aio.scheduler import AsyncScheduler
 
         return AsyncScheduler(self._transport, self._lease, execution, on_notice)
