@@ -146,6 +146,7 @@ class PoolView:
         """
         session = self.sessions.get(session_id)
         table = self.sequences.of(session.session_id, self._config.num_spec)
+        table.catch_up()
         slots = table.in_order()
         slots = slots[table.ids[slots] >= from_id][:limit]
         rows, columns, blocks = table.tables.take(slots).entries()

@@ -95,15 +95,22 @@ async def _twice(unary: "Unary") -> None:
     await unary((16).to_bytes(8, "little").ljust(3180, b"\0"))
 
 
+def echo_round(
+    stream: "grpc.aio.StreamStreamCall[bytes, bytes]", sent: int, received: int
+) -> Callable[[], Awaitable[object]]:
+    """Makes a round on an open stream that sends and receives as many bytes."""
+    message = received.to_bytes(8, "little").ljust(sent, b"\0")
+
+    async def round_of_echo() -> None:
+        await stream.write(message)
+        await stream.read()
+
+    return round_of_echo
+
+
 async def keep_alive(echo: grpc.aio.Channel, target: str) -> list[Row]:
     """Measures a round on an open stream: renewing one session, and echoing as many bytes."""
     bare: grpc.aio.StreamStreamCall[bytes, bytes] = echo.stream_stream(STREAM)()
-    message = (30).to_bytes(8, "little").ljust(32, b"\0")
-
-    async def round_of_echo() -> None:
-        await bare.write(message)
-        await bare.read()
-
     async with grpc.aio.insecure_channel(target) as channel:
         stream = channel.stream_stream(
             "/statepool.v1.SessionService/KeepAlive",
@@ -117,7 +124,7 @@ async def keep_alive(echo: grpc.aio.Channel, target: str) -> list[Row]:
             await stream.write(request)
             await stream.read()
 
-        ours, floor = await best_us(round_of_keep_alive), await best_us(round_of_echo)
+        ours, floor = await best_us(round_of_keep_alive), await best_us(echo_round(bare, 32, 30))
         stream.cancel()
     bare.cancel()
     return [

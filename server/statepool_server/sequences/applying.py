@@ -1,5 +1,6 @@
 """Applies planned steps. What they need was checked, so none can fail half-way."""
 
+import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -13,14 +14,14 @@ from statepool_server.events import NO_IDS
 from statepool_server.holdings import Holdings, counted
 from statepool_server.sequences.admissions import settled_rows
 from statepool_server.sequences.commits import COPIED
-from statepool_server.sequences.outcomes import StepOutcome, StepWork, TableChanges, copy_plan, sources
+from statepool_server.sequences.outcomes import NO_CHANGES, StepOutcome, StepWork, TableChanges, copy_plan, sources
 from statepool_server.sequences.plan import Drops, StepPlan
+from statepool_server.sequences.requests import StepRequest
 from statepool_server.sequences.rules import NO_MOVES, Growth, Moves, pull
+from statepool_server.sequences.table import SequenceTable
 from statepool_server.sequences.tables import NEW, Ints
 from statepool_server.sequences.unsettled import Publication
 from statepool_server.sessions import Session
-
-_NO_TABLES = TableChanges(NO_IDS, NO_IDS, BlockRefs.empty())
 
 
 class StepChanges:
@@ -64,6 +65,19 @@ class StepChanges:
             usage=counts,
             work=work,
         )
+
+    def apply_steady(self, table: SequenceTable, request: StepRequest, usage: Callable[[], Usage]) -> StepOutcome:
+        """Applies a step that changes nothing but counters, in constant time.
+
+        Args:
+            table: The session's sequences, with steady steps left and nothing unsettled.
+            request: The step.
+            usage: Counts the pool's blocks.
+        """
+        table.decode_each(request.step, max(table.settled_step, request.settled_step))
+        counts = usage()
+        table.digest = _digest_of(table.digest, _numbers(request.step, table.settled_step, counts))
+        return StepOutcome(request.step, table.digest, usage=counts)
 
     def finish_work(self, session: Session | None, work: StepWork) -> int:
         """Publishes what was copied, and takes the pin back; see `Stepping.finish_work`."""
@@ -125,7 +139,7 @@ class StepChanges:
         """Allocates what tables need, and tells what changed and what must be copied and zeroed."""
         growth = plan.growth
         if growth is None:
-            return _NO_TABLES, NO_MOVES, NO_IDS
+            return NO_CHANGES, NO_MOVES, NO_IDS
         missing = growth.tables.tail == NEW
         new = self._changes.allocate(session, int(np.count_nonzero(missing))) if missing.any() else BlockRefs.empty()
         growth.tables.tail[missing] = new.block_ids
@@ -185,6 +199,9 @@ class StepChanges:
             starts = growth.targets * self._block_tokens
             table.running_start[slots] = starts
             table.quiet_until[slots] = np.where(growth.tables.is_compact(), starts + self._block_tokens, 0)
+        table.steady_steps = 0
+        if scheduled is plan.running_slots and not np.count_nonzero(plan.num_drafts):
+            table.count_steady_steps()
         admissions = plan.request.admissions
         if len(plan.finished_slots) or len(admissions):
             table.replace(plan.finished_slots, admissions.sequence_ids, plan.admitted_slots, admissions.namespaces)
@@ -192,9 +209,18 @@ class StepChanges:
 
 def _digest(plan: StepPlan, tables: TableChanges, pre_copies: Moves, usage: Usage) -> int:
     """Digests what a step decided and left, together with all that came before it in the session."""
-    counts = (usage.free, usage.evictable, usage.held, usage.releasing, usage.committed, usage.sequences)
-    columns = [np.array((plan.request.step, plan.settled_step, *counts), np.int64), plan.num_computed, plan.written]
+    columns = [plan.num_computed, plan.written]
     if plan.growth is not None or len(plan.admitted_blocks) or len(plan.post_copies):
         columns += (tables.blocks.block_ids, tables.blocks.generations, plan.admitted_blocks, plan.num_accepted)
         columns += (plan.post_copies.dst_blocks, pre_copies.src_blocks, pre_copies.dst_blocks)
-    return xxhash.xxh3_64_intdigest(b"".join([column.tobytes() for column in columns]), seed=plan.table.digest)
+    numbers = _numbers(plan.request.step, plan.settled_step, usage)
+    return _digest_of(plan.table.digest, numbers + b"".join([column.tobytes() for column in columns]))
+
+
+def _numbers(step: int, settled_step: int, usage: Usage) -> bytes:
+    counts = (usage.free, usage.evictable, usage.held, usage.releasing, usage.committed, usage.sequences)
+    return struct.pack("<8Q", step, settled_step, *counts)
+
+
+def _digest_of(before: int, content: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(content, seed=before)

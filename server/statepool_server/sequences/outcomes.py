@@ -1,14 +1,14 @@
 """What an engine step answers, and the memory work that it leaves to be done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from statepool.copies import CopyPlan
 from statepool.refs import BlockRefs
 from statepool_server.answers import Pin, Usage
-from statepool_server.sequences.rules import Moves
-from statepool_server.sequences.tables import Ints
+from statepool_server.sequences.rules import NO_MOVES, Moves
+from statepool_server.sequences.tables import NO_INTS, Ints
 from statepool_server.sequences.unsettled import Publication
 
 
@@ -22,6 +22,10 @@ class TableChanges:
     """Running column, ``[n]``."""
     blocks: BlockRefs
     """Blocks of the running column and the ``num_spec`` after it, row by row, ``[n * (1 + num_spec)]``."""
+
+
+NO_CHANGES = TableChanges(NO_INTS, NO_INTS, BlockRefs(NO_INTS, NO_INTS))
+"""No table changed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,23 +54,23 @@ class StepOutcome:
     """Its number."""
     digest: int
     """Digest of all decisions so far, 64 bits."""
-    admitted_tokens: Ints
-    """Tokens that admitted sequences need not compute, ``[admitted]``."""
-    admitted_blocks: Ints
-    """Block of the state after them, or `NULL`, ``[admitted]``."""
-    tables: TableChanges
-    """Changed parts of tables."""
-    post_copies: Moves
-    """Copies of the commits."""
-    zeroed_blocks: Ints
-    """Blocks to be zeroed."""
-    pre_copies: Moves
-    """Copies of the schedules."""
-    published: int
-    """Blocks that became findable by the step itself."""
     usage: Usage
     """Counts after it."""
-    work: StepWork | None
+    admitted_tokens: Ints = field(default_factory=lambda: NO_INTS)
+    """Tokens that admitted sequences need not compute, ``[admitted]``."""
+    admitted_blocks: Ints = field(default_factory=lambda: NO_INTS)
+    """Block of the state after them, or `NULL`, ``[admitted]``."""
+    tables: TableChanges = field(default_factory=lambda: NO_CHANGES)
+    """Changed parts of tables."""
+    post_copies: Moves = NO_MOVES
+    """Copies of the commits."""
+    zeroed_blocks: Ints = field(default_factory=lambda: NO_INTS)
+    """Blocks to be zeroed."""
+    pre_copies: Moves = NO_MOVES
+    """Copies of the schedules."""
+    published: int = 0
+    """Blocks that became findable by the step itself."""
+    work: StepWork | None = None
     """What the server has to do before it answers; None: nothing."""
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statepool.errors import BadFieldError, SequenceNotFoundError
-from statepool_server.sequences.tables import NO_COLUMN, NO_INTS, Ints, Tables
+from statepool_server.sequences.tables import NEVER, NO_COLUMN, NO_INTS, Ints, Tables
 from statepool_server.sequences.unsettled import Unsettled
 
 IDLE = -1
@@ -40,6 +40,7 @@ class SequenceTable:
         unsettled: What waits until steps are settled.
         running_ids: Ids of the running list.
         running_slots: Their slots.
+        steady_steps: How many times each running sequence can decode a token before anything else happens.
     """
 
     def __init__(self, num_spec: int) -> None:
@@ -59,12 +60,18 @@ class SequenceTable:
         self.last_step = self.settled_step = self.digest = 0
         self.unsettled = Unsettled()
         self.running_ids = self.running_slots = self._column()
+        self.steady_steps = 0
+        self._lag = 0
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def __contains__(self, sequence_id: int) -> bool:
         return sequence_id in self._slots
+
+    def is_running(self, sequence_ids: Ints | None) -> bool:
+        """Tells whether ids are those of the running list, in its order; None stands for it."""
+        return sequence_ids is None or sequence_ids.tobytes() == self.running_ids.tobytes()
 
     def slots(self, sequence_ids: Ints, field: str, added: Mapping[int, int] = MappingProxyType({})) -> Ints:
         """Finds the slots of sequences.
@@ -81,7 +88,7 @@ class SequenceTable:
             SequenceNotFoundError: There is no such sequence.
             BadFieldError: A sequence is named twice.
         """
-        if not added and sequence_ids.tobytes() == self.running_ids.tobytes():
+        if not added and self.is_running(sequence_ids):
             return self.running_slots  # the same batch as in the step before, which is the common case
         found, named = self._slots.get, sequence_ids.tolist()
         if added:
@@ -96,6 +103,29 @@ class SequenceTable:
             )
         _check_distinct(slots, field)
         return slots
+
+    def decode_each(self, step: int, settled_step: int) -> None:
+        """Commits one token of each running sequence and schedules one more; `steady_steps` must be positive.
+
+        Counts the step, and leaves the columns to `catch_up`.
+        """
+        self.steady_steps -= 1
+        self._lag += 1
+        self.last_step, self.settled_step = step, settled_step
+
+    def catch_up(self) -> None:
+        """Writes down what `decode_each` has counted; must come before the columns are used."""
+        if self._lag:
+            slots, lag, self._lag = self.running_slots, self._lag, 0
+            self.written[slots] += lag
+            self.num_computed[slots] = self.written[slots] - 1
+            self.num_accepted[slots] = 1
+            self.unsettled_step[slots] = self.last_step
+
+    def count_steady_steps(self) -> None:
+        """Finds out how long the running sequences, which have all been scheduled without drafts, change no table."""
+        slots = self.running_slots
+        self.steady_steps = max(0, int((self.quiet_until[slots] - self.written[slots]).min(initial=NEVER))) % NEVER
 
     def running_column(self, slots: Ints, block_tokens: int) -> Ints:
         """Tells running columns, `NO_COLUMN` where a sequence was never scheduled."""
@@ -147,6 +177,7 @@ class SequenceTable:
 
     def facts(self) -> tuple[object, ...]:
         """Tells all that decides what steps answer, as plain values in a fixed order."""
+        self.catch_up()
         slots = self.in_order()
         columns = (self.ids, self.num_computed, self.num_accepted, self.running_start, self.drafts, self.unsettled_step)
         outstanding = np.where(self.drafts[slots] == IDLE, 0, self.written[slots])

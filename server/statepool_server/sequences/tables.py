@@ -30,6 +30,8 @@ NO_COLUMN = -1
 """A column that is not there."""
 KEPT = 2
 """Kept columns of a table."""
+NEVER = 2**62
+"""More tokens than any sequence has."""
 NEW = -1
 """Stands for a block that is still to be allocated."""
 
