@@ -1,18 +1,25 @@
 """Engine steps over the stream: against a bare stream echo, and against planning entry by entry in one process."""
 
+import asyncio
 import contextlib
 import subprocess
 import sys
+import tempfile
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 import grpc
 import numpy as np
+import torch
 
-from benchmarks import rpc_floor
-from statepool import ALL_RUNNING, Admission, AsyncClient, AsyncScheduler, Commits, Schedules
+from benchmarks import entry_by_entry, rpc_floor
+from statepool import ALL_RUNNING, Admission, AsyncClient, AsyncScheduler, Commits, Execution, Schedules
+from statepool_server.pool import Pool, PoolConfig
+from statepool_server.sequences.requests import Admissions, StepRequest
+from statepool_server.sequences.requests import Schedules as ScheduleRows
 
 SEQUENCES = 256
 BATCHES = (1, 16, 64, 256, 1024)
@@ -23,6 +30,8 @@ QUIET_TOKENS, BUSY_TOKENS = 2**20, 1
 ROUNDS = 100
 REPEATS = 12
 SECONDS = 1.0
+SIZES = {"broadcast": (48, 42), "explicit": (7212, 42)}
+"""Bytes of a step and of its answer, both with the framing of the stream's messages."""
 Row = tuple[str, float, str, str]
 """Name, value, unit, bar."""
 Round: TypeAlias = Callable[[], Awaitable[object]]
@@ -99,11 +108,109 @@ async def against_echo(target: str, echo_target: str) -> list[Row]:
             async with await client.create_session(600) as session, session.scheduler() as scheduler:
                 await admit(scheduler, SEQUENCES)
                 step = broadcast(scheduler) if name == "broadcast" else explicit(scheduler, SEQUENCES)
-                sizes = _sizes(name)
+                sent, received = SIZES[name]
                 stream: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(rpc_floor.STREAM)()
-                ours, floor = await compare(step, rpc_floor.echo_round(stream, *sizes))
+                ours, floor = await compare(step, rpc_floor.echo_round(stream, sent, received))
                 stream.cancel()
-                what = f"step of {SEQUENCES} sequences, columns {name}"
-                rows.append((f"{what} / stream echo of {sizes[0]} + {sizes[1]} B", ours / floor, "x", bar))
-                rows.append((f"  {what}", ours, "us", ""))
+            what = f"step of {SEQUENCES}, columns {name}"
+            rows.append((f"{what} / stream echo of {sent} + {received} B", ours / floor, "x", bar))
+            rows.append((f"  {what}", ours, "us", ""))
     return rows
+
+
+async def against_planning(target: str) -> list[Row]:
+    """Compares a step in which every sequence enters its next column with planning its copies entry by entry."""
+    states = torch.zeros(SEQUENCES * 2 + 1, 3, 64), torch.zeros(SEQUENCES * 2 + 1, 2, 16, 16)
+    layers = [states] * LAYERS
+    async with (
+        AsyncClient(target) as client,
+        await client.create_session(600) as session,
+        session.scheduler(execution=Execution.WORKER) as scheduler,
+    ):
+        await admit(scheduler, SEQUENCES)
+        step, best = broadcast(scheduler), [float("inf"), float("inf")]
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            for _ in range(ROUNDS // 10):
+                await step()
+            best[0] = min(best[0], (time.perf_counter() - started) / (ROUNDS // 10) * 1e6)
+            requests = [entry_by_entry.Request([row, row + 1], 0, 1) for row in range(1, SEQUENCES + 1)]
+            started = time.perf_counter()
+            entry_by_entry.plan(requests, layers)
+            best[1] = min(best[1], (time.perf_counter() - started) * 1e6)
+    entries = SEQUENCES * LAYERS * 2
+    return [
+        (f"planning {entries:,} entries in Python / a step that plans them", best[1] / best[0], "x", ">= 25"),
+        (f"  step of {SEQUENCES}, all crossing, execute = WORKER", best[0], "us", ""),
+    ]
+
+
+async def by_batch(target: str) -> list[Row]:
+    """Measures steps of batches of several sizes, with every column explicit."""
+    rows: list[Row] = []
+    async with AsyncClient(target) as client:
+        for batch in BATCHES:
+            async with await client.create_session(600) as session, session.scheduler() as scheduler:
+                await admit(scheduler, batch)
+                step = explicit(scheduler, batch)
+                rows.append((f"  step of {batch}, explicit", (await compare(step, step))[0], "us", ""))
+    return rows
+
+
+async def by_schedulers(target: str) -> list[Row]:
+    """Measures how many steps of 64 sequences a server applies for several schedulers at once."""
+    rows: list[Row] = []
+    async with AsyncClient(target) as client:
+        for count in SCHEDULERS:
+            async with contextlib.AsyncExitStack() as stack:
+                steps = [await _scheduler_of(client, stack) for _ in range(count)]
+                counts = await asyncio.gather(*(_steps_within(step, SECONDS) for step in steps))
+            rows.append((f"  steps of 64 sequences, {count} schedulers", sum(counts) / SECONDS, "per s", ""))
+    return rows
+
+
+async def _scheduler_of(client: AsyncClient, stack: contextlib.AsyncExitStack) -> Round:
+    session = await stack.enter_async_context(await client.create_session(600))
+    scheduler = await stack.enter_async_context(session.scheduler())
+    await admit(scheduler, 64)
+    return broadcast(scheduler)
+
+
+async def _steps_within(step: Round, seconds: float) -> int:
+    count, until = 0, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        await step()
+        count += 1
+    return count
+
+
+def bytes_per_sequence(sequences: int = 16384, num_spec: int = 4) -> float:
+    """Measures the server's memory for a sequence that runs, beside its blocks."""
+    config = PoolConfig(block_count=sequences * (num_spec + 1) + 1, block_tokens=256, num_spec=num_spec)
+    pool = Pool(config)
+    session, _ = pool.create_session("", 10**18, False, 0)
+    ids, ones = np.arange(sequences), np.ones(sequences, np.int64)
+    tracemalloc.start()
+    admissions = Admissions(ids, ones, ones, np.zeros(sequences + 1, np.int64), (), [""] * sequences)
+    schedules = ScheduleRows(ids, np.ones(1, np.int64), np.zeros(1, np.int64))
+    outcome = pool.step(session.session_id, session.epoch, StepRequest(1, admissions=admissions, schedules=schedules))
+    assert outcome.work is not None
+    pool.finish_step_work(outcome.work)
+    del outcome, admissions, schedules, ids, ones
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return used / sequences
+
+
+def rows() -> list[Row]:
+    """Starts servers and measures."""
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        quiet = stack.enter_context(server(folder, QUIET_TOKENS, 4097))
+        echoing = stack.enter_context(echo(folder))
+        measured = asyncio.run(against_echo(quiet, echoing))
+        busy = stack.enter_context(server(folder, BUSY_TOKENS, 2 * SEQUENCES + 1))
+        measured += asyncio.run(against_planning(busy))
+        measured += asyncio.run(by_batch(quiet))
+        measured += asyncio.run(by_schedulers(quiet))
+    return [*measured, ("memory per sequence beside its blocks", bytes_per_sequence(), "bytes", "< 1024")]
