@@ -5,20 +5,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from statepool.aio.transport import AsyncTransport
+from statepool.aio.transport import AsyncTransport, ScheduleStream
 from statepool.channel import error_of_rpc
-from statepool.errors import CancelledError, StatepoolError, UnavailableError
+from statepool.errors import CancelledError, UnavailableError
 from statepool.handle import SchedulerHandle
 from statepool.leases import Lease
 from statepool.sequences import Admission, Commits, Execution, Notice, Schedules
-from statepool.v1.sequence_pb2 import Notice as NoticeMessage
 from statepool.v1.sequence_pb2 import ScheduleRequest, ScheduleResponse
 
 if TYPE_CHECKING:
@@ -27,64 +27,13 @@ if TYPE_CHECKING:
     from statepool.outcomes import StepOutcome
 
 
-class _Stream:
-    """One Schedule stream: requests go into a queue, answers and the stream's end go into the scheduler's inbox.
-
-    A task of its own reads, since a read of grpc.aio that is given up ends the whole stream.
-    """
-
-    def __init__(
-        self,
-        transport: AsyncTransport,
-        requests: Iterable[ScheduleRequest],
-        inbox: asyncio.Queue[_Event],
-        noticed: Callable[[NoticeMessage], None],
-    ) -> None:
-        self._requests: asyncio.Queue[ScheduleRequest] = asyncio.Queue()
-        for request in requests:
-            self._requests.put_nowait(request)
-        self._inbox = inbox
-        self._noticed = noticed
-        self._responses = transport.schedule(self._each_request())
-        self._receiver = asyncio.create_task(self._receive(), name="statepool-schedule-responses")
-
-    def send(self, request: ScheduleRequest) -> None:
-        self._requests.put_nowait(request)
-
-    async def close(self) -> None:
-        self._responses.cancel()
-        self._receiver.cancel()
-        await asyncio.wait([self._receiver])
-
-    async def _each_request(self) -> AsyncIterator[ScheduleRequest]:
-        while True:
-            yield await self._requests.get()
-
-    async def _receive(self) -> None:
-        try:
-            async for response in self._responses:
-                if response.HasField("notice"):
-                    self._noticed(response.notice)
-                else:
-                    self._inbox.put_nowait((self, response))
-            end: StatepoolError = UnavailableError("the server ended the stream")
-        except grpc.RpcError as error:
-            end = error_of_rpc(error)
-        except asyncio.CancelledError:  # also what grpc.aio makes of a channel that is closed
-            end = CancelledError("the client or the scheduler was closed")
-        self._inbox.put_nowait((self, end))
-
-
-_Event = tuple[_Stream, ScheduleResponse | StatepoolError]
-"""An answer of a stream, or its end."""
-
-
 class AsyncScheduler(SchedulerHandle):
     """Sends engine steps over one stream and receives their outcomes.
 
     Made by `AsyncSession.scheduler`; an async context manager that opens and closes the stream. The methods, their
-    arguments and their errors are those of `statepool.sync.scheduler.Scheduler`. An ``on_notice`` callback runs on the
-    event loop, so it must not block. A step whose caller was cancelled stays unreceived.
+    arguments and their errors are those of `statepool.sync.scheduler.Scheduler`. Notices are taken in while an answer
+    is waited for; an ``on_notice`` callback runs on the event loop, so it must not block. A step whose caller was
+    cancelled, or whose deadline passed, stays unreceived: `receive` asks for its outcome again, on another stream.
     """
 
     def __init__(
@@ -96,8 +45,7 @@ class AsyncScheduler(SchedulerHandle):
     ) -> None:
         super().__init__(transport.leases, lease, execution, on_notice)
         self._transport = transport
-        self._inbox: asyncio.Queue[_Event] = asyncio.Queue()
-        self._stream: _Stream | None = None
+        self._stream: ScheduleStream | None = None
         self._is_closed = False
 
     async def open(self, *, timeout: float | None = None) -> None:
@@ -153,7 +101,7 @@ class AsyncScheduler(SchedulerHandle):
             }
         )
         if self._stream is not None:  # else the next one is sent it when it is opened
-            self._stream.send(request)
+            await self._write(self._stream, request)
         return number
 
     async def receive(self, *, timeout: float | None = None) -> StepOutcome:
@@ -168,34 +116,65 @@ class AsyncScheduler(SchedulerHandle):
     async def close(self) -> None:
         """Ends the stream; see `Scheduler.close`."""
         self._is_closed = True
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            await stream.close()
+        self._abandon()
 
     async def _advance(self, deadline: float) -> None:
-        """Takes the next event of the stream; opens one if there is none."""
+        """Takes the next message of the stream; opens one if there is none."""
         self._check()
         if self._stream is None:
-            self._stream = await self._reopen(deadline)
+            await self._reopen(deadline)
+        response = await self._read(deadline)
+        if response is None:
+            return
+        if response.HasField("notice"):
+            self._noticed(response.notice)
+        else:
+            self._took(response)
+
+    async def _read(self, deadline: float) -> ScheduleResponse | None:
+        """Reads a message; None: the stream broke and is to be opened again."""
+        stream = self._stream
+        assert stream is not None  # noqa: S101 - opened by the caller
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                stream, event = await self._inbox.get()
+            async with asyncio.timeout(deadline - time.monotonic()):
+                response = await stream.read()
         except TimeoutError:
+            self._abandon()  # a read of grpc.aio that is given up ends the stream; what is not answered is asked again
             self._check()
             raise self._late() from None
-        if stream is not self._stream:
-            return
-        if isinstance(event, StatepoolError):
+        except grpc.RpcError as error:
             self._stream = None
-            self._broke(event)
-        else:
-            self._took(event)
+            self._broke(error_of_rpc(error))
+            return None
+        except asyncio.CancelledError:
+            self._abandon()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise CancelledError("the client was closed") from None  # what grpc.aio makes of it
+        if isinstance(response, ScheduleResponse):
+            return response
+        self._stream = None
+        self._broke(UnavailableError("the server ended the stream"))
+        return None
 
-    async def _reopen(self, deadline: float) -> _Stream:
+    async def _reopen(self, deadline: float) -> None:
         await asyncio.sleep(max(0.0, min(self._retry_at, deadline) - time.monotonic()))
         if self._retry_at > deadline:
             raise self._late()
-        return _Stream(self._transport, self._requests(), self._inbox, self._noticed)
+        self._stream = self._transport.schedule()
+        for request in self._requests():
+            await self._write(self._stream, request)
+
+    async def _write(self, stream: ScheduleStream, request: ScheduleRequest) -> None:
+        """Writes a message; when the stream is broken, the next read says why, and another stream is sent it."""
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            await stream.write(request)
+
+    def _abandon(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
+        self._stream = None
 
     def _check(self) -> None:
         self._transport.check(self._lease)

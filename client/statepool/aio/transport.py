@@ -152,9 +152,9 @@ class AsyncTransport:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""
         return self._open_channel().stream_stream(*rpc.KEEP_ALIVE.stub)(requests)
 
-    def schedule(self, requests: AsyncIterator[sequence_pb2.ScheduleRequest]) -> ScheduleStream:
+    def schedule(self) -> ScheduleStream:
         """Opens a Schedule stream; it has no deadline, each step's has its scheduler."""
-        return self._open_channel().stream_stream(*rpc.SCHEDULE.stub)(requests)
+        return self._open_channel().stream_stream(*rpc.SCHEDULE.stub)()
 
     async def pool(self) -> Pool:
         """Returns the pool as it was when first asked; its layout and limits last as long as the server process.
