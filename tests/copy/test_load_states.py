@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from statepool.copies import CopyPlan
-from statepool.layout import Arrangement, ArenaLayout, ConvLayout
+from statepool.layout import ArenaLayout, Arrangement, ConvLayout
 from statepool.loadtest.states import NO_TOKENS, PrefixStates, extend_digests
 from support.arenas import copied, layout_of
 

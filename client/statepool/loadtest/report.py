@@ -10,7 +10,7 @@ from hdrh.histogram import HdrHistogram
 from rich.table import Table
 
 from statepool.loadtest.options import LoadOptions
-from statepool.loadtest.record import new_histogram
+from statepool.loadtest.record import FIRST_TOKEN, new_histogram
 from statepool.units import format_bytes, parse_seconds
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
@@ -29,6 +29,8 @@ class Report:
     """Latencies in nanoseconds, by operation."""
     errors: Counter[str] = field(default_factory=Counter)
     """Failed operations, by operation and error class."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """What happened to requests and tokens, in the align workload."""
     copied_bytes: int = 0
     """Bytes that copies wrote, on all ranks."""
     verified: int = 0
@@ -41,6 +43,7 @@ class Report:
         for name, encoded in result["histograms"].items():
             self.histograms.setdefault(name, new_histogram()).add(HdrHistogram.decode(encoded))
         self.errors.update(result["errors"])
+        self.counts.update(result["counts"])
         self.copied_bytes += result["copied_bytes"]
         self.verified += result["verified"]
         self.mismatches += result["mismatches"]
@@ -48,13 +51,14 @@ class Report:
     @property
     def operations(self) -> int:
         """Operations that succeeded."""
-        return sum(histogram.get_total_count() for histogram in self.histograms.values())
+        return int(self.overall().get_total_count())
 
     def overall(self) -> HdrHistogram:
         """Merges the latencies of all operations."""
         merged = new_histogram()
-        for histogram in self.histograms.values():
-            merged.add(histogram)
+        for name, histogram in self.histograms.items():
+            if name != FIRST_TOKEN:
+                merged.add(histogram)
         return merged
 
     def to_json(self) -> dict[str, Any]:
@@ -64,6 +68,7 @@ class Report:
             "options": asdict(self.options),
             "operations": rows,
             "operations_per_second": self.operations / self.options.duration,
+            "counts": dict(self.counts),
             "copied_bytes": self.copied_bytes,
             "copied_bytes_per_second": self.copied_bytes / self.options.duration,
             "verified": self.verified,
@@ -75,7 +80,7 @@ class Report:
         """Writes the latencies as a table."""
         loop = f"open loop, {self.options.rate:g}/s" if self.options.rate else "closed loop"
         table = Table(
-            title=f"{self.options.mix} mix, {self.options.concurrency} lanes, {loop}, {self.options.duration:g} s",
+            title=f"{self.options.workload}, {loop}, {self.options.duration:g} s",
             title_justify="left",
         )
         table.add_column("operation")
@@ -90,13 +95,25 @@ class Report:
     def summary(self) -> list[str]:
         """Writes everything else, a line each."""
         rate = self.copied_bytes / self.options.duration
-        lines = [
+        lines = self._requests() if self.counts else []
+        lines += [
             f"copied    {format_bytes(self.copied_bytes)} ({rate / 1e9:.2f} GB/s)",
             f"verified  {self.verified} comparisons, {len(self.mismatches)} mismatches",
             f"errors    {self.errors.total()}",
         ]
         lines += [f"          {count} x {what}" for what, count in sorted(self.errors.items())]
         return lines + [f"MISMATCH  {what}" for what in self.mismatches]
+
+    def _requests(self) -> list[str]:
+        counts, seconds = self.counts, self.options.duration
+        hits = counts["hit_tokens"] / max(1, counts["prompt_tokens"])
+        return [
+            f"requests  {counts['finished']} finished, {counts['aborted']} aborted, {counts['preemptions']} preemptions",
+            f"prompts   {counts['prompt_tokens']} tokens, {counts['hit_tokens']} found ({hits:.0%})",
+            f"computed  {counts['computed_tokens']} tokens ({counts['computed_tokens'] / seconds:.0f}/s), "
+            f"{counts['generated_tokens']} generated ({counts['generated_tokens'] / seconds:.0f}/s)",
+            f"copies    {counts['copies']} ({counts['copies'] / seconds:.0f}/s)",
+        ]
 
     def _rows(self) -> Sequence[tuple[str, HdrHistogram]]:
         return [*sorted(self.histograms.items()), ("all", self.overall())]
