@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from statepool.calls.images import Images
 from statepool.copies import CopyPlan
 from statepool.layout import ArenaLayout, Arrangement, ConvLayout
+from statepool.loadtest.images import Image
 from statepool.loadtest.states import NO_TOKENS, PrefixStates, extend_digests
 from support.arenas import copied, layout_of
 
@@ -31,9 +33,9 @@ def states(layout: ArenaLayout) -> PrefixStates:
     return PrefixStates(layout.block, NUM_SPEC, seed=3)
 
 
-def state_at(states: PrefixStates, images: np.ndarray, num_accepted: int) -> np.ndarray:
+def state_at(states: PrefixStates, images: Images, num_accepted: int) -> Image:
     """Reads a state as a worker does: conv of the running block, the rest of the block that was accepted."""
-    image = images[0].copy()
+    image: Image = images[0].copy()
     image[: states.conv_offset] = images[num_accepted - 1, : states.conv_offset]
     return image
 
@@ -82,12 +84,14 @@ def test_windows_reach_back_over_passes(states: PrefixStates) -> None:
 
 
 def test_no_tokens_are_zero(layout: ArenaLayout, states: PrefixStates) -> None:
-    """Before the first token every byte of the block is zero, those that are no part of a state included."""
+    """Before the first token every byte of every tensor is zero, rows for speculation included."""
     zero = np.zeros(layout.block.image_bytes, np.uint8)
 
     assert states.difference(zero, [NO_TOKENS], 0, 1) == ""
-    zero[-1] = 1
-    assert states.difference(zero, [NO_TOKENS], 0, 1) == layout.block.states[-1].name
+    for state, offset in zip(layout.block.states, layout.block.image_offsets, strict=True):
+        zero[offset + state.nbytes - 1] = 1
+        assert states.difference(zero, [NO_TOKENS], 0, 1) == state.name
+        zero[offset + state.nbytes - 1] = 0
 
 
 def test_every_flipped_bit_of_a_state_is_found(layout: ArenaLayout, states: PrefixStates) -> None:

@@ -49,12 +49,12 @@ def loadtest(
 
     Args:
         target: Where the server listens.
-        workload: What to send. align: engine steps of sequences, as schedulers with continuous batching do. blocks: calls
-            of the block service.
+        workload: What to send. align: steps of simulated engines with continuous batching, speculation, preemption and
+            aborts. blocks: calls of the block service.
         duration: How long to measure, such as 10s.
         warmup: How long to run before that.
-        rate: Requests (blocks: operations) per second, over all engines (lanes). They arrive on time whatever the answers
-            take (open loop), and latencies count from there. 0: a new one begins when one ends (closed loop).
+        rate: Requests (blocks: operations) per second over all engines (lanes), which come whatever the answers take
+            (open loop); latencies count from then. 0: the next one comes when one has ended (closed loop).
         processes: Client processes; one is busy with about 5,000 operations per second.
         verify: Share of the requests (blocks: state cycles) whose bytes are written, read back and compared.
         seed: Seed of everything random.

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from statepool.descriptions import Pool
-from statepool.loadtest.record import FIRST_TOKEN, Recorder
+from statepool.loadtest.record import TTFT, Recorder
 from statepool.loadtest.requests import TOKEN_IDS, Request
 from statepool.outcomes import StepOutcome
 from statepool.refs import BlockRefs
@@ -160,7 +160,7 @@ class Batch:
         while accepted < len(run.drafts) and self._random.random() < ACCEPTANCE:
             accepted += 1
         if not request.generated:
-            self._recorder.latency(FIRST_TOKEN, time.perf_counter_ns() - request.arrived_ns)
+            self._recorder.latency(TTFT, time.perf_counter_ns() - request.arrived_ns)
         self._recorder.count("generated_tokens", accepted + 1)
         self._recorder.count("computed_tokens", accepted)
         self._commit(request, [*run.drafts[:accepted], self._random.randrange(TOKEN_IDS)])

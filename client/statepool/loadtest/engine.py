@@ -54,7 +54,7 @@ class Engine:
                     session = await self._client.create_session(SESSION_TTL)
                 async with session, session.scheduler() as scheduler:
                     await self._serve(session, scheduler, until_ns)
-            except StatepoolError:  # recorded where it happened
+            except* StatepoolError:  # recorded where it happened
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def _serve(self, session: AsyncSession, scheduler: AsyncScheduler, until_ns: int) -> None:
@@ -65,9 +65,10 @@ class Engine:
             self._take_arrivals(batch)
             batch.plan()
             outcome = await self._step(scheduler, batch)
-            for run in batch.applied(outcome):
-                if run.request.rank_index is not None:
-                    await passes.run(run)
+            async with asyncio.TaskGroup() as running:
+                for run in batch.applied(outcome):
+                    if run.request.rank_index is not None:
+                        running.create_task(passes.run(run))
             batch.sample()
             if not batch.running:
                 await asyncio.sleep(self._idle_seconds(batch, until_ns))

@@ -35,13 +35,13 @@ class ForwardPasses:
     async def _state(self, run: Pass, rank_index: int) -> Image:
         """Reads conv states from the running block, all others from the block in which they were accepted."""
         running, accepted = run.request.running, run.request.num_accepted
-        with self._recorder.timed("read"):
-            (image,) = await self._session.read_images(running[:1], rank_index=rank_index)
         length = self._states.conv_offset
+        with self._recorder.timed("read"):
+            images = await self._session.read_images(running[:1], rank_index=rank_index)
         if accepted > 1 and length:
             with self._recorder.timed("read"):
-                (others,) = await self._session.read_images(
-                    running[accepted - 1 : accepted], length=length, rank_index=rank_index
+                images[:, :length] = await self._session.read_images(
+                    running[accepted - 1], length=length, rank_index=rank_index
                 )
-            image[:length] = others
+        image: Image = images[0]
         return image

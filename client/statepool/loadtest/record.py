@@ -13,8 +13,8 @@ from statepool.errors import StatepoolError
 LOWEST_NS = 1_000
 HIGHEST_NS = 120 * 10**9
 DIGITS = 3
-FIRST_TOKEN = "first_token"
-"""The time from a request's arrival to its first token: many operations, so none of them."""
+TTFT = "first_token"
+"""Not an operation: the time from a request's arrival to its first token, many steps later."""
 
 
 def new_histogram() -> HdrHistogram:
@@ -49,7 +49,7 @@ class Recorder:
     def latency(self, operation: str, nanoseconds: int) -> None:
         """Records one operation that succeeded."""
         if self._recording:
-            self.operations += operation != FIRST_TOKEN
+            self.operations += operation != TTFT
             histogram = self._histograms.get(operation)
             if histogram is None:
                 histogram = self._histograms[operation] = new_histogram()

@@ -10,7 +10,7 @@ from hdrh.histogram import HdrHistogram
 from rich.table import Table
 
 from statepool.loadtest.options import LoadOptions
-from statepool.loadtest.record import FIRST_TOKEN, new_histogram
+from statepool.loadtest.record import TTFT, new_histogram
 from statepool.units import format_bytes, parse_seconds
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
@@ -57,7 +57,7 @@ class Report:
         """Merges the latencies of all operations."""
         merged = new_histogram()
         for name, histogram in self.histograms.items():
-            if name != FIRST_TOKEN:
+            if name != TTFT:
                 merged.add(histogram)
         return merged
 
@@ -83,7 +83,7 @@ class Report:
             title=f"{self.options.workload}, {loop}, {self.options.duration:g} s",
             title_justify="left",
         )
-        table.add_column("operation")
+        table.add_column("operation", no_wrap=True)
         for name in ("count", "per s", *(f"p{percentile:g} ms" for percentile in PERCENTILES), "max ms"):
             table.add_column(name, justify="right")
         for name, histogram in self._rows():
@@ -106,13 +106,13 @@ class Report:
 
     def _requests(self) -> list[str]:
         counts, seconds = self.counts, self.options.duration
-        hits = counts["hit_tokens"] / max(1, counts["prompt_tokens"])
+        computed, generated, copies = counts["computed_tokens"], counts["generated_tokens"], counts["copies"]
+        prompts, hits, preempted = counts["prompt_tokens"], counts["hit_tokens"], counts["preemptions"]
         return [
-            f"requests  {counts['finished']} finished, {counts['aborted']} aborted, {counts['preemptions']} preemptions",
-            f"prompts   {counts['prompt_tokens']} tokens, {counts['hit_tokens']} found ({hits:.0%})",
-            f"computed  {counts['computed_tokens']} tokens ({counts['computed_tokens'] / seconds:.0f}/s), "
-            f"{counts['generated_tokens']} generated ({counts['generated_tokens'] / seconds:.0f}/s)",
-            f"copies    {counts['copies']} ({counts['copies'] / seconds:.0f}/s)",
+            f"requests  {counts['finished']} finished, {counts['aborted']} aborted, {preempted} preemptions",
+            f"prompts   {prompts} tokens, {hits} of them found ({hits / max(1, prompts):.0%})",
+            f"passes    {computed} tokens computed ({computed / seconds:.0f}/s), {generated} generated",
+            f"copies    {copies} ({copies / seconds:.0f}/s)",
         ]
 
     def _rows(self) -> Sequence[tuple[str, HdrHistogram]]:

@@ -1,8 +1,8 @@
 """The oracle of the align workload: what every byte of a state must be after any tokens, as if a model had run.
 
-States are made up from the *digest* of all tokens that they have seen, so two states are equal where the tokens are.
-A convolution keeps its last inputs: its window after n tokens has a row for each of the last prefixes, the longest last.
-Temporal states are one pattern of the whole prefix. Before the first token all is zero; so are opaque states and padding
+States are made up from the *digest* of all tokens that they have seen, so two states are equal where the tokens are. A
+convolution keeps its last inputs: its window after n tokens has a row for each of the last prefixes, the longest last.
+Temporal states are one pattern of the whole prefix. Before the first token all is zero; so are opaque states
 at any time.
 """
 
@@ -65,23 +65,24 @@ class PrefixStates:
             seed: Another seed makes another model.
         """
         random = np.random.default_rng(seed)
-        self._layout = layout
+        self._image_bytes = layout.image_bytes
+        self._places = list(_places(layout))
         self._convs = list(_convs(layout, num_spec))
         self._max_window = max((conv.window for conv in self._convs), default=0)
         self.conv_offset = self._convs[0].place.start if self._convs else layout.image_bytes
         self._temporal = random.integers(0, 2**63, self.conv_offset // 8, np.uint64)
         self._inputs = random.integers(0, 2**63, self._convs[-1].inputs.stop // 8 + 1 if self._convs else 0, np.uint64)
         is_temporal = np.zeros(self.conv_offset, np.uint8)
-        for state, offset in zip(layout.states, layout.image_offsets, strict=True):
+        for state, place in self._places:
             if state.kind is StateKind.TEMPORAL:
-                is_temporal[offset : offset + state.nbytes] = 0xFF
+                is_temporal[place] = 0xFF
         self._is_temporal = is_temporal.view(np.uint64)
 
     def after_pass(self, digests: Sequence[int], num_tokens: int, num_drafts: int) -> NDArray[np.uint8]:
         """Makes what a pass leaves in the running block and in those after it.
 
-        Accepting ``a`` tokens makes the windows of the first block begin at row ``a - 1``, and the temporal states those
-        of block ``a - 1``.
+        If ``a`` tokens are accepted, the windows begin at row ``a - 1`` of the first block, and the temporal states are
+        those of block ``a - 1``.
 
         Args:
             digests: Of all prefixes of the tokens, the drafts among them, from no tokens on.
@@ -91,7 +92,7 @@ class PrefixStates:
         Returns:
             Images, ``[1 + num_drafts, image bytes]``.
         """
-        images = np.zeros((1 + num_drafts, self._layout.image_bytes), np.uint8)
+        images = np.zeros((1 + num_drafts, self._image_bytes), np.uint8)
         for drafts, image in enumerate(images):
             image[: self.conv_offset] = self._temporal_after(digests[num_tokens + drafts])
         inputs = self._last_inputs(digests, num_tokens + num_drafts, self._max_window + num_drafts)
@@ -103,7 +104,7 @@ class PrefixStates:
         return images
 
     def difference(self, image: Image, digests: Sequence[int], num_tokens: int, num_accepted: int) -> str:
-        """Compares every byte of a state; before the first token, every byte of the block.
+        """Compares every byte of a state; before the first token, every byte of the block's tensors.
 
         Args:
             image: Conv states of the running block, and all others of the block ``num_accepted - 1`` after it.
@@ -115,10 +116,11 @@ class PrefixStates:
             Name of a state that is not what it must be; empty: every byte is right.
         """
         if num_tokens == 0:
-            return self._name_at(image)
-        wrong = image[: self.conv_offset] ^ self._temporal_after(digests[num_tokens])
-        if wrong.any():
-            return self._name_at(wrong)
+            return next((state.name for state, place in self._places if image[place].any()), "")
+        temporal = self._temporal_after(digests[num_tokens])
+        for state, place in self._places:
+            if state.kind is not StateKind.CONV and not np.array_equal(image[place], temporal[place]):
+                return state.name
         inputs = self._last_inputs(digests, num_tokens, self._max_window)
         for conv in self._convs:
             window = conv.rows(image)[num_accepted - 1 :][: conv.window]
@@ -140,20 +142,18 @@ class PrefixStates:
                 inputs[row] = (self._inputs ^ np.uint64(digests[seen])).view(np.uint8)
         return inputs
 
-    def _name_at(self, wrong: Image) -> str:
-        """Names the state in which the first byte lies that is not zero; empty: all are."""
-        if not wrong.any():
-            return ""
-        states_before = np.searchsorted(self._layout.image_offsets, np.flatnonzero(wrong)[0], "right")
-        return self._layout.states[int(states_before) - 1].name
+
+def _places(layout: BlockLayout) -> Iterator[tuple[StateSpec, slice]]:
+    """Yields each state and its bytes in an image."""
+    for state, offset in zip(layout.states, layout.image_offsets, strict=True):
+        yield state, slice(offset, offset + state.nbytes)
 
 
 def _convs(layout: BlockLayout, num_spec: int) -> Iterator[_Conv]:
     start = 0
-    for state, offset in zip(layout.states, layout.image_offsets, strict=True):
+    for state, place in _places(layout):
         if state.kind is StateKind.CONV:
             rows = conv_rows(state, layout.conv_layout)
             inputs = slice(start, start + state.nbytes // rows)
             start = inputs.stop
-            place = slice(offset, offset + state.nbytes)
             yield _Conv(state, place, rows - num_spec, inputs, layout.conv_layout)
