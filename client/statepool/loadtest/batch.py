@@ -86,13 +86,15 @@ class Batch:
         Returns:
             Whether there was one.
         """
-        group = self._admitted or self.running
-        if not group:
-            return False
-        request = group.pop()
-        self._builder.finish(request.sequence_id)
-        if self._passes.pop(request.sequence_id, None) is not None:
+        if self._admitted:
+            request = self._admitted.pop()
+        elif self.running:
+            request = self.running.pop()
             self._recorder.count("preemptions")
+        else:
+            return False
+        self._builder.finish(request.sequence_id)
+        self._passes.pop(request.sequence_id, None)
         self.waiting.appendleft(request)
         return True
 

@@ -43,11 +43,13 @@ class Engine:
         self._recorder = recorder
         self._states = PrefixStates(pool.layout.block, pool.num_spec, options.seed)
         self._source = RequestSource(number, workload, options, pool.block_tokens, len(pool.tp_ranks))
-        self._arrivals = self._new_arrivals()
+        self._arrivals: Arrivals | None = None
 
     async def run(self, until_ns: int) -> None:
         """Serves requests until a time of ``time.perf_counter_ns``; an error costs the session, so nothing leaks."""
-        self._arrivals = self._new_arrivals()
+        if self._options.rate:
+            rate = self._options.rate / self._workload.engines
+            self._arrivals = Arrivals(rate, f"{self._options.seed}.{self._number}")
         while time.perf_counter_ns() < until_ns:
             try:
                 with self._recorder.timed("open"):
@@ -99,11 +101,6 @@ class Engine:
         for phase in (outcome.post_copies, outcome.pre_copies):
             nbytes = copied_bytes(phase.plan(), self._pool.layout.block)
             self._recorder.copied(nbytes * len(self._pool.tp_ranks))
-
-    def _new_arrivals(self) -> Arrivals | None:
-        """Begins the open loop, if there is one."""
-        rate = self._options.rate / self._workload.engines
-        return Arrivals(rate, f"{self._options.seed}.{self._number}") if rate else None
 
     def _take_arrivals(self, batch: Batch) -> None:
         now_ns = time.perf_counter_ns()

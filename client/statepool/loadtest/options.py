@@ -30,6 +30,7 @@ class BlocksWorkload:
     batch: int
     """Blocks per operation."""
     name: str = "blocks"
+    """Tells the workloads apart in JSON."""
 
     @property
     def callers(self) -> int:
@@ -55,6 +56,7 @@ class AlignWorkload:
     output_tokens: int
     """Tokens that a request generates, on average."""
     name: str = "align"
+    """Tells the workloads apart in JSON."""
 
     @property
     def callers(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
+from rich import box
 from rich.table import Table
 
 from statepool.loadtest.options import LoadOptions
@@ -82,6 +83,7 @@ class Report:
         table = Table(
             title=f"{self.options.workload}, {loop}, {self.options.duration:g} s",
             title_justify="left",
+            box=box.SIMPLE_HEAD,
         )
         table.add_column("operation", no_wrap=True)
         for name in ("count", "per s", *(f"p{percentile:g} ms" for percentile in PERCENTILES), "max ms"):
@@ -161,4 +163,4 @@ def _latencies(histogram: HdrHistogram, seconds: float) -> dict[str, float]:
 
 
 def _milliseconds(microseconds: float) -> str:
-    return f"{microseconds / 1000:.2f}"
+    return f"{microseconds / 1000:.2f}" if microseconds < 100_000 else f"{microseconds / 1000:.0f}"
