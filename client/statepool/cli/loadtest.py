@@ -133,8 +133,8 @@ def judge(report: Report, objectives: list[Objective]) -> int:
         faults.append(f"{report.errors.total()} operations failed")
     if not report.operations:
         faults.append("nothing was measured")
-    elif isinstance(report.options.workload, AlignWorkload) and not report.counts["computed_tokens"]:
-        faults.append("no engine could run a sequence; the pool may be too small")
+    elif isinstance(report.options.workload, AlignWorkload) and not report.counts["generated_tokens"]:
+        faults.append("no engine has generated a token; the pool may be too small")
     for fault in faults:
         Console(stderr=True).print(f"statepool: {fault}", highlight=False)
     return 1 if faults else 0

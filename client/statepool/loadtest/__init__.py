@@ -1,7 +1,7 @@
 """The load test: real traffic against a real server, whose bytes are verified; see ``statepool loadtest --help``.
 
-`run_load` starts client processes (`worker`), whose callers run at a pace (`pace`) and record latencies, counts and errors
-(`record`); `report` adds it all up. There are two workloads (`options`):
+`run_load` starts client processes (`worker`), whose callers run at a pace (`pace`) and record latencies, counts and
+errors (`record`); `report` adds it all up. There are two workloads (`options`):
 
 * blocks: lanes (`lane`) run cycles of calls, and compare bytes with patterns (`images`);
 * align: simulated engines (`engine`) serve requests (`requests`) in a continuous batch (`batch`), and their workers
