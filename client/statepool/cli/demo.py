@@ -15,7 +15,7 @@ from rich.console import Console
 from statepool.cli.failure import CommandError
 from statepool.cli.loadtest import judge, measure, show
 from statepool.cli.options import ByteSize, Seconds
-from statepool.loadtest.options import LoadOptions
+from statepool.loadtest.options import AlignWorkload, LoadOptions
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -26,9 +26,11 @@ def demo(
     model_config: str = "falcon_h1",
     tp_size: int = 8,
     tp_ranks: str = "0,1",
+    num_spec: int = 2,
+    block_tokens: int = 64,
     memory: ByteSize = 256 * 2**20,
     duration: Seconds = 10.0,
-    concurrency: int = 8,
+    engines: int = 2,
 ) -> int:
     """Start a server on the CPU with a pool for a real model, load-test it over a Unix socket, and stop it.
 
@@ -36,33 +38,34 @@ def demo(
         model_config: A model's config.json, its folder, or the name of a bundled one.
         tp_size: Tensor-parallel ranks of the model.
         tp_ranks: Ranks that this server holds.
+        num_spec: Speculative tokens of a sequence.
+        block_tokens: Tokens per block.
         memory: Bytes of each rank's arena.
         duration: How long to measure.
-        concurrency: Lanes of the load test.
+        engines: Simulated engines of the load test.
     """
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="statepool-demo-") as folder:
         sizes = ["--model-config", model_config, "--tp-size", str(tp_size), "--tp-ranks", tp_ranks]
-        with _server(Path(folder), [*sizes, "--memory", str(memory)]) as target:
+        sizes += ["--num-spec", str(num_spec), "--block-tokens", str(block_tokens), "--memory", str(memory)]
+        with _server(Path(folder), sizes) as target:
             console.print(
                 f"server: {model_config}, ranks {tp_ranks} of {tp_size}, {target}", highlight=False, soft_wrap=True
             )
-            report = measure(_options(target, duration, concurrency))
+            report = measure(_options(target, duration, engines))
         console.print("server: stopped cleanly", highlight=False)
     show(report)
     return judge(report, [])
 
 
-def _options(target: str, duration: float, concurrency: int) -> LoadOptions:
+def _options(target: str, duration: float, engines: int) -> LoadOptions:
     return LoadOptions(
         target=target,
         duration=duration,
         warmup=1.0,
-        concurrency=concurrency,
+        workload=AlignWorkload(engines=engines, sequences=8, shared_blocks=4, prompt_tokens=64, output_tokens=64),
         rate=0.0,
         processes=1,
-        mix="mixed",
-        batch=8,
         verify=0.25,
         seed=0,
     )

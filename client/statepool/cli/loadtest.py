@@ -12,26 +12,34 @@ from rich.status import Status
 from statepool.channel import DEFAULT_TARGET
 from statepool.cli.failure import CommandError
 from statepool.cli.options import Seconds
-from statepool.loadtest.options import LoadOptions
+from statepool.loadtest.options import AlignWorkload, BlocksWorkload, LoadOptions, Workload
 from statepool.loadtest.report import Objective, Report
 from statepool.loadtest.run import LoadFailedError, Progress, run_load
 from statepool.units import format_bytes
 
 Count = Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))]
+ALIGN = Parameter(group="Align workload")
+BLOCKS = Parameter(group="Blocks workload")
 
 
 def loadtest(
     *,
     target: str = DEFAULT_TARGET,
+    workload: Literal["align", "blocks"] = "align",
     duration: Seconds = 10.0,
     warmup: Seconds = 1.0,
-    concurrency: Count = 8,
     rate: Annotated[float, Parameter(validator=Number(gte=0))] = 0.0,
     processes: Count = 1,
-    mix: Literal["mixed", "state", "prefix", "churn"] = "mixed",
-    batch: Count = 8,
     verify: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.1,
     seed: int = 0,
+    engines: Annotated[Count, ALIGN] = 2,
+    sequences: Annotated[Count, ALIGN] = 8,
+    shared_blocks: Annotated[Count, ALIGN] = 4,
+    prompt_tokens: Annotated[Count, ALIGN] = 64,
+    output_tokens: Annotated[Count, ALIGN] = 64,
+    concurrency: Annotated[Count, BLOCKS] = 8,
+    mix: Annotated[Literal["mixed", "state", "prefix", "churn"], BLOCKS] = "mixed",
+    batch: Annotated[Count, BLOCKS] = 8,
     slo: Annotated[list[str] | None, Parameter(negative=())] = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -41,29 +49,45 @@ def loadtest(
 
     Args:
         target: Where the server listens.
+        workload: What to send. align: steps of simulated engines with continuous batching, speculation, preemption and
+            aborts. blocks: calls of the block service.
         duration: How long to measure, such as 10s.
         warmup: How long to run before that.
-        concurrency: Lanes over all processes, each with one operation under way.
-        rate: Operations per second over all lanes, sent on time whatever the answers take (open loop), with latencies
-            counted from when an operation was due. 0: each lane sends when it has its answer (closed loop).
+        rate: Requests (blocks: operations) per second over all engines (lanes), which come whatever the answers take
+            (open loop); latencies count from then. 0: the next one comes when one has ended (closed loop).
         processes: Client processes; one is busy with about 5,000 operations per second.
-        mix: What to send. state: allocate, copy specs, copy, commit, look up, free. prefix: look up and commit chains
-            of prefixes that lanes share. churn: allocate and free. mixed: all of it.
-        batch: Blocks per operation.
-        verify: Share of state cycles whose bytes are written, read back and compared.
+        verify: Share of the requests (blocks: state cycles) whose bytes are written, read back and compared.
         seed: Seed of everything random.
-        slo: An objective such as p99=5ms or copy.p99=5ms; may be given several times.
+        engines: Simulated engines over all processes, each with a session, a stream and a worker of its own.
+        sequences: Sequences that an engine runs at a time.
+        shared_blocks: Blocks of tokens in the system prompts that requests share.
+        prompt_tokens: Tokens of a request's own that follow, on average.
+        output_tokens: Tokens that a request generates, on average.
+        concurrency: Lanes over all processes, each with one operation under way.
+        mix: Which calls. state: allocate, copy specs, copy, commit, look up, free. prefix: look up and commit chains of
+            prefixes that lanes share. churn: allocate and free. mixed: all of it.
+        batch: Blocks per operation.
+        slo: An objective such as p99=5ms or step_quiet.p99=5ms; may be given several times.
         as_json: Print the report as JSON.
     """
+    sent: Workload
+    if workload == "align":
+        sent = AlignWorkload(
+            engines=max(engines, processes),
+            sequences=sequences,
+            shared_blocks=shared_blocks,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+        )
+    else:
+        sent = BlocksWorkload(concurrency=max(concurrency, processes), mix=mix, batch=batch)
     options = LoadOptions(
         target=target,
         duration=duration,
         warmup=warmup,
-        concurrency=max(concurrency, processes),
+        workload=sent,
         rate=rate,
         processes=processes,
-        mix=mix,
-        batch=batch,
         verify=verify,
         seed=seed,
     )
@@ -109,6 +133,8 @@ def judge(report: Report, objectives: list[Objective]) -> int:
         faults.append(f"{report.errors.total()} operations failed")
     if not report.operations:
         faults.append("nothing was measured")
+    elif isinstance(report.options.workload, AlignWorkload) and not report.counts["generated_tokens"]:
+        faults.append("no engine has generated a token; the pool may be too small")
     for fault in faults:
         Console(stderr=True).print(f"statepool: {fault}", highlight=False)
     return 1 if faults else 0

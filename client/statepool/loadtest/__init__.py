@@ -1,5 +1,9 @@
 """The load test: real traffic against a real server, whose bytes are verified; see ``statepool loadtest --help``.
 
-`run_load` starts client processes (`worker`), each with lanes (`lane`) that run cycles of operations at a pace
-(`pace`), record latencies and errors (`record`) and check bytes against an oracle (`images`); `report` adds it all up.
+`run_load` starts client processes (`worker`), whose callers run at a pace (`pace`) and record latencies, counts and
+errors (`record`); `report` adds it all up. There are two workloads (`options`):
+
+* blocks: lanes (`lane`) run cycles of calls, and compare bytes with patterns (`images`);
+* align: simulated engines (`engine`) serve requests (`requests`) in a continuous batch (`batch`), and their workers
+  (`forward`) compare every state that they read with what a model would have left there (`states`).
 """

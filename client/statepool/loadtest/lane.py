@@ -13,7 +13,7 @@ from statepool.copies import max_token_bias
 from statepool.descriptions import Pool
 from statepool.errors import StatepoolError
 from statepool.loadtest.images import Image, Oracle
-from statepool.loadtest.options import MIXES, LoadOptions
+from statepool.loadtest.options import MIXES, BlocksWorkload, LoadOptions
 from statepool.loadtest.pace import Pace
 from statepool.loadtest.record import Recorder
 from statepool.refs import BlockRefs
@@ -34,7 +34,15 @@ class _CycleFailedError(Exception):
 class Lane:
     """One of the concurrent callers of a load test."""
 
-    def __init__(self, number: int, options: LoadOptions, client: AsyncClient, pool: Pool, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        number: int,
+        workload: BlocksWorkload,
+        options: LoadOptions,
+        client: AsyncClient,
+        pool: Pool,
+        recorder: Recorder,
+    ) -> None:
         self._options = options
         self._client = client
         self._pool = pool
@@ -44,7 +52,8 @@ class Lane:
         self._serial = 0
         self._oracle = Oracle(pool.layout.block, options.seed) if options.verify else None
         self._max_bias = max_token_bias(pool.layout.block)
-        self._pace = Pace(number, options.concurrency, options.rate)
+        self._workload = workload
+        self._pace = Pace(number, workload.concurrency, options.rate)
         self._cycles: dict[str, Callable[[AsyncSession], Awaitable[None]]] = {
             "state": self._state_cycle,
             "prefix": self._prefix_cycle,
@@ -53,7 +62,7 @@ class Lane:
 
     async def run(self, until_ns: int) -> None:
         """Runs cycles until a time of ``time.perf_counter_ns``; a failed cycle costs the session, so nothing leaks."""
-        self._pace = Pace(self._number, self._options.concurrency, self._options.rate)
+        self._pace = Pace(self._number, self._workload.concurrency, self._options.rate)
         while time.perf_counter_ns() < until_ns:
             try:
                 async with await self._client.create_session(SESSION_TTL) as session:
@@ -65,7 +74,7 @@ class Lane:
                 await self._pace.turn()
 
     async def _cycles_of(self, session: AsyncSession, until_ns: int) -> None:
-        mix = MIXES[self._options.mix]
+        mix = MIXES[self._workload.mix]
         while time.perf_counter_ns() < until_ns:
             (name,) = self._random.choices(list(mix), list(mix.values()))
             await self._cycles[name](session)
@@ -73,20 +82,18 @@ class Lane:
     async def _timed(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         due_ns = await self._pace.turn()
         try:
-            result = await call()
+            with self._recorder.timed(operation, due_ns):
+                return await call()
         except StatepoolError as error:
-            self._recorder.error(operation, error)
             raise _CycleFailedError from error
-        self._recorder.latency(operation, time.perf_counter_ns() - due_ns)
-        return result
 
     async def _churn_cycle(self, session: AsyncSession) -> None:
-        blocks = await self._allocate(session, self._options.batch, zero=False)
+        blocks = await self._allocate(session, self._workload.batch, zero=False)
         await self._timed("free", lambda: session.free_blocks(blocks))
 
     async def _prefix_cycle(self, session: AsyncSession) -> None:
         first = self._random.randrange(HOT_PREFIXES)
-        chain = [b"hot.%d.%d" % (first, depth) for depth in range(self._options.batch)]
+        chain = [b"hot.%d.%d" % (first, depth) for depth in range(self._workload.batch)]
         hit = await self._timed("lookup", lambda: session.lookup_prefix(chain, namespace=self._options.namespace))
         held = BlockRefs.empty() if hit is None else hit.block
         depth = 0 if hit is None else hit.hash_index + 1
@@ -97,7 +104,7 @@ class Lane:
         await self._timed("free", lambda: session.free_blocks(held))
 
     async def _state_cycle(self, session: AsyncSession) -> None:
-        half = max(1, self._options.batch // 2)
+        half = max(1, self._workload.batch // 2)
         blocks = await self._allocate(session, 2 * half, zero=True)
         src, dst = blocks[:half], blocks[half:]
         verify = self._oracle is not None and self._random.random() < self._options.verify

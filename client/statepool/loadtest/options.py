@@ -1,7 +1,9 @@
 """What a load test is asked to do; travels to its client processes as JSON."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 MIXES: dict[str, dict[str, int]] = {
     "mixed": {"state": 6, "prefix": 2, "churn": 2},
@@ -9,12 +11,63 @@ MIXES: dict[str, dict[str, int]] = {
     "prefix": {"prefix": 1},
     "churn": {"churn": 1},
 }
-"""Weights of the cycles of each workload mix.
+"""Weights of the cycles of each mix of the blocks workload.
 
 * state: allocate, compute copy specs, copy with and without a bias, commit, look up, free;
 * prefix: look up chains of which some are committed, commit what was missed, free;
 * churn: allocate and free.
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksWorkload:
+    """Calls of the block service, by lanes."""
+
+    concurrency: int
+    """Lanes over all processes; a lane has one operation under way."""
+    mix: str
+    """A name of `MIXES`."""
+    batch: int
+    """Blocks per operation."""
+    name: str = "blocks"
+    """Tells the workloads apart in JSON."""
+
+    @property
+    def callers(self) -> int:
+        """Lanes over all processes."""
+        return self.concurrency
+
+    def __str__(self) -> str:
+        return f"{self.mix} mix, {self.concurrency} lanes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignWorkload:
+    """Sequences in align mode, by simulated engines."""
+
+    engines: int
+    """Engines over all processes, each with a session, a stream and a worker of its own."""
+    sequences: int
+    """Sequences that an engine runs at a time."""
+    shared_blocks: int
+    """Blocks of tokens in the system prompts that requests share."""
+    prompt_tokens: int
+    """Tokens of a request's own that follow, on average."""
+    output_tokens: int
+    """Tokens that a request generates, on average."""
+    name: str = "align"
+    """Tells the workloads apart in JSON."""
+
+    @property
+    def callers(self) -> int:
+        """Engines over all processes."""
+        return self.engines
+
+    def __str__(self) -> str:
+        return f"align mode, {self.engines} engines of {self.sequences} sequences"
+
+
+Workload: TypeAlias = BlocksWorkload | AlignWorkload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,19 +80,21 @@ class LoadOptions:
     """Seconds that are measured."""
     warmup: float
     """Seconds before that, not measured."""
-    concurrency: int
-    """Lanes over all processes; a lane has one operation under way."""
+    workload: Workload
+    """What to send."""
     rate: float
-    """Operations per second over all lanes (open loop); 0: as many as come (closed loop)."""
+    """Operations or requests per second over all callers (open loop); 0: as many as come (closed loop)."""
     processes: int
     """Client processes."""
-    mix: str
-    """A name of `MIXES`."""
-    batch: int
-    """Blocks per operation."""
     verify: float
-    """Share of state cycles whose bytes are written, read back and compared, 0 to 1."""
+    """Share of state cycles or requests whose bytes are written, read back and compared, 0 to 1."""
     seed: int
     """Seed of everything random but `namespace`."""
     namespace: str = field(default_factory=lambda: f"loadtest.{secrets.token_hex(8)}")
     """Namespace of the run's prefix hashes, so that a run does not find what another has left in the pool."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "LoadOptions":
+        """Reads what `dataclasses.asdict` and `json` have written."""
+        kind = {"blocks": BlocksWorkload, "align": AlignWorkload}[values["workload"]["name"]]
+        return cls(**{**values, "workload": kind(**values["workload"])})

@@ -1,7 +1,9 @@
-"""When the next operation of a lane is due."""
+"""When the next operation of a lane is due, and when requests arrive at an engine."""
 
 import asyncio
+import random
 import time
+from collections.abc import Iterator
 
 
 class Pace:
@@ -36,3 +38,31 @@ class Pace:
         if ahead_ns > 0:
             await asyncio.sleep(ahead_ns / 1e9)
         return due_ns
+
+
+class Arrivals:
+    """Requests that arrive at random times (a Poisson process), however busy the engine is.
+
+    Attributes:
+        next_ns: When the next one arrives, by ``time.perf_counter_ns``.
+    """
+
+    def __init__(self, rate: float, seed: str) -> None:
+        """Begins now.
+
+        Args:
+            rate: Requests per second, on average.
+            seed: Seed of the times.
+        """
+        self._random = random.Random(seed)  # noqa: S311 - traffic, not secrets
+        self._rate = rate
+        self.next_ns = time.perf_counter_ns() + self._gap_ns()
+
+    def until(self, now_ns: int) -> Iterator[int]:
+        """Yields the times of the requests that have arrived since it was asked last."""
+        while self.next_ns <= now_ns:
+            yield self.next_ns
+            self.next_ns += self._gap_ns()
+
+    def _gap_ns(self) -> int:
+        return round(self._random.expovariate(self._rate) * 1e9)

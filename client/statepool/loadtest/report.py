@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
+from rich import box
 from rich.table import Table
 
 from statepool.loadtest.options import LoadOptions
-from statepool.loadtest.record import new_histogram
+from statepool.loadtest.record import TTFT, new_histogram
 from statepool.units import format_bytes, parse_seconds
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
@@ -29,6 +30,8 @@ class Report:
     """Latencies in nanoseconds, by operation."""
     errors: Counter[str] = field(default_factory=Counter)
     """Failed operations, by operation and error class."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """What happened to requests and tokens, in the align workload."""
     copied_bytes: int = 0
     """Bytes that copies wrote, on all ranks."""
     verified: int = 0
@@ -41,6 +44,7 @@ class Report:
         for name, encoded in result["histograms"].items():
             self.histograms.setdefault(name, new_histogram()).add(HdrHistogram.decode(encoded))
         self.errors.update(result["errors"])
+        self.counts.update(result["counts"])
         self.copied_bytes += result["copied_bytes"]
         self.verified += result["verified"]
         self.mismatches += result["mismatches"]
@@ -48,13 +52,14 @@ class Report:
     @property
     def operations(self) -> int:
         """Operations that succeeded."""
-        return sum(histogram.get_total_count() for histogram in self.histograms.values())
+        return int(self.overall().get_total_count())
 
     def overall(self) -> HdrHistogram:
         """Merges the latencies of all operations."""
         merged = new_histogram()
-        for histogram in self.histograms.values():
-            merged.add(histogram)
+        for name, histogram in self.histograms.items():
+            if name != TTFT:
+                merged.add(histogram)
         return merged
 
     def to_json(self) -> dict[str, Any]:
@@ -64,6 +69,7 @@ class Report:
             "options": asdict(self.options),
             "operations": rows,
             "operations_per_second": self.operations / self.options.duration,
+            "counts": dict(self.counts),
             "copied_bytes": self.copied_bytes,
             "copied_bytes_per_second": self.copied_bytes / self.options.duration,
             "verified": self.verified,
@@ -75,10 +81,11 @@ class Report:
         """Writes the latencies as a table."""
         loop = f"open loop, {self.options.rate:g}/s" if self.options.rate else "closed loop"
         table = Table(
-            title=f"{self.options.mix} mix, {self.options.concurrency} lanes, {loop}, {self.options.duration:g} s",
+            title=f"{self.options.workload}, {loop}, {self.options.duration:g} s",
             title_justify="left",
+            box=box.SIMPLE_HEAD,
         )
-        table.add_column("operation")
+        table.add_column("operation", no_wrap=True)
         for name in ("count", "per s", *(f"p{percentile:g} ms" for percentile in PERCENTILES), "max ms"):
             table.add_column(name, justify="right")
         for name, histogram in self._rows():
@@ -90,13 +97,25 @@ class Report:
     def summary(self) -> list[str]:
         """Writes everything else, a line each."""
         rate = self.copied_bytes / self.options.duration
-        lines = [
+        lines = self._requests() if self.counts else []
+        lines += [
             f"copied    {format_bytes(self.copied_bytes)} ({rate / 1e9:.2f} GB/s)",
             f"verified  {self.verified} comparisons, {len(self.mismatches)} mismatches",
             f"errors    {self.errors.total()}",
         ]
         lines += [f"          {count} x {what}" for what, count in sorted(self.errors.items())]
         return lines + [f"MISMATCH  {what}" for what in self.mismatches]
+
+    def _requests(self) -> list[str]:
+        counts, seconds = self.counts, self.options.duration
+        computed, generated, copies = counts["computed_tokens"], counts["generated_tokens"], counts["copies"]
+        prompts, hits, preempted = counts["prompt_tokens"], counts["hit_tokens"], counts["preemptions"]
+        return [
+            f"requests  {counts['finished']} finished, {counts['aborted']} aborted, {preempted} preemptions",
+            f"prompts   {prompts} tokens, {hits} of them found ({hits / max(1, prompts):.0%})",
+            f"passes    {computed} tokens computed ({computed / seconds:.0f}/s), {generated} generated",
+            f"copies    {copies} ({copies / seconds:.0f}/s)",
+        ]
 
     def _rows(self) -> Sequence[tuple[str, HdrHistogram]]:
         return [*sorted(self.histograms.items()), ("all", self.overall())]
@@ -144,4 +163,4 @@ def _latencies(histogram: HdrHistogram, seconds: float) -> dict[str, float]:
 
 
 def _milliseconds(microseconds: float) -> str:
-    return f"{microseconds / 1000:.2f}"
+    return f"{microseconds / 1000:.2f}" if microseconds < 100_000 else f"{microseconds / 1000:.0f}"

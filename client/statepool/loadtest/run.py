@@ -77,7 +77,7 @@ async def _process(options: LoadOptions, number: int) -> AsyncIterator[Process]:
     command = (sys.executable, "-m", "statepool.loadtest.worker")
     process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_LINE_BYTES)
     try:
-        await _send(process, json.dumps({"first_lane": number, "options": asdict(options)}))
+        await _send(process, json.dumps({"first_caller": number, "options": asdict(options)}))
         yield process
     finally:
         if process.returncode is None:

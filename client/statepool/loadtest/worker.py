@@ -7,8 +7,10 @@ import time
 from typing import Any
 
 from statepool.aio.client import AsyncClient
+from statepool.descriptions import Pool
+from statepool.loadtest.engine import Engine
 from statepool.loadtest.lane import Lane
-from statepool.loadtest.options import LoadOptions
+from statepool.loadtest.options import BlocksWorkload, LoadOptions
 from statepool.loadtest.record import Recorder
 
 PROGRESS_SECONDS = 0.25
@@ -35,11 +37,17 @@ async def _end_warmup(recorder: Recorder, seconds: float) -> None:
     recorder.start()
 
 
-async def _work(options: LoadOptions, lanes: range) -> None:
+def _caller(number: int, options: LoadOptions, client: AsyncClient, pool: Pool, recorder: Recorder) -> Lane | Engine:
+    if isinstance(options.workload, BlocksWorkload):
+        return Lane(number, options.workload, options, client, pool, recorder)
+    return Engine(number, options.workload, options, client, pool, recorder)
+
+
+async def _work(options: LoadOptions, numbers: range) -> None:
     recorder = Recorder()
     async with AsyncClient(options.target) as client:
         pool = await client.get_pool()
-        running = [Lane(number, options, client, pool, recorder) for number in lanes]
+        callers = [_caller(number, options, client, pool, recorder) for number in numbers]
         _say(kind="ready")
         await asyncio.to_thread(sys.stdin.readline)  # all processes begin together
         until_ns = time.perf_counter_ns() + round((options.warmup + options.duration) * 1e9)
@@ -47,17 +55,17 @@ async def _work(options: LoadOptions, lanes: range) -> None:
             asyncio.create_task(_progress(recorder)),
             asyncio.create_task(_end_warmup(recorder, options.warmup)),
         ]
-        await asyncio.gather(*(lane.run(until_ns) for lane in running))
+        await asyncio.gather(*(caller.run(until_ns) for caller in callers))
         for task in background:
             task.cancel()
     _say(kind="result", **recorder.to_json())
 
 
 def main() -> None:
-    """Runs the lanes that the first line of standard input names."""
+    """Runs the callers that the first line of standard input names."""
     order = json.loads(sys.stdin.readline())
-    lanes = range(order["first_lane"], order["options"]["concurrency"], order["options"]["processes"])
-    asyncio.run(_work(LoadOptions(**order["options"]), lanes))
+    options = LoadOptions.from_json(order["options"])
+    asyncio.run(_work(options, range(order["first_caller"], options.workload.callers, options.processes)))
 
 
 if __name__ == "__main__":
