@@ -37,7 +37,8 @@ class ModelSession:
 class ModelPool:
     """The rules of the pool, one `if` at a time."""
 
-    def __init__(self, block_count: int, max_sessions: int) -> None:
+    def __init__(self, block_count: int, max_sessions: int, block_tokens: int = BLOCK_TOKENS) -> None:
+        self.block_tokens = block_tokens
         self.blocks = {block: ModelBlock() for block in range(1, block_count)}
         self.free = list(range(1, block_count))  # the next to be handed out first
         self.evictable: list[int] = []  # least recently used first
@@ -128,6 +129,10 @@ class ModelPool:
         for block_id in ids:
             if self.blocks[block_id].references.get(session_id, 0) < ids.count(block_id):
                 raise errors.BlockNotOwnedError("")
+        for block_id in ids:
+            spare = self.blocks[block_id].references[session_id] - self.in_sequences(session_id, block_id)
+            if spare < ids.count(block_id):
+                raise errors.BlockInSequenceError("")
         blank: list[int] = []
         for block_id in dict.fromkeys(ids):
             references = self.blocks[block_id].references
@@ -156,7 +161,7 @@ class ModelPool:
     ) -> tuple[list[int], list[int]]:
         self.owned(session_id, epoch)
         ids = self.check(refs)
-        if len(set(ids)) != len(ids) or any(b <= 0 or b % BLOCK_TOKENS for b in boundaries):
+        if len(set(ids)) != len(ids) or any(b <= 0 or b % self.block_tokens for b in boundaries):
             raise errors.BadFieldError("")
         if boundaries != written:
             raise errors.BoundaryNotWrittenError("")
@@ -168,6 +173,8 @@ class ModelPool:
             block = self.blocks[block_id]
             if block.committed and block.name != (namespace, value):
                 raise errors.BlockNotWritableError("")
+        if any(self.in_sequences(session_id, i) and not self.blocks[i].committed for i in ids):
+            raise errors.BlockInSequenceError("")
         holders = []
         for block_id, value in zip(ids, hashes, strict=True):
             holder = self.find(namespace, value)
@@ -177,6 +184,10 @@ class ModelPool:
                 self.blocks[block_id].committed = True
             holders.append(holder)
         return holders, [row for row, (own, holder) in enumerate(zip(ids, holders, strict=True)) if own != holder]
+
+    def in_sequences(self, session_id: int, block_id: int) -> int:
+        """Counts the references that a session holds only through its sequences: here it has none."""
+        return 0
 
     def find(self, namespace: str, value: bytes) -> int | None:
         return next((i for i, block in self.blocks.items() if block.name == (namespace, value)), None)
