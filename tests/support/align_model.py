@@ -201,6 +201,7 @@ class _Step:
         steps = self.steps
         for step, block, name in steps.unpublished:
             if self._settled(step):
+                ask(not self.before.blocks[block].writing, errors.BlockBusyError)
                 self.outcome.published += self.model._publish(block, name)
         due = [block for step, block in steps.held_back if self._settled(step)]
         steps.unpublished = [item for item in steps.unpublished if not self._settled(item[0])]
@@ -270,6 +271,7 @@ class _Step:
             sequence = sequences[row]
             block = sequence.table[boundary // self.model.block_tokens - 1]
             name = (sequence.namespace, value)
+            ask(not self.before.blocks[block].writing, errors.BlockBusyError)
             step = self.request.step if row in copied else sequence.touched
             if row in copied and not self.request.by_worker:
                 self.to_publish.append((block, name))
@@ -393,6 +395,9 @@ class _Step:
         left_out = self.request.admissions.sequence_ids.tolist()[self.admissions :]
         rows = [row for row, sequence_id in enumerate(named) if ids is None or sequence_id not in left_out]
         chosen = [named[row] for row in rows]
+        known = self.before.steps.get(self.session_id, ModelSteps()).sequences.keys() | self.steps.sequences.keys()
+        ask(known >= set(chosen), errors.SequenceNotFoundError)
+        ask(len(set(chosen)) == len(chosen), errors.BadFieldError)
         sequences = self._sequences(chosen)
         if ids:
             self.steps.running = chosen

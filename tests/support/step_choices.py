@@ -103,7 +103,7 @@ class StepDraft:
         boundary = (written + accepted - 1) // block_tokens * block_tokens
         if boundary < written or self.choices.rarely(5):
             return Commit(sequence_id, accepted)
-        name = self.tokens[self.session_id, sequence_id].name(boundary, block_tokens)
+        name = self._tokens(sequence_id).name(boundary, block_tokens)
         return Commit(sequence_id, accepted, boundary, name)
 
     def _admissions(self, steps: ModelSteps, finishes: list[int]) -> list[Admit]:
@@ -113,7 +113,7 @@ class StepDraft:
 
     def _admit(self, sequence_id: int) -> Admit:
         choices, block_tokens = self.choices, self.model.block_tokens
-        tokens = Tokens(choices.below(3), 1 + choices.below(5 * block_tokens + 2))
+        tokens = Tokens(choices.below(3), 1 + choices.below(block_tokens * choices.pick([1, 2, 6])))
         self.admitted[sequence_id] = tokens
         ready = self._importable()
         if ready and choices.rarely(2):
@@ -121,6 +121,9 @@ class StepDraft:
             return Admit(sequence_id, tokens.prompt, imported=(seen, choices.pick(ready)))
         bound = choices.below(3 * block_tokens) if choices.rarely(4) else NO_BOUND
         return Admit(sequence_id, tokens.prompt, tokens.hashes(block_tokens), bound, choices.pick(["m", "m", "m", "n"]))
+
+    def _tokens(self, sequence_id: int) -> Tokens:
+        return self.tokens.get((self.session_id, sequence_id), Tokens(0, 1))
 
     def _importable(self) -> list[tuple[int, int]]:
         blocks, session_id = self.model.blocks, self.session_id
@@ -134,9 +137,9 @@ class StepDraft:
 
     def _run(self, steps: ModelSteps, sequence_id: int) -> Run:
         known = None if sequence_id in self.admitted else steps.sequences.get(sequence_id)
-        tokens = self.admitted.get(sequence_id) or self.tokens[self.session_id, sequence_id]
+        tokens = self.admitted.get(sequence_id) or self._tokens(sequence_id)
         computed = known.num_computed if known is not None else 0
-        if computed < tokens.prompt or self.choices.rarely(6):
+        if computed < tokens.prompt or self.choices.rarely(7):
             return Run(
                 sequence_id,
                 self.choices.pick([self.model.block_tokens, 1 + self.choices.below(self.model.block_tokens * 3)]),
@@ -177,11 +180,12 @@ def _accepted(request: StepRequest, choices: Choices) -> StepRequest:
 
 
 def _hashes(request: StepRequest, choices: Choices) -> StepRequest:
-    commits, block_tokens = request.commits, choices.pick([4, 1, 16, 0])
-    rows = ints([*commits.hash_rows.tolist()[:-1], choices.pick([0, 3, 90])])
-    boundaries = ints([*commits.boundary_tokens.tolist()[:-1], block_tokens])
-    hashes = [*commits.prefix_hashes[:-1], b"bad"]
-    return replace(request, commits=replace(commits, hash_rows=rows, boundary_tokens=boundaries, prefix_hashes=hashes))
+    """Names a boundary of one row: perhaps the wrong one, perhaps of no row."""
+    row, boundary = choices.pick([0, 3, 90]), choices.pick([4, 1, 16, 0])
+    return replace(
+        request,
+        commits=replace(request.commits, hash_rows=ints([row]), boundary_tokens=ints([boundary]), prefix_hashes=[b"x"]),
+    )
 
 
 def _finishes(request: StepRequest, choices: Choices) -> StepRequest:

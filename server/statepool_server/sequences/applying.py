@@ -153,7 +153,7 @@ class StepChanges:
         read, written = sources(moves), moves.dst_blocks
         if growth is not None:
             read = np.concatenate((read, growth.src_blocks[growth.moved], growth.temporal_blocks[growth.moved]))
-            written = np.union1d(written, growth.known_targets())
+            written = np.union1d(written, growth.known_targets()[1])
         return self._changes.pin(read, written)
 
     def _work(
@@ -193,7 +193,10 @@ class StepChanges:
 
 def _digest(plan: StepPlan, tables: TableChanges, pre_copies: Moves, usage: Usage) -> int:
     """Digests what a step decided and left, together with all that came before it in the session."""
-    decided = (plan.num_computed, plan.num_accepted, plan.written, plan.running_ids, tables.blocks.generations)
+    # Only what the step touched: slots that are not in use hold what refused steps have left there.
+    slots = np.concatenate((plan.committed_slots, plan.admitted_slots, plan.scheduled_slots))
+    counters = (plan.num_computed[slots], plan.num_accepted[slots])
+    decided = (*counters, plan.written, plan.running_ids, tables.blocks.generations)
     moved = (plan.post_copies.dst_blocks, pre_copies.src_blocks, pre_copies.dst_blocks, plan.admitted_blocks)
     counts = np.array([plan.request.step, plan.settled_step, *dataclasses.astuple(usage)], np.int64)
     columns = (counts, tables.blocks.block_ids, *decided, *moved)

@@ -84,7 +84,8 @@ def _hit_costs(plan: StepPlan, context: StepContext, dropped: Ints, references: 
     taken = set[int]()
     for row, block in enumerate(plan.admitted_blocks.tolist()):
         left = int(context.blocks.references[block]) - given_back.get(block, 0)
-        if block and not plan.is_import[row] and left == 0 and block not in taken:
+        evictable = left == 0 and context.blocks.busy[block] == 0
+        if block and not plan.is_import[row] and evictable and block not in taken:
             costs[row] = 1
             taken.add(block)
     return costs

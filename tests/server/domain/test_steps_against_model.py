@@ -26,7 +26,7 @@ T = TypeVar("T")
 Pairs = list[tuple[int, int]]
 
 MAX_SESSIONS = 3
-MAX_SEQUENCES = 9
+MAX_SEQUENCES = 11
 who = st.integers(0, 19)
 rows = st.lists(st.integers(0, 29), min_size=1, max_size=3, unique=True)
 choices = st.binary(min_size=64, max_size=64)
@@ -35,7 +35,7 @@ choices = st.binary(min_size=64, max_size=64)
 class StepMachine(RuleBasedStateMachine):
     """Drives the pool, a twin and the model through random histories of engines and of those that share their pool."""
 
-    @initialize(sizes=st.sampled_from([(4, 0), (4, 2), (4, 3), (1, 0), (2, 1), (16, 1)]), blocks=st.integers(8, 26))
+    @initialize(sizes=st.sampled_from([(4, 0), (4, 2), (4, 3), (1, 0), (2, 1), (16, 1)]), blocks=st.integers(8, 48))
     def begin(self, sizes: tuple[int, int], blocks: int) -> None:
         """Opens two sessions: one lets the server copy, the other the worker."""
         block_tokens, spec = sizes
