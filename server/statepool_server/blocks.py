@@ -163,21 +163,23 @@ class BlockTable:
         if row >= 0:
             raise BadFieldError(f"{field}[{row}]: block {block_ids[row]} is named twice", field=field, row=row)
 
-    def check_idle(self, block_ids: Ids, field: str, *, readers_too: bool) -> None:
+    def check_idle(self, block_ids: Ids, field: str, *, readers_too: bool, rows: Ids | None = None) -> None:
         """Refuses blocks that are in use.
 
         Args:
             block_ids: The blocks.
             field: Request field that names them.
             readers_too: Whether readers stand in the way as well as a writer.
+            rows: Row of the request that each block belongs to; None: they are the rows.
 
         Raises:
             BlockBusyError: One is.
         """
-        row = first_true(self.busy[block_ids] != ZERO if readers_too else self.busy[block_ids] == _WRITER)
-        if row >= 0:
+        at = first_true(self.busy[block_ids] != ZERO if readers_too else self.busy[block_ids] == _WRITER)
+        if at >= 0:
+            row = at if rows is None else int(rows[at])
             raise BlockBusyError(
-                f"{field}[{row}]: a copy, read or write of block {block_ids[row]} is running", field=field, row=row
+                f"{field}[{row}]: a copy, read or write of block {block_ids[at]} is running", field=field, row=row
             )
 
     def check_room(self, count: int) -> None:

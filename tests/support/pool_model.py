@@ -37,7 +37,8 @@ class ModelSession:
 class ModelPool:
     """The rules of the pool, one `if` at a time."""
 
-    def __init__(self, block_count: int, max_sessions: int) -> None:
+    def __init__(self, block_count: int, max_sessions: int, block_tokens: int = BLOCK_TOKENS) -> None:
+        self.block_tokens = block_tokens
         self.blocks = {block: ModelBlock() for block in range(1, block_count)}
         self.free = list(range(1, block_count))  # the next to be handed out first
         self.evictable: list[int] = []  # least recently used first
@@ -128,6 +129,10 @@ class ModelPool:
         for block_id in ids:
             if self.blocks[block_id].references.get(session_id, 0) < ids.count(block_id):
                 raise errors.BlockNotOwnedError("")
+        for block_id in ids:
+            spare = self.blocks[block_id].references[session_id] - self.in_sequences(session_id, block_id)
+            if spare < ids.count(block_id):
+                raise errors.BlockInSequenceError("")
         blank: list[int] = []
         for block_id in dict.fromkeys(ids):
             references = self.blocks[block_id].references
@@ -142,7 +147,7 @@ class ModelPool:
         for block_id in self.check(refs):
             self._check_readable(session_id, block_id)
         for block_id, _ in refs:
-            self._retain(session_id, block_id)
+            self.take_reference(session_id, block_id)
 
     def commit(
         self,
@@ -156,7 +161,7 @@ class ModelPool:
     ) -> tuple[list[int], list[int]]:
         self.owned(session_id, epoch)
         ids = self.check(refs)
-        if len(set(ids)) != len(ids) or any(b <= 0 or b % BLOCK_TOKENS for b in boundaries):
+        if len(set(ids)) != len(ids) or any(b <= 0 or b % self.block_tokens for b in boundaries):
             raise errors.BadFieldError("")
         if boundaries != written:
             raise errors.BoundaryNotWrittenError("")
@@ -168,6 +173,8 @@ class ModelPool:
             block = self.blocks[block_id]
             if block.committed and block.name != (namespace, value):
                 raise errors.BlockNotWritableError("")
+        if any(self.in_sequences(session_id, i) and not self.blocks[i].committed for i in ids):
+            raise errors.BlockInSequenceError("")
         holders = []
         for block_id, value in zip(ids, hashes, strict=True):
             holder = self.find(namespace, value)
@@ -178,6 +185,10 @@ class ModelPool:
             holders.append(holder)
         return holders, [row for row, (own, holder) in enumerate(zip(ids, holders, strict=True)) if own != holder]
 
+    def in_sequences(self, session_id: int, block_id: int) -> int:
+        """Counts the references that a session holds only through its sequences: here it has none."""
+        return 0
+
     def find(self, namespace: str, value: bytes) -> int | None:
         return next((i for i, block in self.blocks.items() if block.name == (namespace, value)), None)
 
@@ -186,7 +197,7 @@ class ModelPool:
         for row in reversed(range(len(hashes))):
             block_id = self.find(namespace, hashes[row])
             if block_id is not None:
-                self._retain(session_id, block_id)
+                self.take_reference(session_id, block_id)
                 return row, block_id, self.blocks[block_id].generation
         return None
 
@@ -210,11 +221,11 @@ class ModelPool:
 
     def pin_read(self, session_id: int, epoch: int, refs: list[tuple[int, int]]) -> tuple[set[int], set[int]]:
         self.owned(session_id, epoch)
-        return self._pin(self._sources(session_id, refs), [])
+        return self.mark(self._sources(session_id, refs), [])
 
     def pin_write(self, session_id: int, epoch: int, refs: list[tuple[int, int]]) -> tuple[set[int], set[int]]:
         self.owned(session_id, epoch)
-        return self._pin([], self._destinations(session_id, refs))
+        return self.mark([], self.destinations(session_id, refs))
 
     def pin_copy(
         self,
@@ -225,8 +236,8 @@ class ModelPool:
         temporal_src: list[tuple[int, int]],
     ) -> tuple[set[int], set[int]]:
         self.owned(session_id, epoch)
-        writers = self._destinations(session_id, dst)
-        return self._pin(self._sources(session_id, src) + self._sources(session_id, temporal_src), writers)
+        writers = self.destinations(session_id, dst)
+        return self.mark(self._sources(session_id, src) + self._sources(session_id, temporal_src), writers)
 
     def unpin(self, pin: tuple[set[int], set[int]]) -> None:
         readers, writers = pin
@@ -243,7 +254,7 @@ class ModelPool:
             raise errors.BlockBusyError("")
         return ids
 
-    def _destinations(self, session_id: int, refs: list[tuple[int, int]]) -> list[int]:
+    def destinations(self, session_id: int, refs: list[tuple[int, int]]) -> list[int]:
         ids = self.check(refs)
         if len(set(ids)) != len(ids):
             raise errors.BadFieldError("")
@@ -255,7 +266,7 @@ class ModelPool:
             raise errors.BlockBusyError("")
         return ids
 
-    def _pin(self, sources: list[int], writers: list[int]) -> tuple[set[int], set[int]]:
+    def mark(self, sources: list[int], writers: list[int]) -> tuple[set[int], set[int]]:
         readers = set(sources) - set(writers)
         for block_id in readers:
             self.blocks[block_id].readers += 1
@@ -288,7 +299,7 @@ class ModelPool:
         if not block.committed and session_id not in block.references:
             raise errors.BlockNotOwnedError("")
 
-    def _retain(self, session_id: int, block_id: int) -> None:
+    def take_reference(self, session_id: int, block_id: int) -> None:
         references = self.blocks[block_id].references
         references[session_id] = references.get(session_id, 0) + 1
         if block_id in self.evictable:

@@ -106,7 +106,7 @@ def _find_hits(plan: StepPlan, context: StepContext, columns: Ints, blocks: Ints
     admissions, block_tokens = plan.request.admissions, context.block_tokens
     if not len(admissions.prefix_hashes):
         return
-    fresh = _published_by(plan)
+    fresh = published_by(plan, context)
     starts, ends = admissions.hash_offsets[:-1], admissions.hash_offsets[1:]
     most = np.minimum(admissions.prompt_tokens - 1, admissions.max_hit_tokens) // block_tokens
     ends = np.minimum(ends, starts + most)
@@ -122,12 +122,13 @@ def _find_hits(plan: StepPlan, context: StepContext, columns: Ints, blocks: Ints
             columns[row], blocks[row] = found
 
 
-def _published_by(plan: StepPlan) -> dict[tuple[str, bytes], int]:
+def published_by(plan: StepPlan, context: StepContext) -> dict[tuple[str, bytes], int]:
     """Lists what the index will find in addition when the step has published what is settled."""
     fresh: dict[tuple[str, bytes], int] = {}
     for publication in (*plan.due_publications, plan.publication.take(settled_rows(plan))):
         for name, block in _names(publication):
-            fresh.setdefault(name, block)
+            if context.prefixes.deepest(name[0], [name[1]]) is None:
+                fresh.setdefault(name, block)
     return fresh
 
 

@@ -165,7 +165,7 @@ class StepChanges:
         read, written = sources(moves), moves.dst_blocks
         if growth is not None:
             read = np.concatenate((read, growth.src_blocks[growth.moved], growth.temporal_blocks[growth.moved]))
-            written = np.union1d(written, growth.known_targets())
+            written = np.union1d(written, growth.known_targets()[1])
         return self._changes.pin(read, written)
 
     def _work(
@@ -209,9 +209,11 @@ class StepChanges:
 
 def _digest(plan: StepPlan, tables: TableChanges, pre_copies: Moves, usage: Usage) -> int:
     """Digests what a step decided and left, together with all that came before it in the session."""
-    columns = [plan.num_computed, plan.written]
+    # Only what the step touched: slots that are not in use hold what refused steps have left there.
+    columns = [plan.num_computed[plan.committed_slots], plan.written]
     if plan.growth is not None or len(plan.admitted_blocks) or len(plan.post_copies):
-        columns += (tables.blocks.block_ids, tables.blocks.generations, plan.admitted_blocks, plan.num_accepted)
+        columns += (tables.blocks.block_ids, tables.blocks.generations, plan.admitted_blocks)
+        columns += (plan.num_computed[plan.admitted_slots], plan.num_accepted[plan.committed_slots])
         columns += (plan.post_copies.dst_blocks, pre_copies.src_blocks, pre_copies.dst_blocks)
     numbers = _numbers(plan.request.step, plan.settled_step, usage)
     return _digest_of(plan.table.digest, numbers + b"".join([column.tobytes() for column in columns]))

@@ -2,8 +2,14 @@
 
 import numpy as np
 
-from statepool.errors import BadFieldError, BoundaryNotWrittenError, ColumnLengthMismatchError, StepOutOfOrderError
-from statepool_server.blocks import ONE, first_true
+from statepool.errors import (
+    BadFieldError,
+    BlockBusyError,
+    BoundaryNotWrittenError,
+    ColumnLengthMismatchError,
+    StepOutOfOrderError,
+)
+from statepool_server.blocks import ONE, WRITER, first_true
 from statepool_server.sequences.context import StepContext
 from statepool_server.sequences.plan import StepPlan
 from statepool_server.sequences.requests import Commits
@@ -16,14 +22,29 @@ COPIED = 0
 """Step of a publication that waits for the server's own copy."""
 
 
-def plan_settlement(plan: StepPlan) -> None:
-    """Finds what can be published and released now."""
+def plan_settlement(plan: StepPlan, context: StepContext) -> None:
+    """Finds what can be published and released now.
+
+    Raises:
+        BlockBusyError: A block that is to be found is being written.
+    """
     unsettled = plan.table.unsettled
     if len(unsettled):
         plan.due_publications = unsettled.due_publications(plan.settled_step)
+        for publication in plan.due_publications:
+            _check_unwritten(context, publication)
         drops = unsettled.due_drops(plan.settled_step)
         if drops:
             plan.due_drops = np.concatenate(drops)
+
+
+def _check_unwritten(context: StepContext, publication: Publication) -> None:
+    at = first_true(context.blocks.busy[publication.blocks] == WRITER)
+    if at >= 0:
+        block = int(publication.blocks[at])
+        raise BlockBusyError(
+            f"block {block} is to be found from now on, but it is being written", field="settled_step", block=block
+        )
 
 
 def plan_commits(plan: StepPlan, context: StepContext) -> None:
@@ -34,7 +55,7 @@ def plan_commits(plan: StepPlan, context: StepContext) -> None:
         BadFieldError: A number of accepted tokens that cannot be.
         BoundaryNotWrittenError: A hash for a boundary at which no state stands.
         ColumnLengthMismatchError: Columns of different lengths.
-        BlockBusyError: A block that must be copied is in use.
+        BlockBusyError: A block that must be copied is in use, or one that is to be found is being written.
     """
     commits, table = plan.request.commits, plan.table
     if commits.sequence_ids is None:
@@ -52,6 +73,7 @@ def plan_commits(plan: StepPlan, context: StepContext) -> None:
     computed = written + (accepted - ONE)
     reached = computed % context.block_tokens < accepted  # the last boundary is at or after `written`
     plan.num_computed[slots], plan.num_accepted[slots], plan.drafts[slots] = computed, accepted, IDLE
+    plan.committed_slots = slots
     if first_true(reached) >= 0:
         rows = reached.nonzero()[0]
         boundaries = computed[rows] - computed[rows] % context.block_tokens
@@ -91,14 +113,15 @@ def _land(plan: StepPlan, context: StepContext, slots: Ints, rows: Ints, boundar
             plan.unsettled_step[slots[moves.rows]] = plan.request.step
         plan.post_copies = moves
     if len(plan.request.commits.hash_rows):
-        _publish(plan, slots, rows, boundaries, blocks, settled_by)
+        _publish(plan, context, slots, rows, boundaries, blocks, settled_by)
 
 
 def _check_copies(plan: StepPlan, context: StepContext, slots: Ints, moves: Moves) -> None:
     check_settled(plan, slots[moves.rows], moves.rows, "commits.sequence_ids")
-    context.blocks.check_idle(moves.dst_blocks, "commits.sequence_ids", readers_too=True)
-    context.blocks.check_idle(moves.src_blocks, "commits.sequence_ids", readers_too=False)
-    context.blocks.check_idle(moves.temporal_blocks, "commits.sequence_ids", readers_too=False)
+    field, blocks = "commits.sequence_ids", context.blocks
+    blocks.check_idle(moves.dst_blocks, field, readers_too=True, rows=moves.rows)
+    blocks.check_idle(moves.src_blocks, field, readers_too=False, rows=moves.rows)
+    blocks.check_idle(moves.temporal_blocks, field, readers_too=False, rows=moves.rows)
 
 
 def check_settled(plan: StepPlan, slots: Ints, rows: Ints, field: str) -> None:
@@ -120,7 +143,9 @@ def check_settled(plan: StepPlan, slots: Ints, rows: Ints, field: str) -> None:
         )
 
 
-def _publish(plan: StepPlan, slots: Ints, rows: Ints, boundaries: Ints, blocks: Ints, settled_by: Ints) -> None:
+def _publish(
+    plan: StepPlan, context: StepContext, slots: Ints, rows: Ints, boundaries: Ints, blocks: Ints, settled_by: Ints
+) -> None:
     commits = plan.request.commits
     places = np.searchsorted(rows, commits.hash_rows)
     found = places < len(rows)
@@ -129,6 +154,7 @@ def _publish(plan: StepPlan, slots: Ints, rows: Ints, boundaries: Ints, blocks: 
     missing = first_true(~found)
     if missing >= 0:
         _refuse_hash(commits, missing)
+    context.blocks.check_idle(blocks[places], "commits.hash_rows", readers_too=False, rows=commits.hash_rows)
     namespaces = [plan.table.namespaces[slot] for slot in slots[commits.hash_rows].tolist()]
     plan.publication = Publication(blocks[places], namespaces, commits.prefix_hashes)
     plan.publication_steps = settled_by[places]

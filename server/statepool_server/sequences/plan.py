@@ -66,6 +66,8 @@ class StepPlan:
     """Blocks that were dropped before and whose steps are settled now."""
 
     # Commits
+    committed_slots: Ints = field(default_factory=no_ints)
+    """Sequences whose passes are committed."""
     post_copies: Moves = field(default_factory=lambda: NO_MOVES)
     """Copies of the commits."""
     publication: Publication = NOTHING

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from statepool.errors import PoolExhaustedError
 from statepool_server.blocks import RETRY_AFTER_SECONDS
+from statepool_server.sequences.admissions import published_by
 from statepool_server.sequences.context import StepContext
 from statepool_server.sequences.outcomes import sources
 from statepool_server.sequences.plan import StepPlan
@@ -28,22 +29,23 @@ def admissions_that_fit(plan: StepPlan, context: StepContext) -> int:
     if int(plan.new_blocks.sum()) + len(plan.hit_blocks) <= free + evictable:
         return count  # the common case: there are enough without what the step itself gives back
     dropped, references = np.unique(_dropped_now(plan), return_counts=True)
-    released = int(np.count_nonzero(_is_released(plan, context, dropped, references)))
+    released = dropped[_is_released(plan, context, dropped, references)]
+    kept = int(np.count_nonzero(_is_findable(plan, context, released)))
+    free, evictable = free + len(released) - kept, evictable + kept
     by_admissions = _blocks_of_admissions(plan)
     costs = by_admissions + _hit_costs(plan, context, dropped, references)
     others = int(plan.new_blocks.sum() - by_admissions.sum())
     needed = others + np.cumsum(costs)  # by the first admission and all others, by the first two and all others, …
-    room = free + released + evictable
+    room = free + evictable
     fitting = int(np.count_nonzero(needed <= room))
     if others <= room and (fitting == count or plan.request.partial_admission):
         return fitting
     requested = others + int(costs.sum())
     raise PoolExhaustedError(
-        f"the step needs {requested} blocks; when its finishes are done, {free + released} are free and {evictable} "
-        "evictable",
+        f"the step needs {requested} blocks; when its finishes are done, {free} are free and {evictable} evictable",
         field="schedules",
         retry_after=RETRY_AFTER_SECONDS if requested <= blocks.capacity else None,
-        free=free + released,
+        free=free,
         evictable=evictable,
         requested=requested,
     )
@@ -64,6 +66,13 @@ def _is_released(plan: StepPlan, context: StepContext, dropped: Ints, references
     return idle
 
 
+def _is_findable(plan: StepPlan, context: StepContext, released: Ints) -> NDArray[np.bool_]:
+    """Tells which released blocks can be found, so that they become evictable and not blank."""
+    published = list(published_by(plan, context).values())
+    findable: NDArray[np.bool_] = context.blocks.listed[released] | np.isin(released, published)
+    return findable
+
+
 def _blocks_of_admissions(plan: StepPlan) -> Ints:
     """Counts the blocks that the schedule of each admission needs."""
     by_slot = dict(zip(plan.scheduled_slots[plan.changed].tolist(), plan.new_blocks.tolist(), strict=True))
@@ -77,7 +86,8 @@ def _hit_costs(plan: StepPlan, context: StepContext, dropped: Ints, references: 
     taken = set[int]()
     for row, block in enumerate(plan.admitted_blocks.tolist()):
         left = int(context.blocks.references[block]) - given_back.get(block, 0)
-        if block and not plan.is_import[row] and left == 0 and block not in taken:
+        evictable = left == 0 and context.blocks.busy[block] == 0
+        if block and not plan.is_import[row] and evictable and block not in taken:
             costs[row] = 1
             taken.add(block)
     return costs

@@ -100,11 +100,15 @@ class Growth:
     retired_blocks: Ints
     """The blocks, in the order of rows."""
 
-    def known_targets(self) -> Ints:
-        """Lists the blocks that states are copied to, as far as they need not be allocated."""
+    def known_targets(self) -> tuple[Ints, Ints]:
+        """Lists the blocks that states are copied to, as far as they need not be allocated.
+
+        Returns:
+            Row and block of each.
+        """
         blocks = self.tables.take(self.moved).block_at(self.targets[self.moved])
-        known: Ints = blocks[blocks != NEW]
-        return known
+        known = blocks != NEW
+        return self.moved[known], blocks[known]
 
 
 def grow(

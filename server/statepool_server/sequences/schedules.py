@@ -39,8 +39,11 @@ def plan_schedules(plan: StepPlan, context: StepContext, passed_over: frozenset[
     _check_counts(tokens, drafts, context.num_spec)
     table, computed = plan.table, plan.num_computed[slots]
     ends = computed + tokens
-    if first_true(ends > MAX_TOKENS) >= 0:
-        raise BadFieldError(f"schedules.num_tokens: more than {MAX_TOKENS} tokens", field="schedules.num_tokens")
+    row = first_true(ends > MAX_TOKENS)
+    if row >= 0:
+        raise BadFieldError(
+            f"schedules.num_tokens[{row}]: more than {MAX_TOKENS} tokens", field="schedules.num_tokens", row=row
+        )
     plan.scheduled_slots, plan.written, plan.num_drafts = slots, ends - drafts, drafts
     leaves = (ends > table.quiet_until[slots]) | (ends <= table.running_start[slots])
     if first_true(leaves) >= 0:
@@ -110,11 +113,12 @@ def _change(plan: StepPlan, context: StepContext, rows: Ints, computed: Ints, en
     plan.new_blocks = np.count_nonzero(growth.tables.tail == NEW, axis=1)
     if len(growth.moved):
         check_settled(plan, slots[growth.moved], rows[growth.moved], "schedules.sequence_ids")
-        _check_idle(context, growth)
+        _check_idle(context, growth, rows)
 
 
-def _check_idle(context: StepContext, growth: Growth) -> None:
-    moved, field = growth.moved, "schedules.sequence_ids"
-    context.blocks.check_idle(growth.known_targets(), field, readers_too=True)
-    context.blocks.check_idle(growth.src_blocks[moved], field, readers_too=False)
-    context.blocks.check_idle(growth.temporal_blocks[moved], field, readers_too=False)
+def _check_idle(context: StepContext, growth: Growth, rows: Ints) -> None:
+    moved, (known, targets) = growth.moved, growth.known_targets()
+    field, blocks = "schedules.sequence_ids", context.blocks
+    blocks.check_idle(targets, field, readers_too=True, rows=rows[known])
+    blocks.check_idle(growth.src_blocks[moved], field, readers_too=False, rows=rows[moved])
+    blocks.check_idle(growth.temporal_blocks[moved], field, readers_too=False, rows=rows[moved])

@@ -100,7 +100,7 @@ class Stepping:
             running_ids=table.running_ids,
             running_slots=table.running_slots,
         )
-        plan_settlement(plan)
+        plan_settlement(plan, self._context)
         plan_commits(plan, self._context)
         plan_finishes(plan)
         plan_admissions(plan, self._context, session, slots, self._sequences.count)
