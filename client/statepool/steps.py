@@ -181,6 +181,11 @@ class StepBuilder:
         else:
             del self._sequences[sequence_id]  # the server has not heard of it
 
+    @property
+    def scheduled(self) -> list[int]:
+        """Sequences of the passes of the step that is being built: what the rows of its outcome's tables count."""
+        return list(self._pending.passes)
+
     def num_computed(self, sequence_id: int) -> int:
         """Tells how many tokens a sequence's state has seen."""
         return self._sequences[sequence_id].num_computed

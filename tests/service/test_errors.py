@@ -9,7 +9,16 @@ import pytest
 
 from service.servers import CAPACITY, DEADLINE_SECONDS, Server, Servers
 from service.test_copies import DS_FLAGS
-from statepool import AsyncClient, BlockRefs, Client, StatepoolError
+from statepool import (
+    Admission,
+    AsyncClient,
+    BlockInSequenceError,
+    BlockRefs,
+    Client,
+    Schedules,
+    SequenceExistsError,
+    StatepoolError,
+)
 from statepool.errors import BY_REASON, Code
 
 NOT_THROUGH_A_CLIENT = {
@@ -20,6 +29,7 @@ NOT_THROUGH_A_CLIENT = {
     "BLOCK_BUSY": "needs an open stream; test_copies.py keeps one open",
     "OVERLOADED": "is retried by the client until its deadline; test_waiting.py asks once",
     "DRAINING": "needs a server that stops; test_lifecycle.py stops one",
+    "STATE_LOST": "needs a copy engine that fails; test_lost_states.py has one, in process",
     "FEATURE_UNAVAILABLE": "no RPC of this version needs an optional feature",
 }
 """Reasons that are reached elsewhere, or nowhere yet, and why."""
@@ -53,6 +63,10 @@ EXPECTED = {
     ),
     "QUOTA_EXCEEDED": Expected(Code.RESOURCE_EXHAUSTED, "", {"limit": "3"}),
     "DS_SPEC_NOT_CONTIGUOUS": Expected(Code.UNIMPLEMENTED, "num_accepted_tokens"),
+    "SEQUENCE_NOT_FOUND": Expected(Code.NOT_FOUND, "finishes", {"row": "0"}),
+    "SEQUENCE_EXISTS": Expected(Code.ALREADY_EXISTS, "admissions.sequence_ids", {"row": "0"}),
+    "STEP_OUT_OF_ORDER": Expected(Code.FAILED_PRECONDITION, "step", {"last_step": "0"}),
+    "BLOCK_IN_SEQUENCE": Expected(Code.FAILED_PRECONDITION, "blocks", names_block=True),
 }
 
 
@@ -74,6 +88,8 @@ def _calls(client: Any, session: Any, blocks: BlockRefs) -> dict[str, Callable[[
         ),
         "GENERATION_STALE": lambda: session.free_blocks(BlockRefs.of(blocks.block_ids, blocks.generations + 2)),
         "POOL_EXHAUSTED": lambda: session.allocate_blocks(CAPACITY),
+        "SEQUENCE_NOT_FOUND": lambda: session.step(1, finish=[7]),
+        "STEP_OUT_OF_ORDER": lambda: session.step(2),
     }
 
 
@@ -121,7 +137,8 @@ async def test_async_client_raises_what_the_server_raised(server: Server, client
 
 
 def _reasons_of_special_cases() -> set[str]:
-    return {"BLOCK_NOT_WRITABLE", "SESSION_FENCED", "QUOTA_EXCEEDED", "DS_SPEC_NOT_CONTIGUOUS"}
+    apart = {"BLOCK_NOT_WRITABLE", "SESSION_FENCED", "QUOTA_EXCEEDED", "DS_SPEC_NOT_CONTIGUOUS"}
+    return apart | {"SEQUENCE_EXISTS", "BLOCK_IN_SEQUENCE"}
 
 
 async def test_committed_block_is_not_writable_for_either_client(server: Server, client: Client) -> None:
@@ -139,6 +156,31 @@ async def test_committed_block_is_not_writable_for_either_client(server: Server,
         with pytest.raises(StatepoolError) as caught:
             await other.write_blocks(blocks, np.zeros((1, 8), np.uint8))
     _assert_carries(caught.value, "BLOCK_NOT_WRITABLE")
+
+
+async def test_blocks_of_a_sequence_are_refused_to_either_client(server: Server, client: Client) -> None:
+    """An id in use, and a block that stands in a block table, are told alike in a stream and in a call."""
+    with client.create_session(60.0) as session, session.scheduler() as scheduler:
+        scheduler.step(admit=[Admission(1, 4)])
+        tables = scheduler.step(schedule=Schedules([1], 4)).tables
+        for call in (lambda: scheduler.step(admit=[Admission(1, 4)]), lambda: session.free_blocks(tables.blocks(0))):
+            with pytest.raises(StatepoolError) as caught:
+                call()
+            _assert_carries(caught.value, caught.value.reason)
+
+    async with (
+        AsyncClient(server.target) as aio,
+        await aio.create_session(60.0) as other,
+        other.scheduler() as awaited,
+    ):
+        await awaited.step(admit=[Admission(1, 4)])
+        tables = (await awaited.step(schedule=Schedules([1], 4))).tables
+        with pytest.raises(SequenceExistsError) as exists:
+            await awaited.step(admit=[Admission(1, 4)])
+        with pytest.raises(BlockInSequenceError) as stands:
+            await other.free_blocks(tables.blocks(0))
+    _assert_carries(exists.value, "SEQUENCE_EXISTS")
+    _assert_carries(stands.value, "BLOCK_IN_SEQUENCE")
 
 
 async def test_fenced_owner_hears_it_from_either_client(server: Server, client: Client) -> None:
