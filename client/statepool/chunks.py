@@ -13,7 +13,8 @@ def align_chunk(num_computed: int, num_new: int, num_tokens: int, block_tokens: 
 
     Args:
         num_computed: Tokens that the state has seen, from 0.
-        num_new: Tokens that the budget allows, from 0.
+        num_new: Tokens that the budget allows, from 0; where one known token is left, it is taken for a decode, so that
+            more than one are drafts.
         num_tokens: Tokens of the sequence that are known.
         block_tokens: Tokens per block, ``Pool.block_tokens``.
 

@@ -190,6 +190,10 @@ class StepBuilder:
         """Tells how many tokens a sequence's state has seen."""
         return self._sequences[sequence_id].num_computed
 
+    def num_scheduled(self, sequence_id: int) -> int:
+        """Tells the tokens of a sequence's outstanding pass, 0 where there is none."""
+        return self._sequences[sequence_id].num_tokens
+
     def num_left(self, sequence_id: int) -> int:
         """Tells how many known tokens its state has not seen; 1: the sequence decodes."""
         sequence = self._sequences[sequence_id]

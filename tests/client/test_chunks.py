@@ -60,7 +60,8 @@ def test_a_prefill_passes_no_boundary_that_a_hit_could_use(prefill: tuple[int, i
     last, ends = num_tokens // block_tokens * block_tokens, [start]
 
     while ends[-1] < num_tokens:
-        ends.append(ends[-1] + align_chunk(ends[-1], budget, num_tokens, block_tokens))
+        new = min(budget, num_tokens - ends[-1])
+        ends.append(ends[-1] + align_chunk(ends[-1], new, num_tokens, block_tokens))
 
     assert last in ends or last < start
     assert all(after > before for before, after in pairwise(ends))
