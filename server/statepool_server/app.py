@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable
@@ -219,6 +220,8 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
     _add_standard_services(server, health)
     _bind(server, plan.addresses)
     await server.start()
+    gc.collect()
+    gc.freeze()  # torch's modules are a million objects that no later collection has to look at
     reaping = asyncio.create_task(supervised(reaper.run(), health))
     await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
     _log.info(
