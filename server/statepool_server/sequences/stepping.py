@@ -73,6 +73,8 @@ class Stepping:
 
     def _plan(self, session: Session, table: SequenceTable, request: StepRequest) -> StepPlan:
         _check_numbers(table, request)
+        if self._context.blocks.quarantined_count:  # until the former owner's passes have ended, nothing moves on
+            self._context.blocks.check_clear(table.held_blocks(), "session")
         plan = self._planned(session, table, request, frozenset())
         fitting = admissions_that_fit(plan, self._context)
         if fitting == len(request.admissions):
