@@ -98,6 +98,18 @@ class Memory:
         """Tells where a rank's arena begins in this process."""
         return self._arenas[rank_index].tensor.data_ptr()
 
+    def is_shareable(self, rank_index: int) -> bool:
+        """Tells whether other processes can map a rank's arena."""
+        return self._arenas[rank_index].is_shareable
+
+    def open_descriptor(self, rank_index: int, *, read_only: bool) -> int:
+        """Opens a descriptor of a rank's arena for another process; the caller closes it.
+
+        Raises:
+            OSError: There is no descriptor left, or the arena is not shareable.
+        """
+        return self._arenas[rank_index].open_descriptor(read_only=read_only)
+
     def close(self) -> None:
         """Gives all memory back."""
         for arena in self._arenas:
