@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias
 
 from statepool.copies import Column, CopyPlan
 from statepool.layout import ArenaLayout
-from statepool.torch import ENGINES, CopyEngine, read_image, write_image
+from statepool.torch.engine import ENGINES, CopyEngine
+from statepool.torch.images import read_image, write_image
 from statepool_server.arena import Arena, StateDir, open_arenas
 
 EngineName: TypeAlias = Literal["host", "reference", "triton"]
