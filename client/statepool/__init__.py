@@ -19,10 +19,20 @@ if TYPE_CHECKING:
     from statepool.aio.scheduler import AsyncScheduler
     from statepool.aio.session import AsyncSession
     from statepool.chunks import align_chunk
-    from statepool.descriptions import CalculatedShapes, Limits, Pool, PoolUsage, ServerInfo, SessionInfo
+    from statepool.descriptions import (
+        Attachment,
+        AttachOffer,
+        CalculatedShapes,
+        Limits,
+        Pool,
+        PoolUsage,
+        ServerInfo,
+        SessionInfo,
+    )
     from statepool.errors import (
         AbortedError,
         AlreadyExistsError,
+        AttachmentNotFoundError,
         BadFieldError,
         BatchTooLargeError,
         BlockBusyError,
@@ -48,6 +58,7 @@ if TYPE_CHECKING:
         OutOfRangeError,
         OverloadedError,
         OwnerKeyInUseError,
+        PeerUntrustedError,
         PoolExhaustedError,
         QuotaExceededError,
         RequestIdReusedError,
@@ -60,6 +71,7 @@ if TYPE_CHECKING:
         StateLostError,
         StatepoolError,
         StepOutOfOrderError,
+        UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
     )
@@ -91,6 +103,9 @@ __all__ = [
     "AsyncClient",
     "AsyncScheduler",
     "AsyncSession",
+    "AttachOffer",
+    "Attachment",
+    "AttachmentNotFoundError",
     "BadFieldError",
     "BatchTooLargeError",
     "BlockBusyError",
@@ -132,6 +147,7 @@ __all__ = [
     "OutOfRangeError",
     "OverloadedError",
     "OwnerKeyInUseError",
+    "PeerUntrustedError",
     "Pool",
     "PoolExhaustedError",
     "PoolUsage",
@@ -157,6 +173,7 @@ __all__ = [
     "StepOutOfOrderError",
     "StepOutcome",
     "TableChanges",
+    "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
     "align_chunk",
@@ -168,7 +185,10 @@ _HOMES = {
     "statepool.aio.scheduler": ("AsyncScheduler",),
     "statepool.aio.session": ("AsyncSession",),
     "statepool.chunks": ("align_chunk",),
-    "statepool.descriptions": ("CalculatedShapes", "Limits", "Pool", "PoolUsage", "ServerInfo", "SessionInfo"),
+    "statepool.descriptions": (
+        *("AttachOffer", "Attachment", "CalculatedShapes", "Limits"),
+        *("Pool", "PoolUsage", "ServerInfo", "SessionInfo"),
+    ),
     "statepool.hashing": ("PrefixHasher", "prefix_hashes"),
     "statepool.outcomes": ("AdmissionResults", "SequencePage", "StepCopies", "StepOutcome", "TableChanges"),
     "statepool.refs": ("BlockRefs",),

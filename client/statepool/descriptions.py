@@ -9,7 +9,7 @@ from statepool.layout import ArenaLayout, BlockLayout
 
 @dataclass(frozen=True, slots=True)
 class PoolUsage:
-    """Counts of a moment: held + evictable + free + releasing = capacity."""
+    """Counts of a moment: held + evictable + free + releasing = capacity; the others overlap with these."""
 
     free_blocks: int
     """Blocks that nobody holds and that have no content worth keeping."""
@@ -18,7 +18,7 @@ class PoolUsage:
     held_blocks: int
     """Blocks with at least one reference."""
     releasing_blocks: int
-    """Blocks without a reference whose last copy, read or write is still running."""
+    """Blocks without a reference whose last copy, read or write is still running, or that are in quarantine."""
     committed_blocks: int
     """Blocks in the prefix index, held or not."""
     busy_blocks: int
@@ -29,6 +29,8 @@ class PoolUsage:
     """`allocate_blocks` calls that wait for blocks."""
     sequences: int
     """Live sequences of all sessions."""
+    quarantined_blocks: int
+    """Blocks whose owner is lost while an attached process may still write them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Limits:
     """Live sequences of all sessions."""
     max_step_hashes: int
     """Prefix hashes of all admissions of one engine step."""
+    max_attachments: int
+    """Processes that are attached, or about to be."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -150,6 +154,41 @@ class ServerInfo:
             f"<ServerInfo statepool {self.version}, pid {self.pid}, up {self.uptime:.1f} s, "
             f"{sum(self.calls.values()):,} calls, incarnation {self.incarnation:#x}>"
         )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AttachOffer:
+    """Admits a process on the server's machine to the arena of one rank; `statepool.torch.attach` takes it up."""
+
+    incarnation: int
+    """The server process."""
+    token: bytes
+    """Good for one connection."""
+    token_ttl: float
+    """Seconds that it is good."""
+    socket_path: str
+    """Path of the Unix socket to connect to, in the server's own file system."""
+
+    def __repr__(self) -> str:
+        return f"<AttachOffer at {self.socket_path}, good for {self.token_ttl:g} s>"
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A process that maps the arena of one rank."""
+
+    attachment_id: int
+    """Counts from 1, never reused by a server process."""
+    rank_index: int
+    """Index into `Pool.tp_ranks`."""
+    read_only: bool
+    """Whether it only reads."""
+    pid: int
+    """Its process id, in the server's own pid namespace; 0: not visible from there."""
+    is_connected: bool
+    """Whether its connection stands; without one, it waits for the proof that the process is dead."""
+    unanswered_fences: int
+    """Fences that it has not answered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@
     StatepoolError
     ├── InvalidArgumentError      BadFieldError, ColumnLengthMismatchError, BatchTooLargeError, RequestIdReusedError
     ├── OutOfRangeError           BlockIndexOutOfRangeError
-    ├── NotFoundError             SessionNotFoundError, SessionExpiredError, SequenceNotFoundError
+    ├── NotFoundError             SessionNotFoundError, SessionExpiredError, SequenceNotFoundError,
+    │                             AttachmentNotFoundError
     ├── AlreadyExistsError        OwnerKeyInUseError, SequenceExistsError
     ├── FailedPreconditionError   IncarnationMismatchError, LayoutMismatchError, BlockNotOwnedError,
     │                             BlockNotWritableError, BlockInSequenceError, BlockBusyError,
@@ -15,6 +16,7 @@
     ├── UnavailableError          OverloadedError, DrainingError
     ├── UnimplementedError        DsSpecNotContiguousError, FeatureUnavailableError
     ├── DataLossError             ChecksumMismatchError, StateLostError
+    ├── UnauthenticatedError      PeerUntrustedError
     ├── DeadlineExceededError     (made by gRPC: the caller's deadline passed)
     └── CancelledError            (made by gRPC: the caller cancelled)
 
@@ -147,6 +149,12 @@ class SequenceNotFoundError(NotFoundError):
     reason = "SEQUENCE_NOT_FOUND"
 
 
+class AttachmentNotFoundError(NotFoundError):
+    """No attachment has this id: it has ended, or never was."""
+
+    reason = "ATTACHMENT_NOT_FOUND"
+
+
 class AlreadyExistsError(StatepoolError):
     """The thing to create exists."""
 
@@ -202,7 +210,7 @@ class BlockInSequenceError(FailedPreconditionError):
 
 
 class BlockBusyError(FailedPreconditionError):
-    """A copy, read or write of the block is still running and the call would disturb it."""
+    """The call would disturb a copy, read or write of the block that is running, or the block is in quarantine."""
 
     reason = "BLOCK_BUSY"
 
@@ -307,6 +315,18 @@ class StateLostError(DataLossError):
     """The memory work of a step failed: the states of its sequences are gone, and these must be finished."""
 
     reason = "STATE_LOST"
+
+
+class UnauthenticatedError(StatepoolError):
+    """The caller has not proven that it may do this."""
+
+    code = Code.UNAUTHENTICATED
+
+
+class PeerUntrustedError(UnauthenticatedError):
+    """A process that would attach belongs to another user, or its token was never given out, is used up or too old."""
+
+    reason = "PEER_UNTRUSTED"
 
 
 class DeadlineExceededError(StatepoolError):

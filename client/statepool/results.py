@@ -22,6 +22,8 @@ class BlockState(IntEnum):
     """Committed and held by nobody: reused when blocks run out."""
     RELEASING = 5
     """Held by nobody, but a copy, read or write of it is still running."""
+    QUARANTINED = 6
+    """Its owner is lost, and an attached process may still write it: neither free nor usable."""
 
 
 _STATE_NAMES = {state.value: state.name for state in BlockState}

@@ -90,6 +90,9 @@ CALCULATE_STATE_SHAPES = Rpc(
     _POOL, "CalculateStateShapes", pool_pb2.CalculateStateShapesRequest, pool_pb2.CalculateStateShapesResponse
 )
 LIST_BLOCKS = Rpc(_POOL, "ListBlocks", pool_pb2.ListBlocksRequest, pool_pb2.ListBlocksResponse)
+ATTACH_POOL = Rpc(_POOL, "AttachPool", pool_pb2.AttachPoolRequest, pool_pb2.AttachPoolResponse)
+DETACH_POOL = Rpc(_POOL, "DetachPool", pool_pb2.DetachPoolRequest, pool_pb2.DetachPoolResponse)
+LIST_ATTACHMENTS = Rpc(_POOL, "ListAttachments", pool_pb2.ListAttachmentsRequest, pool_pb2.ListAttachmentsResponse)
 CREATE_SESSION = Rpc(_SESSION, "CreateSession", session_pb2.CreateSessionRequest, session_pb2.CreateSessionResponse)
 KEEP_ALIVE = Rpc(_SESSION, "KeepAlive", session_pb2.KeepAliveRequest, session_pb2.KeepAliveResponse, is_retried=False)
 GET_SESSION = Rpc(_SESSION, "GetSession", session_pb2.GetSessionRequest, session_pb2.GetSessionResponse)
@@ -111,6 +114,9 @@ STEP = Rpc(_SEQUENCE, "Step", sequence_pb2.StepRequest, sequence_pb2.StepRespons
 SCHEDULE = Rpc(_SEQUENCE, "Schedule", sequence_pb2.ScheduleRequest, sequence_pb2.ScheduleResponse, is_retried=False)
 LIST_SEQUENCES = Rpc(_SEQUENCE, "ListSequences", sequence_pb2.ListSequencesRequest, sequence_pb2.ListSequencesResponse)
 GET_SERVER_INFO = Rpc(_ADMIN, "GetServerInfo", admin_pb2.GetServerInfoRequest, admin_pb2.GetServerInfoResponse)
+RELEASE_QUARANTINE = Rpc(
+    _ADMIN, "ReleaseQuarantine", admin_pb2.ReleaseQuarantineRequest, admin_pb2.ReleaseQuarantineResponse
+)
 
 RPCS: tuple[Rpc[Any, Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rpc))
 """Every remote procedure."""

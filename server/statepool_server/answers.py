@@ -20,7 +20,7 @@ class Usage:
     held: int
     """Blocks with a reference."""
     releasing: int
-    """Blocks without a reference that are still read or written."""
+    """Blocks without a reference that are still read or written, or in quarantine."""
     committed: int
     """Blocks in the prefix index."""
     busy: int
@@ -29,6 +29,8 @@ class Usage:
     """Live sessions."""
     sequences: int
     """Live sequences of all sessions."""
+    quarantined: int
+    """Blocks in quarantine, held or not."""
 
 
 @dataclass(frozen=True, slots=True)

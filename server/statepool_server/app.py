@@ -26,6 +26,8 @@ from statepool_server.limits import Limits
 from statepool_server.memory import Memory, engine_for
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.service.admin_service import AdminService
+from statepool_server.service.attach_listener import AttachListener
+from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.block_service import BlockService
 from statepool_server.service.calls import Calls
 from statepool_server.service.copying import CopyThreads
@@ -63,6 +65,14 @@ class Plan:
     """Where to listen."""
     state_dir: Path
     """Folder of host arenas."""
+
+    @property
+    def attach_socket(self) -> Path:
+        """Where processes attach: beside the first Unix socket, else in the folder of host arenas."""
+        for address in self.addresses:
+            if address.socket_path is not None:
+                return address.socket_path.absolute().with_name(f"{address.socket_path.name}.attach")
+        return self.state_dir.absolute() / "attach.sock"
 
     @classmethod
     def of(cls, config: ServerConfig) -> "Plan":
@@ -173,6 +183,7 @@ def limits_of(config: ServerConfig) -> Limits:
         max_ttl_ms=round(config.max_ttl * 1000),
         max_sequences=config.max_sequences,
         max_step_hashes=config.max_step_hashes,
+        max_attachments=config.max_attachments,
     )
 
 
@@ -199,6 +210,7 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
             max_sessions=limits.max_sessions,
             num_spec=plan.description.num_spec,
             max_sequences=limits.max_sequences,
+            max_attachments=limits.max_attachments,
         )
     )
     copies = CopyThreads(config.copy_threads, config.max_queued_copies)
@@ -207,11 +219,13 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
     steps, streams = Steps(core, calls.draining), ScheduleStreams(core, config.pressure)
     core.block_listeners.append(streams.blocks_changed)
     core.session_listeners += [steps.sessions_ended, streams.sessions_changed]
+    processes = AttachedProcesses(core, str(plan.attach_socket), config.attach_timeout)
+    core.session_listeners.append(lambda _ended: processes.fences_changed())
     server = _new_server(limits)
     servicers = {
-        "AdminService": AdminService(core, calls.counts),
+        "AdminService": AdminService(core, calls.counts, processes),
         "BlockService": BlockService(core, config.stall_timeout),
-        "PoolService": PoolService(core),
+        "PoolService": PoolService(core, processes),
         "SequenceService": SequenceService(core, steps, streams),
         "SessionService": SessionService(core, reaper.lease_changed, calls.draining),
     }
@@ -219,10 +233,14 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
         calls.register(server, _DESCRIPTORS[name], servicer)
     _add_standard_services(server, health)
     _bind(server, plan.addresses)
+    listener = _listen(plan.attach_socket, processes, config.attach_timeout)
     await server.start()
     gc.collect()
     gc.freeze()  # torch's modules are a million objects that no later collection has to look at
-    reaping = asyncio.create_task(supervised(reaper.run(), health))
+    background = [
+        asyncio.create_task(supervised(reaper.run(), health, "sessions no longer expire")),
+        asyncio.create_task(supervised(listener.run(), health, "nothing can be attached any more")),
+    ]
     await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
     _log.info(
         "serving",
@@ -242,7 +260,10 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
         core.waiting.close()
         await streams.drain(config.drain_timeout)
         await server.stop(config.drain_timeout)
-        reaping.cancel()
+        for task in background:
+            task.cancel()
+        await listener.close()
+        await processes.close()
         await copies.close()
         _log.info("stopped")
 
@@ -309,6 +330,13 @@ def _bind(server: grpc.aio.Server, addresses: tuple[Address, ...]) -> None:
             os.umask(former)
 
 
+def _listen(path: Path, processes: AttachedProcesses, timeout: float) -> AttachListener:
+    try:
+        return AttachListener(path, processes, timeout)
+    except OSError as error:  # a path of more than 107 bytes, for one
+        raise ValueError(f"attach socket {path}: cannot be bound: {error}") from error
+
+
 async def _set_health(
     health: health_aio.HealthServicer, status: "health_pb2.HealthCheckResponse.ServingStatus"
 ) -> None:
@@ -316,11 +344,17 @@ async def _set_health(
         await health.set(name, status)
 
 
-async def supervised(reaping: Awaitable[None], health: health_aio.HealthServicer) -> None:
-    """Runs the reaper; without it leases never end, so its death is told to everybody who asks for health."""
+async def supervised(work: Awaitable[None], health: health_aio.HealthServicer, loss: str) -> None:
+    """Runs what a server cannot do without: its death is told to everybody who asks for health.
+
+    Args:
+        work: Ends only when it is cancelled.
+        health: The health service.
+        loss: What the server no longer does when the work has died.
+    """
     try:
-        await reaping
+        await work
     except Exception:
-        _log.exception("the reaper died; sessions no longer expire")
+        _log.exception(f"background work died: {loss}")
         await _set_health(health, health_pb2.HealthCheckResponse.NOT_SERVING)
         raise

@@ -1,6 +1,7 @@
 """Arenas: the one allocation of a rank, in host memory or on a device, behind one interface."""
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -27,6 +28,17 @@ class Arena(Protocol):
     @property
     def tensor(self) -> torch.Tensor:
         """The whole arena, uint8, ``[arena bytes]``; zero-filled when new."""
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether another process can map it, by a descriptor."""
+
+    def open_descriptor(self, *, read_only: bool) -> int:
+        """Opens a descriptor that another process can map from offset 0 on; the caller closes it.
+
+        Raises:
+            OSError: There is no descriptor left, or the arena is not shareable.
+        """
 
     def close(self) -> None:
         """Gives the memory back."""
@@ -65,6 +77,19 @@ class HostArena:
         if self._tensor is None:
             raise ValueError("the arena is closed")
         return self._tensor
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether another process can map it: yes."""
+        return True
+
+    def open_descriptor(self, *, read_only: bool) -> int:
+        """Opens the file anew.
+
+        Raises:
+            OSError: There is no descriptor left.
+        """
+        return os.open(self.path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Removes the file; the mapping goes with the last tensor that uses it."""
@@ -108,6 +133,20 @@ class CudaArena:
         if self._tensor is None:
             raise ValueError("the arena is closed")
         return self._tensor
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether another process can map it: no."""
+        return False
+
+    def open_descriptor(self, *, read_only: bool) -> int:
+        """Refuses.
+
+        Raises:
+            OSError: Always.
+        """
+        del read_only
+        raise OSError(errno.ENOTSUP, "device memory has no descriptor")
 
     def close(self) -> None:
         """Drops the allocation."""

@@ -13,6 +13,9 @@ held                  odd         > 0         any    any     released
 evictable (recency)   odd         0           0      yes     retained, or evicted
 releasing             odd         0           not 0  any     blank or evictable at the last unpin
 ====================  ==========  ==========  =====  ======  ==========================
+
+A held or releasing block may be in quarantine beside: fences stand around it, and until the last is gone it is neither
+released nor used.
 """
 
 from enum import IntEnum
@@ -56,6 +59,7 @@ class BlockState(IntEnum):
     SHARED = 3
     EVICTABLE = 4
     RELEASING = 5
+    QUARANTINED = 6
 
 
 def first_true(mask: NDArray[np.bool_]) -> int:
@@ -76,9 +80,11 @@ class BlockTable:
         committed: ``[block_count]``; whether the block is immutable.
         listed: ``[block_count]``; whether the prefix index names the block.
         busy: ``[block_count]``; readers, or `WRITER`.
+        fences: ``[block_count]``; fences around the block: while there are any, it is in quarantine.
         evictable: The blocks that nobody holds or uses, but that can still be found, in the order of their last use.
         held_count: Blocks with a reference.
         busy_count: Blocks that are read or written.
+        quarantined_count: Blocks in quarantine.
     """
 
     def __init__(self, block_count: int) -> None:
@@ -88,8 +94,9 @@ class BlockTable:
         self.committed = np.zeros(block_count, np.bool_)
         self.listed = np.zeros(block_count, np.bool_)
         self.busy = np.zeros(block_count, np.int64)
+        self.fences = np.zeros(block_count, np.int64)
         self.evictable = RecencyLog(block_count)
-        self.held_count = self.busy_count = 0
+        self.held_count = self.busy_count = self.quarantined_count = 0
         self._free = np.arange(block_count - 1, 0, -1, dtype=np.int64)  # a stack: block 1 is on top
         self._free_count = block_count - 1
         self._mark = np.zeros(block_count, np.int64)
@@ -173,13 +180,31 @@ class BlockTable:
             rows: Row of the request that each block belongs to; None: they are the rows.
 
         Raises:
-            BlockBusyError: One is.
+            BlockBusyError: One is, or is in quarantine.
         """
+        self.check_clear(block_ids, field)
         at = first_true(self.busy[block_ids] != ZERO if readers_too else self.busy[block_ids] == _WRITER)
         if at >= 0:
             row = at if rows is None else int(rows[at])
             raise BlockBusyError(
                 f"{field}[{row}]: a copy, read or write of block {block_ids[at]} is running", field=field, row=row
+            )
+
+    def check_clear(self, block_ids: Ids, field: str) -> None:
+        """Refuses blocks in quarantine.
+
+        Raises:
+            BlockBusyError: One is; a retry helps as soon as the processes that may write it have answered.
+        """
+        if not self.quarantined_count:
+            return
+        row = first_true(self.fences[block_ids] != ZERO)
+        if row >= 0:
+            raise BlockBusyError(
+                f"{field}: block {block_ids[row]} is in quarantine, an attached process may still write it",
+                field=field,
+                retry_after=RETRY_AFTER_SECONDS,
+                block=int(block_ids[row]),
             )
 
     def check_room(self, count: int) -> None:
@@ -232,6 +257,8 @@ class BlockTable:
         unheld = block_ids[left == 0] if np.count_nonzero(left) else block_ids
         self.held_count -= len(unheld)
         in_use = self.busy[unheld] != ZERO
+        if self.quarantined_count:
+            in_use |= self.fences[unheld] != ZERO
         return self._settle(unheld[~in_use] if first_true(in_use) >= 0 else unheld)
 
     def commit(self, block_ids: Ids) -> None:
@@ -269,6 +296,24 @@ class BlockTable:
         self.busy_count -= len(readers) - int(np.count_nonzero(readers_left)) + len(writers)
         return self._settle(self.idle(np.concatenate((readers, writers))))
 
+    def quarantine(self, block_ids: Ids) -> None:
+        """Puts a fence around distinct blocks, which are held or in use, and not committed."""
+        before = self.fences[block_ids]
+        self.fences[block_ids] = before + 1
+        self.quarantined_count += len(block_ids) - int(np.count_nonzero(before))
+
+    def clear(self, block_ids: Ids) -> tuple[Ids, Ids]:
+        """Takes a fence away from around distinct blocks.
+
+        Returns:
+            The blocks that left quarantine by it, and those of them that became blank, in order.
+        """
+        left = self.fences[block_ids] - 1
+        self.fences[block_ids] = left
+        cleared = block_ids[left == 0]
+        self.quarantined_count -= len(cleared)
+        return cleared, self._settle(self.idle(cleared))
+
     # What is there
 
     def states(self, block_ids: Ids) -> NDArray[np.int64]:
@@ -276,11 +321,12 @@ class BlockTable:
         held = np.where(self.committed[block_ids], BlockState.SHARED, BlockState.OWNED)
         idle = np.where(self.busy[block_ids] != 0, BlockState.RELEASING, BlockState.EVICTABLE)
         allocated = np.where(self.references[block_ids] > 0, held, idle)
+        allocated = np.where(self.fences[block_ids] > 0, BlockState.QUARANTINED, allocated)
         return np.where(self.generations[block_ids] & 1 == 1, allocated, BlockState.FREE)
 
     def idle(self, block_ids: Ids) -> Ids:
-        """Selects the blocks that nobody holds or uses."""
-        in_use = self.references[block_ids] | self.busy[block_ids]
+        """Selects the blocks that nobody holds or uses, and that are not in quarantine."""
+        in_use = self.references[block_ids] | self.busy[block_ids] | self.fences[block_ids]
         ids: Ids = block_ids[in_use == ZERO]
         return ids
 

@@ -111,6 +111,22 @@ class Changes:
         """Takes marks back, and releases blocks that lost their last reference meanwhile."""
         self._tell_freed(self._blocks.unpin(pin.readers, pin.writers))
 
+    def quarantine(self, session: Session, ids: Ids) -> None:
+        """Puts a fence around blocks that a session loses."""
+        self._blocks.quarantine(ids)
+        self._tell(EventKind.QUARANTINED, session, ids)
+
+    def clear(self, ids: Ids) -> int:
+        """Takes a fence away, and releases blocks that have no other and that nobody holds or uses.
+
+        Returns:
+            Blocks that left quarantine.
+        """
+        cleared, blank = self._blocks.clear(ids)
+        self._tell(EventKind.CLEARED, None, cleared)
+        self._tell_freed(blank)
+        return len(cleared)
+
     def _unlist(self, ids: Ids, idle: Ids) -> None:
         self._prefixes.remove(ids)
         self._tell(EventKind.UNLISTED, None, ids)

@@ -56,6 +56,7 @@ class ServerConfig:
         max_sessions: Live sessions.
         max_sequences: Live sequences of all sessions.
         max_step_hashes: Prefix hashes of all admissions of one engine step.
+        max_attachments: Processes that are attached, or about to be.
         pressure: Share of the blocks below which free and evictable ones are told to be scarce.
         max_waiting_allocations: AllocateBlocks calls that may wait for blocks at a time.
         max_queued_copies: Copies, zeroings, reads and writes that may be queued or run at a time.
@@ -63,6 +64,7 @@ class ServerConfig:
         min_ttl: Shortest time to live of a session.
         max_ttl: Longest time to live of a session.
         stall_timeout: How long a WriteBlocks or ReadBlocks peer may stand still before its pins are taken back.
+        attach_timeout: How long a token for attaching is good, and how long a connection may take to present it.
         drain_timeout: How long a stopping server waits for running calls.
         log_level: Least level of what is logged; debug has one line per call.
         log_format: auto is console on a terminal, else json.
@@ -91,6 +93,7 @@ class ServerConfig:
     max_sessions: Count = 1024
     max_sequences: Count = 65536
     max_step_hashes: Count = 65536
+    max_attachments: Count = 64
     pressure: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.05
     max_waiting_allocations: Count = 256
     max_queued_copies: Count = 1024
@@ -98,6 +101,7 @@ class ServerConfig:
     min_ttl: Seconds = 0.1
     max_ttl: Seconds = 3600.0
     stall_timeout: Seconds = 30.0
+    attach_timeout: Seconds = 10.0
     drain_timeout: Seconds = 10.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"

@@ -26,6 +26,7 @@ def check_integrity(pool: PoolView) -> None:
     _check_holdings(pool)
     _check_prefixes(pool)
     _check_sequences(pool)
+    _check_quarantine(pool)
 
 
 def _check_places(pool: PoolView) -> None:
@@ -40,7 +41,8 @@ def _check_places(pool: PoolView) -> None:
     _true("the count of held blocks", blocks.held_count == np.count_nonzero(blocks.references))
     _true("the count of busy blocks", blocks.busy_count == np.count_nonzero(blocks.busy))
     blank = np.append(ids[states == BlockState.FREE], 0)
-    for name, column in (("reference", blocks.references), ("commit", blocks.committed), ("pin", blocks.busy)):
+    columns = {"reference": blocks.references, "commit": blocks.committed, "pin": blocks.busy, "fence": blocks.fences}
+    for name, column in columns.items():
         _true(f"no {name} of a blank block", not column[blank].any())
 
 
@@ -85,6 +87,16 @@ def _check_sequences(pool: PoolView) -> None:
         in_sequences += own
     _same("references of block tables", in_sequences, holdings.in_sequences)
     _true("the count of sequences", pool.sequences.count == sum(map(len, pool.sequences.tables.values())))
+
+
+def _check_quarantine(pool: PoolView) -> None:
+    blocks, fences = pool.blocks, list(pool.attachments.fences.values())
+    around = np.concatenate([np.empty(0, np.int64), *(fence.block_ids for fence in fences)])
+    _same("fences and blocks in quarantine", np.bincount(around, minlength=blocks.block_count), blocks.fences)
+    _true("the count of blocks in quarantine", blocks.quarantined_count == np.count_nonzero(blocks.fences))
+    _true("blocks in quarantine are not committed", not blocks.committed[blocks.fences > 0].any())
+    writers = set(pool.attachments.writers())
+    _true("fences wait for somebody who may write", all(fence.awaited and fence.awaited <= writers for fence in fences))
 
 
 def _check_tables(table: SequenceTable) -> None:

@@ -29,3 +29,5 @@ class Limits:
     """Live sequences of all sessions."""
     max_step_hashes: int
     """Prefix hashes of all admissions of one step."""
+    max_attachments: int
+    """Processes that are attached, or about to be."""

@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias
 
 from statepool.copies import Column, CopyPlan
 from statepool.layout import ArenaLayout
-from statepool.torch import ENGINES, CopyEngine, read_image, write_image
+from statepool.torch.engine import ENGINES, CopyEngine
+from statepool.torch.images import read_image, write_image
 from statepool_server.arena import Arena, StateDir, open_arenas
 
 EngineName: TypeAlias = Literal["host", "reference", "triton"]
@@ -97,6 +98,18 @@ class Memory:
     def base_address(self, rank_index: int) -> int:
         """Tells where a rank's arena begins in this process."""
         return self._arenas[rank_index].tensor.data_ptr()
+
+    def is_shareable(self, rank_index: int) -> bool:
+        """Tells whether other processes can map a rank's arena."""
+        return self._arenas[rank_index].is_shareable
+
+    def open_descriptor(self, rank_index: int, *, read_only: bool) -> int:
+        """Opens a descriptor of a rank's arena for another process; the caller closes it.
+
+        Raises:
+            OSError: There is no descriptor left, or the arena is not shareable.
+        """
+        return self._arenas[rank_index].open_descriptor(read_only=read_only)
 
     def close(self) -> None:
         """Gives all memory back."""

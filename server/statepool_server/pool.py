@@ -5,13 +5,14 @@ Every method checks everything before its first change, and none awaits, so a re
 lock is needed on one event loop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from statepool.refs import BlockRefs
 from statepool_server.answers import CommitResult, Eviction, Hit, Pin, SessionInfo
+from statepool_server.attachments import EVERY, Attachment, Fence
 from statepool_server.blocks import ONE
 from statepool_server.changes import Changes, Listener
 from statepool_server.events import NO_IDS
@@ -60,6 +61,8 @@ class Pool(PoolView):
         """
         session, taken_over = self.sessions.open(owner_key, ttl_ns, take_over, now_ns)
         self._changes.opened(session)
+        if taken_over:
+            self._fence(session, session.epoch - 1)
         return info_of(session), taken_over
 
     def keep_alive(self, session_id: int, epoch: int, now_ns: int) -> int:
@@ -247,6 +250,54 @@ class Pool(PoolView):
         session = self.sessions.find(work.session_id) if succeeded else None
         return self._stepping.finish_work(session, work)
 
+    # Attachments
+
+    def attach(self, rank_index: int, read_only: bool) -> Attachment:
+        """Notes that a process is about to map the arena of a rank.
+
+        Raises:
+            QuotaExceededError: As many as may are attached.
+        """
+        return self.attachments.open(rank_index, read_only)
+
+    def detach(self, attachment_id: int) -> int:
+        """Notes that a process can no longer read or write: it said so, or is dead.
+
+        Returns:
+            Blocks that left quarantine.
+
+        Raises:
+            AttachmentNotFoundError: There is no such attachment.
+        """
+        self.attachments.check(attachment_id)
+        return self._lift(self.attachments.close(attachment_id))
+
+    def quiesced(self, attachment_id: int, number: int) -> int:
+        """Notes that a process neither writes for a fenced session any more nor will.
+
+        Returns:
+            Blocks that left quarantine.
+
+        Raises:
+            AttachmentNotFoundError: There is no such attachment.
+            BadFieldError: There never was such a fence.
+        """
+        self.attachments.check(attachment_id)
+        return self._lift(self.attachments.answered(attachment_id, number))
+
+    def release_quarantine(self, attachment_id: int) -> int:
+        """Waits no longer for what an attachment (`EVERY`: all of them) has not answered yet.
+
+        Returns:
+            Blocks that left quarantine.
+
+        Raises:
+            AttachmentNotFoundError: There is no such attachment.
+        """
+        if attachment_id != EVERY:
+            self.attachments.check(attachment_id)
+        return self._lift(self.attachments.acquit(attachment_id))
+
     # Pins
 
     def pin_read(self, session_id: int, epoch: int, refs: BlockRefs) -> Pin:
@@ -296,5 +347,19 @@ class Pool(PoolView):
         self._changes.unpin(pin)
 
     def _close(self, session: Session, *, expired: bool) -> int:
+        self._fence(session, session.epoch)
         self._stepping.forget(session)
         return self._changes.close(session, expired=expired)
+
+    def _fence(self, session: Session, epoch: int) -> None:
+        """Puts what an owner could still have written through attached processes in quarantine."""
+        if not self.attachments.writers():
+            return
+        ids = self.holdings.blocks_of(session)
+        ids = ids[~self.blocks.committed[ids]]
+        if len(ids):
+            self.attachments.fence(session.session_id, epoch, ids)
+            self._changes.quarantine(session, ids)
+
+    def _lift(self, fences: Iterable[Fence]) -> int:
+        return sum(self._changes.clear(fence.block_ids) for fence in fences)

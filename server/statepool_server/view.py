@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from statepool_server.answers import BlockRows, SequenceRows, SessionInfo, Usage
+from statepool_server.attachments import AttachmentTable
 from statepool_server.blocks import BlockState, BlockTable
 from statepool_server.holdings import Holdings
 from statepool_server.prefix import PrefixIndex
@@ -30,6 +31,8 @@ class PoolConfig:
     """Speculative tokens of align mode; below block_tokens."""
     max_sequences: int = 65536
     """Live sequences of all sessions."""
+    max_attachments: int = 64
+    """Attached processes at a time."""
 
 
 class PoolView:
@@ -41,6 +44,7 @@ class PoolView:
         prefixes: The prefix index; to read, not to change.
         sessions: The sessions; to read, not to change.
         sequences: Their sequences; to read, not to change.
+        attachments: Attached processes and fences; to read, not to change.
     """
 
     def __init__(self, config: PoolConfig) -> None:
@@ -55,6 +59,7 @@ class PoolView:
         self.prefixes = PrefixIndex(config.block_count)
         self.sessions = SessionTable(config.max_sessions, config.remembered_sessions)
         self.sequences = SequenceTables()
+        self.attachments = AttachmentTable(config.max_attachments)
 
     @property
     def capacity(self) -> int:
@@ -99,6 +104,7 @@ class PoolView:
             busy=blocks.busy_count,
             sessions=len(self.sessions),
             sequences=self.sequences.count,
+            quarantined=blocks.quarantined_count,
         )
 
     def list_blocks(self, after_id: int, limit: int, states: Collection[BlockState], session_id: int = 0) -> BlockRows:
@@ -180,6 +186,7 @@ class PoolView:
             blocks.references,
             blocks.committed,
             blocks.busy,
+            blocks.fences,
             self.holdings.holder,
             self.holdings.held,
             self.holdings.in_sequences,
@@ -187,7 +194,7 @@ class PoolView:
             blocks.evictable.block_ids(),
         ):
             digest.update(column.tobytes())
-        digest.update(repr((self.sessions.facts(), self.sequences.facts())).encode())
+        digest.update(repr((self.sessions.facts(), self.sequences.facts(), self.attachments.facts())).encode())
         for name in self.prefixes.items():
             digest.update(repr(name).encode())
         return digest.digest()

@@ -24,7 +24,7 @@ async def test_death_of_the_reaper_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         await health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     with pytest.raises(RuntimeError, match="planted"):
-        await app.supervised(_DeadlyReaper().run(), health)
+        await app.supervised(_DeadlyReaper().run(), health, "sessions no longer expire")
 
     for name in names:
         answer = await health.Check(health_pb2.HealthCheckRequest(service=name), None)

@@ -27,7 +27,7 @@ IMAGE_BYTES = 1024
 """Two temporal states of 128 bytes and two conv states of 64, each at a 256-byte boundary."""
 CHUNK_BYTES = 300
 """Does not divide an image, so that every whole image takes four chunks, the last one short."""
-SIGNS_OF_TROUBLE = ("Traceback", "failed unexpectedly", "copy failed", "reaper died", "exception")
+SIGNS_OF_TROUBLE = ("Traceback", "failed unexpectedly", "copy failed", "background work died", "exception")
 
 
 def custom_model(conv_shape: tuple[int, int] = (CONV_ROWS, 8)) -> dict[str, object]:

@@ -30,7 +30,8 @@ NOT_THROUGH_A_CLIENT = {
     "OVERLOADED": "is retried by the client until its deadline; test_waiting.py asks once",
     "DRAINING": "needs a server that stops; test_lifecycle.py stops one",
     "STATE_LOST": "needs a copy engine that fails; test_lost_states.py has one, in process",
-    "FEATURE_UNAVAILABLE": "no RPC of this version needs an optional feature",
+    "FEATURE_UNAVAILABLE": "needs an arena that cannot be attached, in device memory",
+    "PEER_UNTRUSTED": "comes over the attach socket; test_handshakes.py sends bad tokens",
 }
 """Reasons that are reached elsewhere, or nowhere yet, and why."""
 
@@ -51,6 +52,7 @@ EXPECTED = {
     "BATCH_TOO_LARGE": Expected(Code.INVALID_ARGUMENT, "count", {"limit": "4096"}),
     "BLOCK_INDEX_OUT_OF_RANGE": Expected(Code.OUT_OF_RANGE, "blocks", {"row": "0"}),
     "SESSION_NOT_FOUND": Expected(Code.NOT_FOUND, "session"),
+    "ATTACHMENT_NOT_FOUND": Expected(Code.NOT_FOUND, "attachment_id"),
     "OWNER_KEY_IN_USE": Expected(Code.ALREADY_EXISTS, "owner_key"),
     "LAYOUT_MISMATCH": Expected(Code.FAILED_PRECONDITION, "header.layout_fingerprint"),
     "BLOCK_NOT_OWNED": Expected(Code.FAILED_PRECONDITION, "blocks", names_block=True),
@@ -80,6 +82,7 @@ def _calls(client: Any, session: Any, blocks: BlockRefs) -> dict[str, Callable[[
         "BATCH_TOO_LARGE": lambda: session.allocate_blocks(4097),
         "BLOCK_INDEX_OUT_OF_RANGE": lambda: session.free_blocks(past_the_end),
         "SESSION_NOT_FOUND": lambda: client.get_session(2**60),
+        "ATTACHMENT_NOT_FOUND": lambda: client.detach_pool(2**60),
         "OWNER_KEY_IN_USE": lambda: client.create_session(30.0, owner_key="errors"),
         "LAYOUT_MISMATCH": lambda: session.write_blocks(blocks, bytes(8), layout_fingerprint="another"),
         "BLOCK_NOT_OWNED": lambda: session.free_blocks(BlockRefs.concat([blocks, blocks])),

@@ -12,6 +12,7 @@ class Folded:
     generations: dict[int, int] = field(default_factory=dict)
     references: dict[int, dict[int, int]] = field(default_factory=dict)
     names: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    quarantined: set[int] = field(default_factory=set)
     sessions: dict[int, tuple[int, str]] = field(default_factory=dict)
     sequence: int = 0
 
@@ -42,6 +43,10 @@ class Folded:
             self.names[block] = (event.namespace, event.prefix_hashes[row])
         elif event.kind is EventKind.UNLISTED:
             del self.names[block]
+        elif event.kind is EventKind.QUARANTINED:
+            self.quarantined.add(block)
+        elif event.kind is EventKind.CLEARED:
+            self.quarantined.remove(block)
 
     def snapshot(self) -> dict[int, tuple[int, dict[int, int], tuple[str, bytes] | None]]:
         """Gives generation, references by session and name of every block that was ever allocated."""

@@ -18,6 +18,7 @@ class ModelBlock:
     name: tuple[str, bytes] | None = None
     readers: int = 0
     writing: bool = False
+    fences: set[int] = field(default_factory=set)
 
     @property
     def busy(self) -> bool:
@@ -37,7 +38,9 @@ class ModelSession:
 class ModelPool:
     """The rules of the pool, one `if` at a time."""
 
-    def __init__(self, block_count: int, max_sessions: int, block_tokens: int = BLOCK_TOKENS) -> None:
+    def __init__(
+        self, block_count: int, max_sessions: int, block_tokens: int = BLOCK_TOKENS, max_attachments: int = 64
+    ) -> None:
         self.block_tokens = block_tokens
         self.blocks = {block: ModelBlock() for block in range(1, block_count)}
         self.free = list(range(1, block_count))  # the next to be handed out first
@@ -46,6 +49,10 @@ class ModelPool:
         self.expired: set[int] = set()
         self.max_sessions = max_sessions
         self.last_id = 0
+        self.attachments: dict[int, bool] = {}  # id to whether it only reads
+        self.awaited: dict[int, set[int]] = {}  # fences that stand, and the attachments that have not answered
+        self.max_attachments = max_attachments
+        self.last_attachment = self.last_fence = 0
 
     # Sessions
 
@@ -55,6 +62,7 @@ class ModelPool:
                 if not take_over:
                     raise errors.OwnerKeyInUseError("")
                 session.epoch += 1
+                self._fence(session_id)
                 session.ttl, session.expires = ttl, now + ttl
                 return session_id, session.epoch, True
         if len(self.sessions) == self.max_sessions:
@@ -87,6 +95,7 @@ class ModelPool:
         return [session_id for _, session_id in due]
 
     def _close(self, session_id: int) -> int:
+        self._fence(session_id)
         del self.sessions[session_id]
         dropped = 0
         blank: list[int] = []
@@ -167,7 +176,7 @@ class ModelPool:
             raise errors.BoundaryNotWrittenError("")
         if any(session_id not in self.blocks[block_id].references for block_id in ids):
             raise errors.BlockNotOwnedError("")
-        if any(self.blocks[block_id].writing for block_id in ids):
+        if any(self.blocks[block_id].writing or self.blocks[block_id].fences for block_id in ids):
             raise errors.BlockBusyError("")
         for block_id, value in zip(ids, hashes, strict=True):
             block = self.blocks[block_id]
@@ -217,6 +226,64 @@ class ModelPool:
         self._stack(blank)
         return len(chosen), len(blank)
 
+    # Attachments
+
+    def attach(self, read_only: bool) -> int:
+        if len(self.attachments) == self.max_attachments:
+            raise errors.QuotaExceededError("")
+        self.last_attachment += 1
+        self.attachments[self.last_attachment] = read_only
+        return self.last_attachment
+
+    def detach(self, attachment_id: int) -> int:
+        self._check_attached(attachment_id)
+        del self.attachments[attachment_id]
+        return self._answer(list(self.awaited), {attachment_id})
+
+    def quiesced(self, attachment_id: int, number: int) -> int:
+        self._check_attached(attachment_id)
+        if not 0 < number <= self.last_fence:
+            raise errors.BadFieldError("")
+        return self._answer([number], {attachment_id})
+
+    def release_quarantine(self, attachment_id: int) -> int:
+        if attachment_id == 0:
+            return self._answer(list(self.awaited), set(self.attachments))
+        self._check_attached(attachment_id)
+        return self._answer(list(self.awaited), {attachment_id})
+
+    def _check_attached(self, attachment_id: int) -> None:
+        if attachment_id not in self.attachments:
+            raise errors.AttachmentNotFoundError("")
+
+    def _fence(self, session_id: int) -> None:
+        writers = {attached for attached, read_only in self.attachments.items() if not read_only}
+        lost = [b for b in self.blocks.values() if session_id in b.references and not b.committed]
+        if writers and lost:
+            self.last_fence += 1
+            self.awaited[self.last_fence] = writers
+            for block in lost:
+                block.fences.add(self.last_fence)
+
+    def _answer(self, numbers: list[int], attachment_ids: set[int]) -> int:
+        cleared = 0
+        for number in numbers:
+            if number in self.awaited:
+                self.awaited[number] -= attachment_ids
+                if not self.awaited[number]:
+                    cleared += self._lift(number)
+        return cleared
+
+    def _lift(self, number: int) -> int:
+        del self.awaited[number]
+        blank: list[int] = []
+        around = [i for i, block in self.blocks.items() if number in block.fences]
+        for block_id in around:
+            self.blocks[block_id].fences.remove(number)
+            self._settle(block_id, blank)
+        self._stack(blank)
+        return sum(1 for block_id in around if not self.blocks[block_id].fences)
+
     # Pins
 
     def pin_read(self, session_id: int, epoch: int, refs: list[tuple[int, int]]) -> tuple[set[int], set[int]]:
@@ -250,7 +317,7 @@ class ModelPool:
         ids = self.check(refs)
         for block_id in ids:
             self._check_readable(session_id, block_id)
-        if any(self.blocks[block_id].writing for block_id in ids):
+        if any(self.blocks[block_id].writing or self.blocks[block_id].fences for block_id in ids):
             raise errors.BlockBusyError("")
         return ids
 
@@ -262,7 +329,7 @@ class ModelPool:
             raise errors.BlockNotOwnedError("")
         if any(self.blocks[block_id].committed for block_id in ids):
             raise errors.BlockNotWritableError("")
-        if any(self.blocks[block_id].busy for block_id in ids):
+        if any(self.blocks[block_id].busy or self.blocks[block_id].fences for block_id in ids):
             raise errors.BlockBusyError("")
         return ids
 
@@ -283,13 +350,14 @@ class ModelPool:
         allocated = [block for block in blocks if block.generation % 2]
         return Usage(
             free=sum(1 for block in blocks if not block.generation % 2),
-            evictable=sum(1 for block in allocated if not block.references and not block.busy),
+            evictable=sum(1 for block in allocated if not block.references and not block.busy and not block.fences),
             held=sum(1 for block in allocated if block.references),
-            releasing=sum(1 for block in allocated if not block.references and block.busy),
+            releasing=sum(1 for block in allocated if not block.references and (block.busy or block.fences)),
             committed=sum(1 for block in blocks if block.name),
             busy=sum(1 for block in blocks if block.busy),
             sessions=len(self.sessions),
             sequences=0,
+            quarantined=sum(1 for block in blocks if block.fences),
         )
 
     # Steps
@@ -320,7 +388,7 @@ class ModelPool:
 
     def _settle(self, block_id: int, blank: list[int]) -> None:
         block = self.blocks[block_id]
-        if block.references or block.busy or block.generation % 2 == 0 or block_id in self.evictable:
+        if block.references or block.busy or block.fences or block.generation % 2 == 0 or block_id in self.evictable:
             return
         if block.name:
             self.evictable.append(block_id)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from statepool.calls.blocks import BlockIds
-    from statepool.descriptions import CalculatedShapes, Pool, ServerInfo, SessionInfo
+    from statepool.descriptions import Attachment, AttachOffer, CalculatedShapes, Pool, ServerInfo, SessionInfo
     from statepool.layout import ConvLayout, Dtype, StateSpec
     from statepool.outcomes import SequencePage
     from statepool.results import BlockPage, BlockState, CopySpecs
@@ -180,6 +180,31 @@ class AsyncClient:
         """
         call = calls.blocks.compute_copy_specs(block_ids, cur_block_idx, num_accepted_tokens, rank_index)
         return await self._transport.execute(call, timeout)
+
+    async def attach_pool(
+        self,
+        *,
+        rank_index: int = 0,
+        read_only: bool = False,
+        layout_fingerprint: str = "",
+        max_element_offset: int | None = None,
+        timeout: float | None = None,
+    ) -> AttachOffer:
+        """Prepares the attachment of a process on the server's machine; see `Client.attach_pool`."""
+        call = calls.attachments.attach_pool(rank_index, read_only, layout_fingerprint, max_element_offset)
+        return await self._transport.execute(call, timeout)
+
+    async def detach_pool(self, attachment_id: int, *, timeout: float | None = None) -> int:
+        """Ends an attachment on its process's word; see `Client.detach_pool`."""
+        return await self._transport.execute(calls.attachments.detach_pool(attachment_id), timeout)
+
+    async def list_attachments(self, *, timeout: float | None = None) -> list[Attachment]:
+        """Lists the attached processes in the order of their ids; see `Client.list_attachments`."""
+        return await self._transport.execute(calls.attachments.list_attachments(), timeout)
+
+    async def release_quarantine(self, attachment_id: int = 0, *, timeout: float | None = None) -> int:
+        """Ends quarantine on the operator's word; see `Client.release_quarantine`."""
+        return await self._transport.execute(calls.attachments.release_quarantine(attachment_id), timeout)
 
     async def close(self) -> None:
         """Ends the client's sessions, as well as it can, and the connection; closing twice does nothing.

@@ -94,6 +94,7 @@ def _usage_rows(pool: Pool) -> dict[str, str]:
         "releasing": usage.releasing_blocks,
         "committed": usage.committed_blocks,
         "busy": usage.busy_blocks,
+        "quarantined": usage.quarantined_blocks,
     }
     shares = {name: f"{count:,} blocks ({count / pool.capacity:.1%})" for name, count in counts.items()}
     return shares | {"sessions": f"{usage.sessions:,}", "waiting": f"{usage.waiting_allocations:,} allocations"}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from statepool.calls.blocks import BlockIds
-    from statepool.descriptions import CalculatedShapes, Pool, ServerInfo, SessionInfo
+    from statepool.descriptions import Attachment, AttachOffer, CalculatedShapes, Pool, ServerInfo, SessionInfo
     from statepool.layout import ConvLayout, Dtype, StateSpec
     from statepool.outcomes import SequencePage
     from statepool.results import BlockPage, BlockState, CopySpecs
@@ -250,6 +250,68 @@ class Client:
         """
         call = calls.blocks.compute_copy_specs(block_ids, cur_block_idx, num_accepted_tokens, rank_index)
         return self._transport.execute(call, timeout)
+
+    def attach_pool(
+        self,
+        *,
+        rank_index: int = 0,
+        read_only: bool = False,
+        layout_fingerprint: str = "",
+        max_element_offset: int | None = None,
+        timeout: float | None = None,
+    ) -> AttachOffer:
+        """Prepares the attachment of a process on the server's machine; `statepool.torch.attach` does all of it.
+
+        Args:
+            rank_index: Index into `Pool.tp_ranks`.
+            read_only: Whether the process only reads.
+            layout_fingerprint: Fingerprint of the layout that the process expects; empty: whatever the pool has.
+            max_element_offset: Largest element offset in a state tensor that the process's kernels can address; None:
+                any.
+            timeout: Deadline in seconds.
+
+        Raises:
+            BadFieldError: No such rank index.
+            LayoutMismatchError: Another fingerprint, or a state tensor that reaches further.
+            FeatureUnavailableError: The arena of the rank cannot be shared with other processes.
+            QuotaExceededError: As many processes are attached, or about to be, as may.
+            ValueError: A number that is negative, or too large for the wire.
+        """
+        call = calls.attachments.attach_pool(rank_index, read_only, layout_fingerprint, max_element_offset)
+        return self._transport.execute(call, timeout)
+
+    def detach_pool(self, attachment_id: int, *, timeout: float | None = None) -> int:
+        """Ends an attachment on its process's word that it cannot write the arena any more.
+
+        Returns:
+            Blocks that left quarantine.
+
+        Raises:
+            AttachmentNotFoundError: It has ended already, or never was.
+        """
+        return self._transport.execute(calls.attachments.detach_pool(attachment_id), timeout)
+
+    def list_attachments(self, *, timeout: float | None = None) -> list[Attachment]:
+        """Lists the attached processes in the order of their ids."""
+        return self._transport.execute(calls.attachments.list_attachments(), timeout)
+
+    def release_quarantine(self, attachment_id: int = 0, *, timeout: float | None = None) -> int:
+        """Ends quarantine on the operator's word: an attachment is treated as if it had answered every fence so far.
+
+        Safe only when its process will not write for a session that is lost. It stays attached, and later fences wait
+        for it again.
+
+        Args:
+            attachment_id: The attachment; 0: all of them.
+            timeout: Deadline in seconds.
+
+        Returns:
+            Blocks that left quarantine.
+
+        Raises:
+            AttachmentNotFoundError: No such attachment.
+        """
+        return self._transport.execute(calls.attachments.release_quarantine(attachment_id), timeout)
 
     def close(self) -> None:
         """Ends the client's sessions, as well as it can, and the connection; closing twice does nothing."""

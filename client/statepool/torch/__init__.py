@@ -1,8 +1,9 @@
-"""States as torch tensors: copy specs in the field's own form, views of an arena, and the engines that copy.
+"""States as torch tensors: the attached worker's side, copy specs in the field's own form, views, engines that copy.
 
 Needs the extra ``statepool[torch]``; nothing else in the client imports torch.
 """
 
+from statepool.torch.attached import AttachedPool, attach
 from statepool.torch.engine import ENGINES, CopyEngine, EngineFactory, HostEngine, ReferenceEngine
 from statepool.torch.images import read_image, write_image
 from statepool.torch.specs import MambaCopySpec, MambaStateCopyFunc, get_conv_copy_spec, get_temporal_copy_spec
@@ -10,12 +11,14 @@ from statepool.torch.views import state_views, torch_dtype
 
 __all__ = [
     "ENGINES",
+    "AttachedPool",
     "CopyEngine",
     "EngineFactory",
     "HostEngine",
     "MambaCopySpec",
     "MambaStateCopyFunc",
     "ReferenceEngine",
+    "attach",
     "get_conv_copy_spec",
     "get_temporal_copy_spec",
     "read_image",

@@ -40,6 +40,11 @@ class AdminServiceStub(object):
                 request_serializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.ReleaseQuarantine = channel.unary_unary(
+                '/statepool.v1.AdminService/ReleaseQuarantine',
+                request_serializer=statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineRequest.SerializeToString,
+                response_deserializer=statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -55,6 +60,19 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseQuarantine(self, request, context):
+        """Ends quarantine on the operator's word: an attachment is treated as if it had answered every fence so far.
+
+        Safe only when the process will not write for a session that is lost, for example since it is stopped for good. It
+        stays attached, and later fences wait for it again.
+
+        Errors:
+        * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +80,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoRequest.FromString,
                     response_serializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'ReleaseQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseQuarantine,
+                    request_deserializer=statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineRequest.FromString,
+                    response_serializer=statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +115,33 @@ class AdminService(object):
             '/statepool.v1.AdminService/GetServerInfo',
             statepool_dot_v1_dot_admin__pb2.GetServerInfoRequest.SerializeToString,
             statepool_dot_v1_dot_admin__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statepool.v1.AdminService/ReleaseQuarantine',
+            statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineRequest.SerializeToString,
+            statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineResponse.FromString,
             options,
             channel_credentials,
             insecure,

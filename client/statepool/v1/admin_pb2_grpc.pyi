@@ -38,6 +38,15 @@ class AdminServiceStub:
 
     Errors: none in particular.
     """
+    ReleaseQuarantine: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReleaseQuarantineRequest, _admin_pb2.ReleaseQuarantineResponse]
+    """Ends quarantine on the operator's word: an attachment is treated as if it had answered every fence so far.
+
+    Safe only when the process will not write for a session that is lost, for example since it is stopped for good. It
+    stays attached, and later fences wait for it again.
+
+    Errors:
+    * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -48,6 +57,15 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Returns what this server process is and since when it runs.
 
     Errors: none in particular.
+    """
+    ReleaseQuarantine: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReleaseQuarantineRequest, _admin_pb2.ReleaseQuarantineResponse]  # type: ignore[assignment]
+    """Ends quarantine on the operator's word: an attachment is treated as if it had answered every fence so far.
+
+    Safe only when the process will not write for a session that is lost, for example since it is stopped for good. It
+    stays attached, and later fences wait for it again.
+
+    Errors:
+    * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -62,6 +80,21 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns what this server process is and since when it runs.
 
         Errors: none in particular.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseQuarantine(
+        self,
+        request: _admin_pb2.ReleaseQuarantineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ReleaseQuarantineResponse, _abc.Awaitable[_admin_pb2.ReleaseQuarantineResponse]]:
+        """Ends quarantine on the operator's word: an attachment is treated as if it had answered every fence so far.
+
+        Safe only when the process will not write for a session that is lost, for example since it is stopped for good. It
+        stays attached, and later fences wait for it again.
+
+        Errors:
+        * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

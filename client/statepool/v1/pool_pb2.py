@@ -22,52 +22,69 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from statepool.v1 import types_pb2 as statepool_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17statepool/v1/pool.proto\x12\x0cstatepool.v1\x1a\x18statepool/v1/types.proto\"\x10\n\x0eGetPoolRequest\"H\n\x0fGetPoolResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12 \n\x04pool\x18\x02 \x01(\x0b\x32\x12.statepool.v1.Pool\"\x8e\x02\n\x04Pool\x12\x12\n\nmodel_type\x18\x01 \x01(\t\x12$\n\x06layout\x18\x02 \x01(\x0b\x32\x14.statepool.v1.Layout\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x04 \x01(\r\x12\x0f\n\x07tp_size\x18\x05 \x01(\r\x12\x10\n\x08tp_ranks\x18\x06 \x03(\r\x12\x10\n\x08num_spec\x18\x07 \x01(\r\x12\x0f\n\x07\x64\x65vices\x18\x08 \x03(\t\x12&\n\x05usage\x18\t \x01(\x0b\x32\x17.statepool.v1.PoolUsage\x12$\n\x06limits\x18\n \x01(\x0b\x32\x14.statepool.v1.Limits\x12\x10\n\x08\x66\x65\x61tures\x18\x0b \x03(\t\"\xda\x01\n\tPoolUsage\x12\x13\n\x0b\x66ree_blocks\x18\x01 \x01(\r\x12\x18\n\x10\x65victable_blocks\x18\x02 \x01(\r\x12\x13\n\x0bheld_blocks\x18\x03 \x01(\r\x12\x18\n\x10releasing_blocks\x18\x04 \x01(\r\x12\x18\n\x10\x63ommitted_blocks\x18\x05 \x01(\r\x12\x13\n\x0b\x62usy_blocks\x18\x06 \x01(\r\x12\x10\n\x08sessions\x18\x07 \x01(\r\x12\x1b\n\x13waiting_allocations\x18\x08 \x01(\r\x12\x11\n\tsequences\x18\t \x01(\r\"\x8b\x02\n\x06Limits\x12\x11\n\tmax_batch\x18\x01 \x01(\r\x12\x16\n\x0emax_copy_specs\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\r\x12\x17\n\x0fmax_chunk_bytes\x18\x04 \x01(\r\x12\x14\n\x0cmax_sessions\x18\x05 \x01(\r\x12\x1f\n\x17max_waiting_allocations\x18\x06 \x01(\r\x12\x13\n\x0bmax_replays\x18\x07 \x01(\r\x12\x12\n\nmin_ttl_ms\x18\x08 \x01(\x04\x12\x12\n\nmax_ttl_ms\x18\t \x01(\x04\x12\x15\n\rmax_sequences\x18\n \x01(\r\x12\x17\n\x0fmax_step_hashes\x18\x0b \x01(\r\"\x9c\x05\n\x1b\x43\x61lculateStateShapesRequest\x12\x1b\n\x11model_config_json\x18\x01 \x01(\tH\x00\x12\x43\n\x10linear_attention\x18\x02 \x01(\x0b\x32\'.statepool.v1.LinearAttentionParametersH\x00\x12\x30\n\x06mamba1\x18\x03 \x01(\x0b\x32\x1e.statepool.v1.Mamba1ParametersH\x00\x12\x30\n\x06mamba2\x18\x04 \x01(\x0b\x32\x1e.statepool.v1.Mamba2ParametersH\x00\x12\x37\n\nshort_conv\x18\x05 \x01(\x0b\x32!.statepool.v1.ShortConvParametersH\x00\x12@\n\x0fgated_delta_net\x18\x06 \x01(\x0b\x32%.statepool.v1.GatedDeltaNetParametersH\x00\x12*\n\x03kda\x18\x07 \x01(\x0b\x32\x1b.statepool.v1.KdaParametersH\x00\x12\x30\n\tkda_fused\x18\x08 \x01(\x0b\x32\x1b.statepool.v1.KdaParametersH\x00\x12,\n\x06\x63ustom\x18\t \x01(\x0b\x32\x1a.statepool.v1.CustomStatesH\x00\x12-\n\x0b\x63onv_layout\x18\x10 \x01(\x0e\x32\x18.statepool.v1.ConvLayout\x12\x0f\n\x07tp_size\x18\x11 \x01(\r\x12\x10\n\x08num_spec\x18\x12 \x01(\r\x12\'\n\nconv_dtype\x18\x13 \x01(\x0e\x32\x13.statepool.v1.Dtype\x12+\n\x0etemporal_dtype\x18\x14 \x01(\x0e\x32\x13.statepool.v1.DtypeB\x08\n\x06source\"Q\n\x19LinearAttentionParameters\x12\x11\n\tnum_heads\x18\x01 \x01(\x03\x12\x0f\n\x07tp_size\x18\x02 \x01(\x03\x12\x10\n\x08head_dim\x18\x03 \x01(\x03\"m\n\x10Mamba1Parameters\x12\x15\n\rtp_world_size\x18\x01 \x01(\x03\x12\x19\n\x11intermediate_size\x18\x02 \x01(\x03\x12\x12\n\nstate_size\x18\x03 \x01(\x03\x12\x13\n\x0b\x63onv_kernel\x18\x04 \x01(\x03\"\xb6\x01\n\x10Mamba2Parameters\x12\x15\n\rtp_world_size\x18\x01 \x01(\x03\x12\x19\n\x11intermediate_size\x18\x02 \x01(\x03\x12\x10\n\x08n_groups\x18\x03 \x01(\x03\x12\x11\n\tnum_heads\x18\x04 \x01(\x03\x12\x10\n\x08head_dim\x18\x05 \x01(\x03\x12\x12\n\nstate_size\x18\x06 \x01(\x03\x12\x13\n\x0b\x63onv_kernel\x18\x07 \x01(\x03\x12\x10\n\x08num_spec\x18\x08 \x01(\x03\"\\\n\x13ShortConvParameters\x12\x15\n\rtp_world_size\x18\x01 \x01(\x03\x12\x19\n\x11intermediate_size\x18\x02 \x01(\x03\x12\x13\n\x0b\x63onv_kernel\x18\x03 \x01(\x03\"\xae\x01\n\x17GatedDeltaNetParameters\x12\x15\n\rtp_world_size\x18\x01 \x01(\x03\x12\x13\n\x0bnum_k_heads\x18\x02 \x01(\x03\x12\x13\n\x0bnum_v_heads\x18\x03 \x01(\x03\x12\x12\n\nhead_k_dim\x18\x04 \x01(\x03\x12\x12\n\nhead_v_dim\x18\x05 \x01(\x03\x12\x18\n\x10\x63onv_kernel_size\x18\x06 \x01(\x03\x12\x10\n\x08num_spec\x18\x07 \x01(\x03\"\xe3\x01\n\rKdaParameters\x12\x15\n\rtp_world_size\x18\x01 \x01(\x03\x12\x11\n\tnum_heads\x18\x02 \x01(\x03\x12\x10\n\x08head_dim\x18\x03 \x01(\x03\x12\x18\n\x0bnum_k_heads\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nhead_k_dim\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x1d\n\x10\x63onv_kernel_size\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x10\n\x08num_spec\x18\x07 \x01(\x03\x42\x0e\n\x0c_num_k_headsB\r\n\x0b_head_k_dimB\x13\n\x11_conv_kernel_size\"7\n\x0c\x43ustomStates\x12\'\n\x06states\x18\x01 \x03(\x0b\x32\x17.statepool.v1.StateSpec\"\xa9\x01\n\x1c\x43\x61lculateStateShapesResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12(\n\x06shapes\x18\x03 \x03(\x0b\x32\x18.statepool.v1.StateShape\x12\x14\n\x0cstate_layers\x18\x04 \x03(\r\x12$\n\x06layout\x18\x05 \x01(\x0b\x32\x14.statepool.v1.Layout\"\x1a\n\nStateShape\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\"x\n\x11ListBlocksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12(\n\x06states\x18\x03 \x03(\x0e\x32\x18.statepool.v1.BlockState\x12\x12\n\nsession_id\x18\x04 \x01(\x06\"\xdb\x01\n\x12ListBlocksResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\'\n\x06\x62locks\x18\x02 \x01(\x0b\x32\x17.statepool.v1.BlockRefs\x12(\n\x06states\x18\x03 \x03(\x0e\x32\x18.statepool.v1.BlockState\x12\x18\n\x10reference_counts\x18\x04 \x03(\r\x12\x13\n\x0bsession_ids\x18\x05 \x03(\x06\x12\x15\n\rprefix_hashes\x18\x06 \x03(\x0c\x12\x17\n\x0fnext_page_token\x18\x07 \x01(\t*\xa4\x01\n\nBlockState\x12\x1b\n\x17\x42LOCK_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42LOCK_STATE_FREE\x10\x01\x12\x15\n\x11\x42LOCK_STATE_OWNED\x10\x02\x12\x16\n\x12\x42LOCK_STATE_SHARED\x10\x03\x12\x19\n\x15\x42LOCK_STATE_EVICTABLE\x10\x04\x12\x19\n\x15\x42LOCK_STATE_RELEASING\x10\x05\x32\x95\x02\n\x0bPoolService\x12\x46\n\x07GetPool\x12\x1c.statepool.v1.GetPoolRequest\x1a\x1d.statepool.v1.GetPoolResponse\x12m\n\x14\x43\x61lculateStateShapes\x12).statepool.v1.CalculateStateShapesRequest\x1a*.statepool.v1.CalculateStateShapesResponse\x12O\n\nListBlocks\x12\x1f.statepool.v1.ListBlocksRequest\x1a .statepool.v1.ListBlocksResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17statepool/v1/pool.proto\x12\x0cstatepool.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18statepool/v1/types.proto\"\x10\n\x0eGetPoolRequest\"H\n\x0fGetPoolResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12 \n\x04pool\x18\x02 \x01(\x0b\x32\x12.statepool.v1.Pool\"\x8e\x02\n\x04Pool\x12\x12\n\nmodel_type\x18\x01 \x01(\t\x12$\n\x06layout\x18\x02 \x01(\x0b\x32\x14.statepool.v1.Layout\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x04 \x01(\r\x12\x0f\n\x07tp_size\x18\x05 \x01(\r\x12\x10\n\x08tp_ranks\x18\x06 \x03(\r\x12\x10\n\x08num_spec\x18\x07 \x01(\r\x12\x0f\n\x07\x64\x65vices\x18\x08 \x03(\t\x12&\n\x05usage\x18\t \x01(\x0b\x32\x17.statepool.v1.PoolUsage\x12$\n\x06limits\x18\n \x01(\x0b\x32\x14.statepool.v1.Limits\x12\x10\n\x08\x66\x65\x61tures\x18\x0b \x03(\t\"\xf6\x01\n\tPoolUsage\x12\x13\n\x0b\x66ree_blocks\x18\x01 \x01(\r\x12\x18\n\x10\x65victable_blocks\x18\x02 \x01(\r\x12\x13\n\x0bheld_blocks\x18\x03 \x01(\r\x12\x18\n\x10releasing_blocks\x18\x04 \x01(\r\x12\x18\n\x10\x63ommitted_blocks\x18\x05 \x01(\r\x12\x13\n\x0b\x62usy_blocks\x18\x06 \x01(\r\x12\x10\n\x08sessions\x18\x07 \x01(\r\x12\x1b\n\x13waiting_allocations\x18\x08 \x01(\r\x12\x11\n\tsequences\x18\t \x01(\r\x12\x1a\n\x12quarantined_blocks\x18\n \x01(\r\"\xa4\x02\n\x06Limits\x12\x11\n\tmax_batch\x18\x01 \x01(\r\x12\x16\n\x0emax_copy_specs\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\r\x12\x17\n\x0fmax_chunk_bytes\x18\x04 \x01(\r\x12\x14\n\x0cmax_sessions\x18\x05 \x01(\r\x12\x1f\n\x17max_waiting_allocations\x18\x06 \x01(\r\x12\x13\n\x0bmax_replays\x18\x07 \x01(\r\x12\x12\n\nmin_ttl_ms\x18\x08 \x01(\x04\x12\x12\n\nmax_ttl_ms\x18\t \x01(\x04\x12\x15\n\rmax_sequences\x18\n \x01(\r\x12\x17\n\x0fmax_step_hashes\x18\x0b \x01(\r\x12\x17\n\x0fmax_attachments\x18\x0c \x01(\r\"\x9c\x05\n\x1b\x43\x61lculateStateShapesRequest\x12\x1b\n\x11model_config_json\x18\x01 \x01(\tH\x00\x12\x43\n\x10linear_attention\x18\x02 \x01(\x0b\x32\'.statepool.v1.LinearAttentionParametersH\x00\x12\x30\n\x06mamba1\x18\x03 \x01(\x0b\x32\x1e.statepool.v1.Mamba1ParametersH\x00\x12\x30\n\x06mamba2\x18\x04 \x01(\x0b\x32\x1e.statepool.v1.Mamba2ParametersH\x00\x12\x37\n\nshort_conv\x18\x05 \x01(\x0b\x32!.statepool.v1.ShortConvParametersH\x00\x12@\n\x0fgated_delta_net\x18\x06 \x01(\x0b\x32%.statepool.v1.GatedDeltaNetParametersH\x00\x12*\n\x03kda\x18\x07 \x01(\x0b\x32\x1b.statepool.v1.KdaParametersH\x00\x12\x30\n\tkda_fused\x18\x08 \x01(\x0b\x32\x1b.statepool.v1.KdaParametersH\x00\x12,\n\x06\x63ustom\x18\t \x01(\x0b\x32\x1a.statepool.v1.CustomStatesH\x00\x12-\n\x0b\x63onv_layout\x18\x10 \x01(\x0e\x32\x18.statepool.v1.ConvLayout\x12\x0f\n\x07tp_size\x18\x11 \x01(\r\x12\x10\n\x08num_spec\x18\x12 \x01(\r\x12\'\n\nconv_dtype\x18\x13 \x01(\x0e\x32\x13.statepool.v1.Dtype\x12+\n\x0etemporal_dtype\x18\x14 \x01(\x0e\x32\x13.statepool.v1.DtypeB\x08\n\x06source\"Q\n\x19LinearAttentionParameters\x12\x11\n\tnum_heads\x18\x01 \x01(\x03\x12\x0f\n\x07tp_size\x18\x02 \x01(\x03\x12\x10\n\x08head_dim\x18\x03 \x01(\x03\"m\n\x10Mamba1Parameters\x12\x15\n\rtp_world_size\x18\x01 \x01(\x03\x12\x19\n\x11intermediate_size\x18\x02 \x01(\x03\x12\x12\n\nstate_size\x18\x03 \x01(\x03\x12\x13\n\x0b\x63onv_kernel\x18\x04 \x01(\x03\"\xb6\x01\n\x10Mamba2Parameters\x12\x15\n\rtp_world_size\x18\x01 \x01(\x03\x12\x19\n\x11intermediate_size\x18\x02 \x01(\x03\x12\x10\n\x08n_groups\x18\x03 \x01(\x03\x12\x11\n\tnum_heads\x18\x04 \x01(\x03\x12\x10\n\x08head_dim\x18\x05 \x01(\x03\x12\x12\n\nstate_size\x18\x06 \x01(\x03\x12\x13\n\x0b\x63onv_kernel\x18\x07 \x01(\x03\x12\x10\n\x08num_spec\x18\x08 \x01(\x03\"\\\n\x13ShortConvParameters\x12\x15\n\rtp_world_size\x18\x01 \x01(\x03\x12\x19\n\x11intermediate_size\x18\x02 \x01(\x03\x12\x13\n\x0b\x63onv_kernel\x18\x03 \x01(\x03\"\xae\x01\n\x17GatedDeltaNetParameters\x12\x15\n\rtp_world_size\x18\x01 \x01(\x03\x12\x13\n\x0bnum_k_heads\x18\x02 \x01(\x03\x12\x13\n\x0bnum_v_heads\x18\x03 \x01(\x03\x12\x12\n\nhead_k_dim\x18\x04 \x01(\x03\x12\x12\n\nhead_v_dim\x18\x05 \x01(\x03\x12\x18\n\x10\x63onv_kernel_size\x18\x06 \x01(\x03\x12\x10\n\x08num_spec\x18\x07 \x01(\x03\"\xe3\x01\n\rKdaParameters\x12\x15\n\rtp_world_size\x18\x01 \x01(\x03\x12\x11\n\tnum_heads\x18\x02 \x01(\x03\x12\x10\n\x08head_dim\x18\x03 \x01(\x03\x12\x18\n\x0bnum_k_heads\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nhead_k_dim\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x1d\n\x10\x63onv_kernel_size\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x10\n\x08num_spec\x18\x07 \x01(\x03\x42\x0e\n\x0c_num_k_headsB\r\n\x0b_head_k_dimB\x13\n\x11_conv_kernel_size\"7\n\x0c\x43ustomStates\x12\'\n\x06states\x18\x01 \x03(\x0b\x32\x17.statepool.v1.StateSpec\"\xa9\x01\n\x1c\x43\x61lculateStateShapesResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12(\n\x06shapes\x18\x03 \x03(\x0b\x32\x18.statepool.v1.StateShape\x12\x14\n\x0cstate_layers\x18\x04 \x03(\r\x12$\n\x06layout\x18\x05 \x01(\x0b\x32\x14.statepool.v1.Layout\"\x1a\n\nStateShape\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\"x\n\x11ListBlocksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12(\n\x06states\x18\x03 \x03(\x0e\x32\x18.statepool.v1.BlockState\x12\x12\n\nsession_id\x18\x04 \x01(\x06\"\xdb\x01\n\x12ListBlocksResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\'\n\x06\x62locks\x18\x02 \x01(\x0b\x32\x17.statepool.v1.BlockRefs\x12(\n\x06states\x18\x03 \x03(\x0e\x32\x18.statepool.v1.BlockState\x12\x18\n\x10reference_counts\x18\x04 \x03(\r\x12\x13\n\x0bsession_ids\x18\x05 \x03(\x06\x12\x15\n\rprefix_hashes\x18\x06 \x03(\x0c\x12\x17\n\x0fnext_page_token\x18\x07 \x01(\t\"r\n\x11\x41ttachPoolRequest\x12\x12\n\nrank_index\x18\x01 \x01(\r\x12\x11\n\tread_only\x18\x02 \x01(\x08\x12\x1a\n\x12layout_fingerprint\x18\x03 \x01(\t\x12\x1a\n\x12max_element_offset\x18\x04 \x01(\x04\"\xa6\x01\n\x12\x41ttachPoolResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\r\n\x05token\x18\x02 \x01(\x0c\x12,\n\ttoken_ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12)\n\x06\x65xport\x18\x05 \x01(\x0e\x32\x19.statepool.v1.ArenaExport\"*\n\x11\x44\x65tachPoolRequest\x12\x15\n\rattachment_id\x18\x01 \x01(\x06\"A\n\x12\x44\x65tachPoolResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x16\n\x0e\x63leared_blocks\x18\x02 \x01(\r\"\x18\n\x16ListAttachmentsRequest\"]\n\x17ListAttachmentsResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12-\n\x0b\x61ttachments\x18\x02 \x03(\x0b\x32\x18.statepool.v1.Attachment\"\x88\x01\n\nAttachment\x12\x15\n\rattachment_id\x18\x01 \x01(\x06\x12\x12\n\nrank_index\x18\x02 \x01(\r\x12\x11\n\tread_only\x18\x03 \x01(\x08\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x14\n\x0cis_connected\x18\x05 \x01(\x08\x12\x19\n\x11unanswered_fences\x18\x06 \x01(\r*\xc1\x01\n\nBlockState\x12\x1b\n\x17\x42LOCK_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42LOCK_STATE_FREE\x10\x01\x12\x15\n\x11\x42LOCK_STATE_OWNED\x10\x02\x12\x16\n\x12\x42LOCK_STATE_SHARED\x10\x03\x12\x19\n\x15\x42LOCK_STATE_EVICTABLE\x10\x04\x12\x19\n\x15\x42LOCK_STATE_RELEASING\x10\x05\x12\x1b\n\x17\x42LOCK_STATE_QUARANTINED\x10\x06*B\n\x0b\x41renaExport\x12\x1c\n\x18\x41RENA_EXPORT_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41RENA_EXPORT_FILE\x10\x01\x32\x97\x04\n\x0bPoolService\x12\x46\n\x07GetPool\x12\x1c.statepool.v1.GetPoolRequest\x1a\x1d.statepool.v1.GetPoolResponse\x12m\n\x14\x43\x61lculateStateShapes\x12).statepool.v1.CalculateStateShapesRequest\x1a*.statepool.v1.CalculateStateShapesResponse\x12O\n\nListBlocks\x12\x1f.statepool.v1.ListBlocksRequest\x1a .statepool.v1.ListBlocksResponse\x12O\n\nAttachPool\x12\x1f.statepool.v1.AttachPoolRequest\x1a .statepool.v1.AttachPoolResponse\x12O\n\nDetachPool\x12\x1f.statepool.v1.DetachPoolRequest\x1a .statepool.v1.DetachPoolResponse\x12^\n\x0fListAttachments\x12$.statepool.v1.ListAttachmentsRequest\x1a%.statepool.v1.ListAttachmentsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'statepool.v1.pool_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BLOCKSTATE']._serialized_start=3076
-  _globals['_BLOCKSTATE']._serialized_end=3240
-  _globals['_GETPOOLREQUEST']._serialized_start=67
-  _globals['_GETPOOLREQUEST']._serialized_end=83
-  _globals['_GETPOOLRESPONSE']._serialized_start=85
-  _globals['_GETPOOLRESPONSE']._serialized_end=157
-  _globals['_POOL']._serialized_start=160
-  _globals['_POOL']._serialized_end=430
-  _globals['_POOLUSAGE']._serialized_start=433
-  _globals['_POOLUSAGE']._serialized_end=651
-  _globals['_LIMITS']._serialized_start=654
-  _globals['_LIMITS']._serialized_end=921
-  _globals['_CALCULATESTATESHAPESREQUEST']._serialized_start=924
-  _globals['_CALCULATESTATESHAPESREQUEST']._serialized_end=1592
-  _globals['_LINEARATTENTIONPARAMETERS']._serialized_start=1594
-  _globals['_LINEARATTENTIONPARAMETERS']._serialized_end=1675
-  _globals['_MAMBA1PARAMETERS']._serialized_start=1677
-  _globals['_MAMBA1PARAMETERS']._serialized_end=1786
-  _globals['_MAMBA2PARAMETERS']._serialized_start=1789
-  _globals['_MAMBA2PARAMETERS']._serialized_end=1971
-  _globals['_SHORTCONVPARAMETERS']._serialized_start=1973
-  _globals['_SHORTCONVPARAMETERS']._serialized_end=2065
-  _globals['_GATEDDELTANETPARAMETERS']._serialized_start=2068
-  _globals['_GATEDDELTANETPARAMETERS']._serialized_end=2242
-  _globals['_KDAPARAMETERS']._serialized_start=2245
-  _globals['_KDAPARAMETERS']._serialized_end=2472
-  _globals['_CUSTOMSTATES']._serialized_start=2474
-  _globals['_CUSTOMSTATES']._serialized_end=2529
-  _globals['_CALCULATESTATESHAPESRESPONSE']._serialized_start=2532
-  _globals['_CALCULATESTATESHAPESRESPONSE']._serialized_end=2701
-  _globals['_STATESHAPE']._serialized_start=2703
-  _globals['_STATESHAPE']._serialized_end=2729
-  _globals['_LISTBLOCKSREQUEST']._serialized_start=2731
-  _globals['_LISTBLOCKSREQUEST']._serialized_end=2851
-  _globals['_LISTBLOCKSRESPONSE']._serialized_start=2854
-  _globals['_LISTBLOCKSRESPONSE']._serialized_end=3073
-  _globals['_POOLSERVICE']._serialized_start=3243
-  _globals['_POOLSERVICE']._serialized_end=3520
+  _globals['_BLOCKSTATE']._serialized_start=3817
+  _globals['_BLOCKSTATE']._serialized_end=4010
+  _globals['_ARENAEXPORT']._serialized_start=4012
+  _globals['_ARENAEXPORT']._serialized_end=4078
+  _globals['_GETPOOLREQUEST']._serialized_start=99
+  _globals['_GETPOOLREQUEST']._serialized_end=115
+  _globals['_GETPOOLRESPONSE']._serialized_start=117
+  _globals['_GETPOOLRESPONSE']._serialized_end=189
+  _globals['_POOL']._serialized_start=192
+  _globals['_POOL']._serialized_end=462
+  _globals['_POOLUSAGE']._serialized_start=465
+  _globals['_POOLUSAGE']._serialized_end=711
+  _globals['_LIMITS']._serialized_start=714
+  _globals['_LIMITS']._serialized_end=1006
+  _globals['_CALCULATESTATESHAPESREQUEST']._serialized_start=1009
+  _globals['_CALCULATESTATESHAPESREQUEST']._serialized_end=1677
+  _globals['_LINEARATTENTIONPARAMETERS']._serialized_start=1679
+  _globals['_LINEARATTENTIONPARAMETERS']._serialized_end=1760
+  _globals['_MAMBA1PARAMETERS']._serialized_start=1762
+  _globals['_MAMBA1PARAMETERS']._serialized_end=1871
+  _globals['_MAMBA2PARAMETERS']._serialized_start=1874
+  _globals['_MAMBA2PARAMETERS']._serialized_end=2056
+  _globals['_SHORTCONVPARAMETERS']._serialized_start=2058
+  _globals['_SHORTCONVPARAMETERS']._serialized_end=2150
+  _globals['_GATEDDELTANETPARAMETERS']._serialized_start=2153
+  _globals['_GATEDDELTANETPARAMETERS']._serialized_end=2327
+  _globals['_KDAPARAMETERS']._serialized_start=2330
+  _globals['_KDAPARAMETERS']._serialized_end=2557
+  _globals['_CUSTOMSTATES']._serialized_start=2559
+  _globals['_CUSTOMSTATES']._serialized_end=2614
+  _globals['_CALCULATESTATESHAPESRESPONSE']._serialized_start=2617
+  _globals['_CALCULATESTATESHAPESRESPONSE']._serialized_end=2786
+  _globals['_STATESHAPE']._serialized_start=2788
+  _globals['_STATESHAPE']._serialized_end=2814
+  _globals['_LISTBLOCKSREQUEST']._serialized_start=2816
+  _globals['_LISTBLOCKSREQUEST']._serialized_end=2936
+  _globals['_LISTBLOCKSRESPONSE']._serialized_start=2939
+  _globals['_LISTBLOCKSRESPONSE']._serialized_end=3158
+  _globals['_ATTACHPOOLREQUEST']._serialized_start=3160
+  _globals['_ATTACHPOOLREQUEST']._serialized_end=3274
+  _globals['_ATTACHPOOLRESPONSE']._serialized_start=3277
+  _globals['_ATTACHPOOLRESPONSE']._serialized_end=3443
+  _globals['_DETACHPOOLREQUEST']._serialized_start=3445
+  _globals['_DETACHPOOLREQUEST']._serialized_end=3487
+  _globals['_DETACHPOOLRESPONSE']._serialized_start=3489
+  _globals['_DETACHPOOLRESPONSE']._serialized_end=3554
+  _globals['_LISTATTACHMENTSREQUEST']._serialized_start=3556
+  _globals['_LISTATTACHMENTSREQUEST']._serialized_end=3580
+  _globals['_LISTATTACHMENTSRESPONSE']._serialized_start=3582
+  _globals['_LISTATTACHMENTSRESPONSE']._serialized_end=3675
+  _globals['_ATTACHMENT']._serialized_start=3678
+  _globals['_ATTACHMENT']._serialized_end=3814
+  _globals['_POOLSERVICE']._serialized_start=4081
+  _globals['_POOLSERVICE']._serialized_end=4616
 # @@protoc_insertion_point(module_scope)

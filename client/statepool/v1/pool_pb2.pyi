@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -38,6 +39,10 @@ class _BlockStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BlockState
     """Committed, without a reference: reused when blocks run out, least recently used first."""
     BLOCK_STATE_RELEASING: _BlockState.ValueType  # 5
     """Without a reference, but a copy, read or write of it is still running."""
+    BLOCK_STATE_QUARANTINED: _BlockState.ValueType  # 6
+    """Its owner is lost, and an attached process may still write it: neither free nor usable, not even by the session that
+    took it over.
+    """
 
 class BlockState(_BlockState, metaclass=_BlockStateEnumTypeWrapper):
     """What a block is at a moment."""
@@ -54,7 +59,31 @@ BLOCK_STATE_EVICTABLE: BlockState.ValueType  # 4
 """Committed, without a reference: reused when blocks run out, least recently used first."""
 BLOCK_STATE_RELEASING: BlockState.ValueType  # 5
 """Without a reference, but a copy, read or write of it is still running."""
+BLOCK_STATE_QUARANTINED: BlockState.ValueType  # 6
+"""Its owner is lost, and an attached process may still write it: neither free nor usable, not even by the session that
+took it over.
+"""
 Global___BlockState: _TypeAlias = BlockState  # noqa: Y015
+
+class _ArenaExport:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ArenaExportEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ArenaExport.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ARENA_EXPORT_UNSPECIFIED: _ArenaExport.ValueType  # 0
+    """Not set; never sent by a server."""
+    ARENA_EXPORT_FILE: _ArenaExport.ValueType  # 1
+    """A file descriptor that is mapped from offset 0 on."""
+
+class ArenaExport(_ArenaExport, metaclass=_ArenaExportEnumTypeWrapper):
+    """How the memory of an arena is handed to another process."""
+
+ARENA_EXPORT_UNSPECIFIED: ArenaExport.ValueType  # 0
+"""Not set; never sent by a server."""
+ARENA_EXPORT_FILE: ArenaExport.ValueType  # 1
+"""A file descriptor that is mapped from offset 0 on."""
+Global___ArenaExport: _TypeAlias = ArenaExport  # noqa: Y015
 
 @_typing.final
 class GetPoolRequest(_message.Message):
@@ -177,7 +206,7 @@ Global___Pool: _TypeAlias = Pool  # noqa: Y015
 
 @_typing.final
 class PoolUsage(_message.Message):
-    """Counts of a moment. held + evictable + free + releasing = capacity."""
+    """Counts of a moment. held + evictable + free + releasing = capacity; the others overlap with these."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -190,6 +219,7 @@ class PoolUsage(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     WAITING_ALLOCATIONS_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
+    QUARANTINED_BLOCKS_FIELD_NUMBER: _builtins.int
     free_blocks: _builtins.int
     """Blocks that nobody holds and that have no content worth keeping."""
     evictable_blocks: _builtins.int
@@ -197,7 +227,7 @@ class PoolUsage(_message.Message):
     held_blocks: _builtins.int
     """Blocks with at least one reference."""
     releasing_blocks: _builtins.int
-    """Blocks without a reference whose last copy, read or write is still running."""
+    """Blocks without a reference whose last copy, read or write is still running, or that are in quarantine."""
     committed_blocks: _builtins.int
     """Blocks in the prefix index, held or not."""
     busy_blocks: _builtins.int
@@ -208,6 +238,8 @@ class PoolUsage(_message.Message):
     """AllocateBlocks calls that wait for blocks."""
     sequences: _builtins.int
     """Live sequences of all sessions."""
+    quarantined_blocks: _builtins.int
+    """Blocks whose owner is lost while an attached process may still write them; after a take-over, held ones included."""
     def __init__(
         self,
         *,
@@ -220,10 +252,11 @@ class PoolUsage(_message.Message):
         sessions: _builtins.int = ...,
         waiting_allocations: _builtins.int = ...,
         sequences: _builtins.int = ...,
+        quarantined_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_blocks", b"busy_blocks", "committed_blocks", b"committed_blocks", "evictable_blocks", b"evictable_blocks", "free_blocks", b"free_blocks", "held_blocks", b"held_blocks", "releasing_blocks", b"releasing_blocks", "sequences", b"sequences", "sessions", b"sessions", "waiting_allocations", b"waiting_allocations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_blocks", b"busy_blocks", "committed_blocks", b"committed_blocks", "evictable_blocks", b"evictable_blocks", "free_blocks", b"free_blocks", "held_blocks", b"held_blocks", "quarantined_blocks", b"quarantined_blocks", "releasing_blocks", b"releasing_blocks", "sequences", b"sequences", "sessions", b"sessions", "waiting_allocations", b"waiting_allocations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -246,6 +279,7 @@ class Limits(_message.Message):
     MAX_TTL_MS_FIELD_NUMBER: _builtins.int
     MAX_SEQUENCES_FIELD_NUMBER: _builtins.int
     MAX_STEP_HASHES_FIELD_NUMBER: _builtins.int
+    MAX_ATTACHMENTS_FIELD_NUMBER: _builtins.int
     max_batch: _builtins.int
     """Rows (blocks, hashes, requests) of one request."""
     max_copy_specs: _builtins.int
@@ -268,6 +302,8 @@ class Limits(_message.Message):
     """Live sequences of all sessions."""
     max_step_hashes: _builtins.int
     """Prefix hashes of all admissions of one engine step."""
+    max_attachments: _builtins.int
+    """Processes that are attached, or about to be."""
     def __init__(
         self,
         *,
@@ -282,10 +318,11 @@ class Limits(_message.Message):
         max_ttl_ms: _builtins.int = ...,
         max_sequences: _builtins.int = ...,
         max_step_hashes: _builtins.int = ...,
+        max_attachments: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch", b"max_batch", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sequences", b"max_sequences", "max_sessions", b"max_sessions", "max_step_hashes", b"max_step_hashes", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_attachments", b"max_attachments", "max_batch", b"max_batch", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sequences", b"max_sequences", "max_sessions", b"max_sessions", "max_step_hashes", b"max_step_hashes", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -813,3 +850,212 @@ class ListBlocksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListBlocksResponse: _TypeAlias = ListBlocksResponse  # noqa: Y015
+
+@_typing.final
+class AttachPoolRequest(_message.Message):
+    """Request of AttachPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_INDEX_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    LAYOUT_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    MAX_ELEMENT_OFFSET_FIELD_NUMBER: _builtins.int
+    rank_index: _builtins.int
+    """Index into `Pool.tp_ranks`."""
+    read_only: _builtins.bool
+    """Whether the process only reads; nobody waits for a reader before blocks are reused."""
+    layout_fingerprint: _builtins.str
+    """`Layout.fingerprint` of the layout that the process expects; empty: whatever the pool has."""
+    max_element_offset: _builtins.int
+    """Largest element offset in a state tensor that the process's kernels can address, for example 2**31 - 1; 0: any."""
+    def __init__(
+        self,
+        *,
+        rank_index: _builtins.int = ...,
+        read_only: _builtins.bool = ...,
+        layout_fingerprint: _builtins.str = ...,
+        max_element_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout_fingerprint", b"layout_fingerprint", "max_element_offset", b"max_element_offset", "rank_index", b"rank_index", "read_only", b"read_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachPoolRequest: _TypeAlias = AttachPoolRequest  # noqa: Y015
+
+@_typing.final
+class AttachPoolResponse(_message.Message):
+    """Response of AttachPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    TOKEN_TTL_FIELD_NUMBER: _builtins.int
+    SOCKET_PATH_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The server process."""
+    token: _builtins.bytes
+    """Admits one connection, once; 16 random bytes."""
+    socket_path: _builtins.str
+    """Path of the Unix socket, in the server's own file system."""
+    export: Global___ArenaExport.ValueType
+    """How the arena is handed over."""
+    @_builtins.property
+    def token_ttl(self) -> _duration_pb2.Duration:
+        """How long the token is good."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        token: _builtins.bytes = ...,
+        token_ttl: _duration_pb2.Duration | None = ...,
+        socket_path: _builtins.str = ...,
+        export: Global___ArenaExport.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token_ttl", b"token_ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "incarnation", b"incarnation", "socket_path", b"socket_path", "token", b"token", "token_ttl", b"token_ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachPoolResponse: _TypeAlias = AttachPoolResponse  # noqa: Y015
+
+@_typing.final
+class DetachPoolRequest(_message.Message):
+    """Request of DetachPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTACHMENT_ID_FIELD_NUMBER: _builtins.int
+    attachment_id: _builtins.int
+    """The attachment."""
+    def __init__(
+        self,
+        *,
+        attachment_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_id", b"attachment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachPoolRequest: _TypeAlias = DetachPoolRequest  # noqa: Y015
+
+@_typing.final
+class DetachPoolResponse(_message.Message):
+    """Response of DetachPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    CLEARED_BLOCKS_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The server process."""
+    cleared_blocks: _builtins.int
+    """Blocks that left quarantine."""
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        cleared_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared_blocks", b"cleared_blocks", "incarnation", b"incarnation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachPoolResponse: _TypeAlias = DetachPoolResponse  # noqa: Y015
+
+@_typing.final
+class ListAttachmentsRequest(_message.Message):
+    """Request of ListAttachments; the server bounds their number (`Limits.max_attachments`), so there are no pages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAttachmentsRequest: _TypeAlias = ListAttachmentsRequest  # noqa: Y015
+
+@_typing.final
+class ListAttachmentsResponse(_message.Message):
+    """Response of ListAttachments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    ATTACHMENTS_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The server process."""
+    @_builtins.property
+    def attachments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attachment]:
+        """The attachments."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        attachments: _abc.Iterable[Global___Attachment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "incarnation", b"incarnation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAttachmentsResponse: _TypeAlias = ListAttachmentsResponse  # noqa: Y015
+
+@_typing.final
+class Attachment(_message.Message):
+    """A process that maps the arena of one rank."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTACHMENT_ID_FIELD_NUMBER: _builtins.int
+    RANK_INDEX_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    IS_CONNECTED_FIELD_NUMBER: _builtins.int
+    UNANSWERED_FENCES_FIELD_NUMBER: _builtins.int
+    attachment_id: _builtins.int
+    """Counts from 1, never reused by a server process."""
+    rank_index: _builtins.int
+    """Index into `Pool.tp_ranks`."""
+    read_only: _builtins.bool
+    """Whether the process only reads."""
+    pid: _builtins.int
+    """Process id, in the server's own pid namespace; 0: not visible from there."""
+    is_connected: _builtins.bool
+    """Whether its connection stands. An attachment without one waits for the proof that its process is dead."""
+    unanswered_fences: _builtins.int
+    """Fences that it has not answered."""
+    def __init__(
+        self,
+        *,
+        attachment_id: _builtins.int = ...,
+        rank_index: _builtins.int = ...,
+        read_only: _builtins.bool = ...,
+        pid: _builtins.int = ...,
+        is_connected: _builtins.bool = ...,
+        unanswered_fences: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_id", b"attachment_id", "is_connected", b"is_connected", "pid", b"pid", "rank_index", b"rank_index", "read_only", b"read_only", "unanswered_fences", b"unanswered_fences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attachment: _TypeAlias = Attachment  # noqa: Y015

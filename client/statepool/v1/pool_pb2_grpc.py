@@ -50,6 +50,21 @@ class PoolServiceStub(object):
                 request_serializer=statepool_dot_v1_dot_pool__pb2.ListBlocksRequest.SerializeToString,
                 response_deserializer=statepool_dot_v1_dot_pool__pb2.ListBlocksResponse.FromString,
                 _registered_method=True)
+        self.AttachPool = channel.unary_unary(
+                '/statepool.v1.PoolService/AttachPool',
+                request_serializer=statepool_dot_v1_dot_pool__pb2.AttachPoolRequest.SerializeToString,
+                response_deserializer=statepool_dot_v1_dot_pool__pb2.AttachPoolResponse.FromString,
+                _registered_method=True)
+        self.DetachPool = channel.unary_unary(
+                '/statepool.v1.PoolService/DetachPool',
+                request_serializer=statepool_dot_v1_dot_pool__pb2.DetachPoolRequest.SerializeToString,
+                response_deserializer=statepool_dot_v1_dot_pool__pb2.DetachPoolResponse.FromString,
+                _registered_method=True)
+        self.ListAttachments = channel.unary_unary(
+                '/statepool.v1.PoolService/ListAttachments',
+                request_serializer=statepool_dot_v1_dot_pool__pb2.ListAttachmentsRequest.SerializeToString,
+                response_deserializer=statepool_dot_v1_dot_pool__pb2.ListAttachmentsResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServiceServicer(object):
@@ -88,6 +103,44 @@ class PoolServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachPool(self, request, context):
+        """Prepares the attachment of a process on the server's machine to the arena of one rank.
+
+        Nothing is attached yet: the process connects to the Unix socket that the answer names, presents the token and is
+        given the memory there (attach.proto). The connection stays for as long as it is attached.
+
+        Errors:
+        * INVALID_ARGUMENT, BAD_FIELD: no such rank index.
+        * FAILED_PRECONDITION, LAYOUT_MISMATCH: another layout fingerprint, or a state tensor with elements further from its
+        first than max_element_offset; the message has the numbers.
+        * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the arena of the rank cannot be shared with other processes.
+        * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: as many processes are attached, or about to be, as may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetachPool(self, request, context):
+        """Ends an attachment on its process's word that it cannot write the arena any more.
+
+        Blocks that were in quarantine only for it leave quarantine.
+
+        Errors:
+        * NOT_FOUND, ATTACHMENT_NOT_FOUND: it has ended already, or never was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAttachments(self, request, context):
+        """Lists the attachments in the order of their ids.
+
+        Errors: none in particular.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +158,21 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.ListBlocks,
                     request_deserializer=statepool_dot_v1_dot_pool__pb2.ListBlocksRequest.FromString,
                     response_serializer=statepool_dot_v1_dot_pool__pb2.ListBlocksResponse.SerializeToString,
+            ),
+            'AttachPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachPool,
+                    request_deserializer=statepool_dot_v1_dot_pool__pb2.AttachPoolRequest.FromString,
+                    response_serializer=statepool_dot_v1_dot_pool__pb2.AttachPoolResponse.SerializeToString,
+            ),
+            'DetachPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetachPool,
+                    request_deserializer=statepool_dot_v1_dot_pool__pb2.DetachPoolRequest.FromString,
+                    response_serializer=statepool_dot_v1_dot_pool__pb2.DetachPoolResponse.SerializeToString,
+            ),
+            'ListAttachments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAttachments,
+                    request_deserializer=statepool_dot_v1_dot_pool__pb2.ListAttachmentsRequest.FromString,
+                    response_serializer=statepool_dot_v1_dot_pool__pb2.ListAttachmentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -189,6 +257,87 @@ class PoolService(object):
             '/statepool.v1.PoolService/ListBlocks',
             statepool_dot_v1_dot_pool__pb2.ListBlocksRequest.SerializeToString,
             statepool_dot_v1_dot_pool__pb2.ListBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statepool.v1.PoolService/AttachPool',
+            statepool_dot_v1_dot_pool__pb2.AttachPoolRequest.SerializeToString,
+            statepool_dot_v1_dot_pool__pb2.AttachPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetachPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statepool.v1.PoolService/DetachPool',
+            statepool_dot_v1_dot_pool__pb2.DetachPoolRequest.SerializeToString,
+            statepool_dot_v1_dot_pool__pb2.DetachPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAttachments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statepool.v1.PoolService/ListAttachments',
+            statepool_dot_v1_dot_pool__pb2.ListAttachmentsRequest.SerializeToString,
+            statepool_dot_v1_dot_pool__pb2.ListAttachmentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

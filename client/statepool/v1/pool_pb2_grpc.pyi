@@ -53,6 +53,32 @@ class PoolServiceStub:
     Errors:
     * INVALID_ARGUMENT, BAD_FIELD: a page token that this server did not make.
     """
+    AttachPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.AttachPoolRequest, _pool_pb2.AttachPoolResponse]
+    """Prepares the attachment of a process on the server's machine to the arena of one rank.
+
+    Nothing is attached yet: the process connects to the Unix socket that the answer names, presents the token and is
+    given the memory there (attach.proto). The connection stays for as long as it is attached.
+
+    Errors:
+    * INVALID_ARGUMENT, BAD_FIELD: no such rank index.
+    * FAILED_PRECONDITION, LAYOUT_MISMATCH: another layout fingerprint, or a state tensor with elements further from its
+      first than max_element_offset; the message has the numbers.
+    * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the arena of the rank cannot be shared with other processes.
+    * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: as many processes are attached, or about to be, as may.
+    """
+    DetachPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DetachPoolRequest, _pool_pb2.DetachPoolResponse]
+    """Ends an attachment on its process's word that it cannot write the arena any more.
+
+    Blocks that were in quarantine only for it leave quarantine.
+
+    Errors:
+    * NOT_FOUND, ATTACHMENT_NOT_FOUND: it has ended already, or never was.
+    """
+    ListAttachments: _grpc.UnaryUnaryMultiCallable[_pool_pb2.ListAttachmentsRequest, _pool_pb2.ListAttachmentsResponse]
+    """Lists the attachments in the order of their ids.
+
+    Errors: none in particular.
+    """
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
@@ -78,6 +104,32 @@ class PoolServiceAsyncStub(PoolServiceStub):
 
     Errors:
     * INVALID_ARGUMENT, BAD_FIELD: a page token that this server did not make.
+    """
+    AttachPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.AttachPoolRequest, _pool_pb2.AttachPoolResponse]  # type: ignore[assignment]
+    """Prepares the attachment of a process on the server's machine to the arena of one rank.
+
+    Nothing is attached yet: the process connects to the Unix socket that the answer names, presents the token and is
+    given the memory there (attach.proto). The connection stays for as long as it is attached.
+
+    Errors:
+    * INVALID_ARGUMENT, BAD_FIELD: no such rank index.
+    * FAILED_PRECONDITION, LAYOUT_MISMATCH: another layout fingerprint, or a state tensor with elements further from its
+      first than max_element_offset; the message has the numbers.
+    * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the arena of the rank cannot be shared with other processes.
+    * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: as many processes are attached, or about to be, as may.
+    """
+    DetachPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.DetachPoolRequest, _pool_pb2.DetachPoolResponse]  # type: ignore[assignment]
+    """Ends an attachment on its process's word that it cannot write the arena any more.
+
+    Blocks that were in quarantine only for it leave quarantine.
+
+    Errors:
+    * NOT_FOUND, ATTACHMENT_NOT_FOUND: it has ended already, or never was.
+    """
+    ListAttachments: _aio.UnaryUnaryMultiCallable[_pool_pb2.ListAttachmentsRequest, _pool_pb2.ListAttachmentsResponse]  # type: ignore[assignment]
+    """Lists the attachments in the order of their ids.
+
+    Errors: none in particular.
     """
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -119,6 +171,50 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         * INVALID_ARGUMENT, BAD_FIELD: a page token that this server did not make.
+        """
+
+    @_abc_1.abstractmethod
+    def AttachPool(
+        self,
+        request: _pool_pb2.AttachPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.AttachPoolResponse, _abc.Awaitable[_pool_pb2.AttachPoolResponse]]:
+        """Prepares the attachment of a process on the server's machine to the arena of one rank.
+
+        Nothing is attached yet: the process connects to the Unix socket that the answer names, presents the token and is
+        given the memory there (attach.proto). The connection stays for as long as it is attached.
+
+        Errors:
+        * INVALID_ARGUMENT, BAD_FIELD: no such rank index.
+        * FAILED_PRECONDITION, LAYOUT_MISMATCH: another layout fingerprint, or a state tensor with elements further from its
+          first than max_element_offset; the message has the numbers.
+        * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the arena of the rank cannot be shared with other processes.
+        * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: as many processes are attached, or about to be, as may.
+        """
+
+    @_abc_1.abstractmethod
+    def DetachPool(
+        self,
+        request: _pool_pb2.DetachPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.DetachPoolResponse, _abc.Awaitable[_pool_pb2.DetachPoolResponse]]:
+        """Ends an attachment on its process's word that it cannot write the arena any more.
+
+        Blocks that were in quarantine only for it leave quarantine.
+
+        Errors:
+        * NOT_FOUND, ATTACHMENT_NOT_FOUND: it has ended already, or never was.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAttachments(
+        self,
+        request: _pool_pb2.ListAttachmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.ListAttachmentsResponse, _abc.Awaitable[_pool_pb2.ListAttachmentsResponse]]:
+        """Lists the attachments in the order of their ids.
+
+        Errors: none in particular.
         """
 
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

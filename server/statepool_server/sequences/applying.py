@@ -81,7 +81,8 @@ class StepChanges:
 
     def finish_work(self, session: Session | None, work: StepWork) -> int:
         """Publishes what was copied, and takes the pin back; see `Stepping.finish_work`."""
-        published = 0 if session is None else self._publish(session, work.publication)
+        clear = work.publication.take(np.flatnonzero(self._blocks.fences[work.publication.blocks] == 0))
+        published = 0 if session is None else self._publish(session, clear)
         self._changes.unpin(work.pin)
         return published
 

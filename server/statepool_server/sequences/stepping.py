@@ -47,8 +47,10 @@ class Stepping:
         """
         sequences = self._sequences
         table = sequences.of(session.session_id, self._context.num_spec)
+        _check_numbers(table, request)
+        if self._context.blocks.quarantined_count:  # until the former owner's passes have ended, nothing moves on
+            self._context.blocks.check_clear(table.held_blocks(), "session")
         if table.steady_steps and _decodes_each(table, request):
-            _check_numbers(table, request)
             return self._changes.apply_steady(table, request, usage)
         table.catch_up()
         plan = self._plan(session, table, request)
@@ -77,7 +79,6 @@ class Stepping:
             self._holdings.in_sequences[ids] -= counts
 
     def _plan(self, session: Session, table: SequenceTable, request: StepRequest) -> StepPlan:
-        _check_numbers(table, request)
         plan = self._planned(session, table, request, frozenset())
         fitting = admissions_that_fit(plan, self._context)
         if fitting == len(request.admissions):

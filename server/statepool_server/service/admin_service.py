@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from statepool.v1 import admin_pb2 as pb
 from statepool_server import convert
+from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
 
@@ -14,8 +15,9 @@ from statepool_server.service.core import Core
 class AdminService:
     """Handlers of ``statepool.v1.AdminService``."""
 
-    def __init__(self, core: Core, counts: Counter[tuple[str, str]]) -> None:
+    def __init__(self, core: Core, counts: Counter[tuple[str, str]], processes: AttachedProcesses) -> None:
         self._core = core
+        self._processes = processes
         self._counts = counts
 
     async def GetServerInfo(self, _request: pb.GetServerInfoRequest, _context: Context) -> pb.GetServerInfoResponse:
@@ -31,3 +33,10 @@ class AdminService:
             | {name: version(name) for name in ("grpcio", "protobuf", "torch")},
             calls={f"{method}:{code}": count for (method, code), count in self._counts.items()},
         )
+
+    async def ReleaseQuarantine(
+        self, request: pb.ReleaseQuarantineRequest, _context: Context
+    ) -> pb.ReleaseQuarantineResponse:
+        """Ends quarantine on the operator's word."""
+        cleared = self._processes.release_quarantine(request.attachment_id)
+        return pb.ReleaseQuarantineResponse(incarnation=self._core.incarnation, cleared_blocks=cleared)

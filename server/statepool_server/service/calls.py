@@ -26,7 +26,10 @@ DRAIN_RETRY_SECONDS = 1.0
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _ALLOWED_WHILE_DRAINING = frozenset(
-    {"FreeBlocks", "DeleteSession", "KeepAlive", "GetPool", "GetServerInfo", "Step", "Schedule", "ListSequences"}
+    {
+        *("FreeBlocks", "DeleteSession", "KeepAlive", "GetPool", "GetServerInfo", "Step", "Schedule", "ListSequences"),
+        *("DetachPool", "ListAttachments", "ReleaseQuarantine"),
+    }
 )
 
 _log = structlog.get_logger("statepool.calls")

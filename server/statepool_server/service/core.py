@@ -138,4 +138,5 @@ class Core:
             sessions=usage.sessions,
             waiting_allocations=len(self.waiting),
             sequences=usage.sequences,
+            quarantined_blocks=usage.quarantined,
         )

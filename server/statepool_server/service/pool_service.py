@@ -17,6 +17,7 @@ from statepool.wire import (
     state_from_wire,
 )
 from statepool_server.blocks import BlockState
+from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
 
@@ -27,8 +28,9 @@ MAX_CONFIG_BYTES = 2**20
 class PoolService:
     """Handlers of ``statepool.v1.PoolService``."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, processes: AttachedProcesses) -> None:
         self._core = core
+        self._processes = processes
         self._layout = arena_layout_to_wire(core.description.layout)
 
     async def GetPool(self, _request: pb.GetPoolRequest, _context: Context) -> pb.GetPoolResponse:
@@ -81,6 +83,21 @@ class PoolService:
             next_page_token=core.convert.page_token(int(rows.refs.block_ids[-1])) if full else "",
         )
 
+    async def AttachPool(self, request: pb.AttachPoolRequest, _context: Context) -> pb.AttachPoolResponse:
+        """Gives out a token for the attach socket."""
+        return self._processes.offer(request)
+
+    async def DetachPool(self, request: pb.DetachPoolRequest, _context: Context) -> pb.DetachPoolResponse:
+        """Ends an attachment on its process's word."""
+        cleared = self._processes.detach(request.attachment_id)
+        return pb.DetachPoolResponse(incarnation=self._core.incarnation, cleared_blocks=cleared)
+
+    async def ListAttachments(
+        self, _request: pb.ListAttachmentsRequest, _context: Context
+    ) -> pb.ListAttachmentsResponse:
+        """Lists attached processes."""
+        return pb.ListAttachmentsResponse(incarnation=self._core.incarnation, attachments=self._processes.rows())
+
     def _limits(self) -> pb.Limits:
         limits = self._core.limits
         return pb.Limits(
@@ -95,6 +112,7 @@ class PoolService:
             max_ttl_ms=limits.max_ttl_ms,
             max_sequences=limits.max_sequences,
             max_step_hashes=limits.max_step_hashes,
+            max_attachments=limits.max_attachments,
         )
 
 

@@ -20,6 +20,7 @@ from support.pool_model import BLOCK_TOKENS, ModelPool
 
 BLOCK_COUNT = 7
 MAX_SESSIONS = 3
+MAX_ATTACHMENTS = 3
 T = TypeVar("T")
 Pairs = list[tuple[int, int]]
 
@@ -40,11 +41,16 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        config = PoolConfig(block_count=BLOCK_COUNT, block_tokens=BLOCK_TOKENS, max_sessions=MAX_SESSIONS)
+        config = PoolConfig(
+            block_count=BLOCK_COUNT,
+            block_tokens=BLOCK_TOKENS,
+            max_sessions=MAX_SESSIONS,
+            max_attachments=MAX_ATTACHMENTS,
+        )
         self.folded = Folded()
         self.pool = Pool(config, self.folded.apply)
         self.twin = Pool(config)
-        self.model = ModelPool(BLOCK_COUNT, MAX_SESSIONS)
+        self.model = ModelPool(BLOCK_COUNT, MAX_SESSIONS, max_attachments=MAX_ATTACHMENTS)
         self.now = 0
         self.seen: Pairs = [(0, 0), (1, 0), (BLOCK_COUNT, 1), (-1, 1)]  # every ref ever handed out, and bad ones
         self.sessions: list[tuple[int, int]] = [(0, 1), (99, 1)]
@@ -254,6 +260,36 @@ class PoolMachine(RuleBasedStateMachine):
         self.model.unpin(expected)
         self.model.settle_after_unpin([*pin.readers.tolist(), *pin.writers.tolist()])
 
+    @rule(read_only=st.sampled_from([False, False, True]))
+    def attach(self, read_only: bool) -> None:
+        answers = self.ask(lambda pool: pool.attach(0, read_only), lambda: self.model.attach(read_only))
+        assert answers is None or answers[0].attachment_id == answers[1].attachment_id == answers[2]
+
+    @rule(index=st.integers(0, 5), sure=st.integers(0, 2))
+    def detach(self, index: int, sure: int) -> None:
+        attached = self.attachment(index) if sure == 0 else 0
+        answers = self.ask(lambda pool: pool.detach(attached), lambda: self.model.detach(attached))
+        assert answers is None or answers[0] == answers[1] == answers[2]
+
+    @rule(index=st.integers(0, 5), fence=st.integers(0, 5))
+    def quiesced(self, index: int, fence: int) -> None:
+        attached, number = self.attachment(index), self.model.last_fence + 1 - fence
+        answers = self.ask(lambda pool: pool.quiesced(attached, number), lambda: self.model.quiesced(attached, number))
+        assert answers is None or answers[0] == answers[1] == answers[2]
+
+    @rule(index=st.integers(0, 5), every=st.booleans())
+    def release_quarantine(self, index: int, every: bool) -> None:
+        attached = 0 if every else self.attachment(index)
+        answers = self.ask(
+            lambda pool: pool.release_quarantine(attached), lambda: self.model.release_quarantine(attached)
+        )
+        assert answers is None or answers[0] == answers[1] == answers[2]
+
+    def attachment(self, index: int) -> int:
+        """Picks an attachment; index 5 picks one that may be gone, or was never there."""
+        live = list(self.model.attachments)
+        return live[index % len(live)] if index < 5 and live else self.model.last_attachment
+
     @invariant()
     def agree(self) -> None:
         check_integrity(self.pool)
@@ -276,6 +312,7 @@ class PoolMachine(RuleBasedStateMachine):
             for block, model in self.model.blocks.items()
             if model.generation
         }
+        assert self.folded.quarantined == {block for block, model in self.model.blocks.items() if model.fences}
         assert self.folded.sessions == {i: (s.epoch, s.owner_key) for i, s in self.model.sessions.items()}
 
 

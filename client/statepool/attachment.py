@@ -1,0 +1,239 @@
+"""This process's connection to the attach socket of a server: the arena, the lock, and the answers to fences.
+
+It knows nothing of torch; `statepool.torch.attach` puts tensors on top.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from statepool.errors import LayoutMismatchError, PeerUntrustedError, StatepoolError, UnavailableError
+from statepool.fences import Fence, Fences
+from statepool.framing import MAX_FRAME_BYTES, FrameReader, frame
+from statepool.leases import tell
+from statepool.mapping import Mapping
+from statepool.status import error_from_wire
+from statepool.v1 import attach_pb2 as pb
+from statepool.v1 import pool_pb2
+
+_DESCRIPTORS = 2
+_all: "weakref.WeakSet[ArenaAttachment]" = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Welcome:
+    attached: pb.Attached
+    arena: int
+    lock: int
+
+
+class ArenaAttachment:
+    """The arena of one rank, mapped into this process.
+
+    A thread answers fences: at once where no pass of the lost session runs here, else when the last one has ended. A
+    broken connection lets no pass begin any more; the mapping stays, and so does the attachment, until `detach` or the
+    process's death. In a forked process nothing of it can be used.
+
+    Attributes:
+        attachment_id: The attachment, as the server counts it.
+        incarnation: The server process.
+        error: Why no pass can begin any more; None while all is well.
+    """
+
+    def __init__(
+        self,
+        socket_path: str,
+        token: bytes,
+        *,
+        nbytes: int,
+        read_only: bool,
+        timeout: float,
+        on_lost: Callable[[StatepoolError], object] | None = None,
+    ) -> None:
+        """Attaches.
+
+        Args:
+            socket_path: The server's attach socket.
+            token: From `Client.attach_pool`.
+            nbytes: Bytes that the arena must have.
+            read_only: As it was asked for.
+            timeout: Seconds to wait for each answer.
+            on_lost: Called once if the connection is lost, from a background thread.
+
+        Raises:
+            UnavailableError: Nobody answers there, or not in time.
+            PeerUntrustedError: The server does not take the token or this process.
+            LayoutMismatchError: The arena has another size.
+            StatepoolError: Whatever else the server has against it.
+        """
+        self.error: StatepoolError | None = None
+        self._on_lost = on_lost
+        self._pid = os.getpid()
+        self._fences = Fences()
+        self._sending = threading.Lock()
+        self._frames = FrameReader()
+        self._stream = _connect(socket_path, timeout)
+        self._early: list[bytes] = []
+        try:
+            welcome = self._hello(token)
+        except BaseException:
+            self._stream.close()
+            raise
+        self._lock_descriptor = welcome.lock
+        self.attachment_id, self.incarnation = welcome.attached.attachment_id, welcome.attached.incarnation
+        try:
+            if welcome.attached.arena_bytes != nbytes:
+                raise LayoutMismatchError(f"the arena has {welcome.attached.arena_bytes} bytes, not {nbytes}")
+            self._mapping = Mapping(welcome.arena, nbytes, read_only=read_only)
+        except BaseException:
+            self._stream.close()
+            os.close(welcome.lock)
+            raise
+        finally:
+            os.close(welcome.arena)
+        self._stream.settimeout(None)
+        _all.add(self)
+        threading.Thread(target=self._listen, name="statepool-fences", daemon=True).start()
+
+    @property
+    def buffer(self) -> object:
+        """The arena's bytes, a ctypes array ``[nbytes]``."""
+        self._check_process()
+        return self._mapping.buffer
+
+    @contextmanager
+    def running(self, session_id: int, epoch: int) -> Iterator[None]:
+        """Marks what is done inside as reading and writing for a session.
+
+        Raises:
+            SessionFencedError: The session is lost.
+            UnavailableError: The connection is: nobody could tell this process to stop.
+            RuntimeError: This process was forked from the one that attached.
+        """
+        self._check_process()
+        try:
+            with self._fences.running(session_id, epoch):
+                yield
+        finally:
+            self._answer()
+
+    def detach(self) -> None:
+        """Makes sure that nothing in this process can read or write the arena any more, and hangs up."""
+        self._check_process()
+        self._lose(UnavailableError("this process has detached"), told=False)
+        self._mapping.detach()
+        self._hang_up()
+
+    def abandon(self) -> None:
+        """Gives descriptors back in a process that was forked from the one that attached."""
+        self._hang_up()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(f"the attachment belongs to process {self._pid}; attach again after a fork")
+
+    def _hello(self, token: bytes) -> _Welcome:
+        """Presents the token and takes what comes for it."""
+        descriptors: list[int] = []
+        try:
+            self._stream.sendall(frame(pb.WorkerFrame(hello=pb.Hello(token=token))))
+            messages: list[bytes] = []
+            while not messages:
+                data, received, _, _ = socket.recv_fds(
+                    self._stream, MAX_FRAME_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                )
+                descriptors += received
+                if not data:
+                    raise UnavailableError("the server ended the connection")
+                messages += self._frames.feed(data)
+            return self._welcome(pb.ServerFrame.FromString(messages.pop(0)), messages, descriptors)
+        except BaseException as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if isinstance(error, (OSError, ValueError, DecodeError)):
+                raise UnavailableError(f"the attach socket: {error}") from error
+            raise
+
+    def _welcome(self, answer: pb.ServerFrame, early: list[bytes], descriptors: list[int]) -> _Welcome:
+        if answer.HasField("refused"):
+            raise error_from_wire(answer.refused.error)
+        if not answer.HasField("attached") or len(descriptors) != _DESCRIPTORS:
+            raise PeerUntrustedError("whatever listens there does not speak the attach protocol")
+        if answer.attached.export != pool_pb2.ARENA_EXPORT_FILE:
+            raise UnavailableError(f"the arena is exported in a way ({answer.attached.export}) that is not known here")
+        self._early = early
+        arena, lock = descriptors
+        return _Welcome(attached=answer.attached, arena=arena, lock=lock)
+
+    def _listen(self) -> None:
+        """Takes fences until the connection ends."""
+        try:
+            for message in self._early:
+                self._told(pb.ServerFrame.FromString(message))
+            while data := self._stream.recv(MAX_FRAME_BYTES):
+                for message in self._frames.feed(data):
+                    self._told(pb.ServerFrame.FromString(message))
+            self._lose(UnavailableError("the server has ended the attachment's connection"))
+        except (OSError, ValueError, DecodeError) as error:
+            self._lose(UnavailableError(f"the attachment's connection broke: {error}"))
+
+    def _told(self, message: pb.ServerFrame) -> None:
+        if message.HasField("fence"):
+            self._fences.add(Fence(message.fence.number, message.fence.session_id, message.fence.epoch))
+            self._answer()
+
+    def _answer(self) -> None:
+        """Answers the fences that no running pass is concerned by.
+
+        Host memory is written when the writing instruction is done; a device would have to be waited for here.
+        """
+        for fence in self._fences.take_quiet():
+            try:
+                with self._sending:
+                    self._stream.sendall(frame(pb.WorkerFrame(quiesced=pb.Quiesced(number=fence.number))))
+            except OSError as error:
+                self._lose(UnavailableError(f"the attachment's connection broke: {error}"))
+
+    def _lose(self, error: StatepoolError, *, told: bool = True) -> None:
+        with self._sending:
+            if self.error is not None:
+                return
+            self.error = error
+        self._fences.close(error)
+        if told:
+            tell(self._on_lost, error, f"on_lost of attachment {self.attachment_id}")
+
+    def _hang_up(self) -> None:
+        descriptor, self._lock_descriptor = self._lock_descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+        if os.getpid() == self._pid:
+            with contextlib.suppress(OSError):
+                self._stream.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        self._stream.close()
+
+
+def _connect(path: str, timeout: float) -> socket.socket:
+    stream = socket.socket(socket.AF_UNIX)
+    try:
+        stream.settimeout(timeout)
+        stream.connect(path)
+    except OSError as error:
+        stream.close()
+        raise UnavailableError(f"attach socket {path}: {error}") from error
+    return stream
+
+
+def _abandon_all() -> None:
+    for attachment in list(_all):
+        attachment.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)

@@ -1,0 +1,81 @@
+"""Which sessions an attached process may no longer write for, and what it is doing right now."""
+
+import copy
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from statepool.errors import SessionFencedError, StatepoolError
+
+REMEMBERED_SESSIONS = 65536
+"""Lost sessions that are remembered; passes of one lost before those ended long ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A session is lost."""
+
+    number: int
+    """What the answer names."""
+    session_id: int
+    """The session."""
+    epoch: int
+    """What has this epoch or an earlier one is fenced."""
+
+
+class Fences:
+    """Passes that run and fences that came; safe to use from threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: Counter[tuple[int, int]] = Counter()
+        self._lost: OrderedDict[int, int] = OrderedDict()  # session id to the last epoch that is fenced
+        self._unanswered: list[Fence] = []
+        self._closed_by: StatepoolError | None = None
+
+    @contextmanager
+    def running(self, session_id: int, epoch: int) -> Iterator[None]:
+        """Marks what is done inside as a pass of a session.
+
+        Raises:
+            SessionFencedError: The session is lost.
+            StatepoolError: The error given to `close`.
+        """
+        with self._lock:
+            if self._closed_by is not None:
+                raise copy.copy(self._closed_by)
+            if epoch <= self._lost.get(session_id, 0):
+                raise SessionFencedError(f"epoch {epoch} of session {session_id} is fenced", field="session")
+            self._running[session_id, epoch] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running[session_id, epoch] -= 1
+                if not self._running[session_id, epoch]:
+                    del self._running[session_id, epoch]
+
+    def add(self, fence: Fence) -> None:
+        """Takes a fence: no pass that it concerns begins any more."""
+        with self._lock:
+            self._lost[fence.session_id] = max(fence.epoch, self._lost.pop(fence.session_id, 0))
+            if len(self._lost) > REMEMBERED_SESSIONS:
+                self._lost.popitem(last=False)
+            self._unanswered.append(fence)
+
+    def take_quiet(self) -> list[Fence]:
+        """Takes out the fences that no running pass is concerned by: they are to be answered."""
+        with self._lock:
+            quiet = [fence for fence in self._unanswered if not self._concerns(fence)]
+            self._unanswered = [fence for fence in self._unanswered if fence not in quiet]
+            return quiet
+
+    def close(self, error: StatepoolError) -> None:
+        """Lets no pass begin any more."""
+        with self._lock:
+            self._closed_by = error
+
+    def _concerns(self, fence: Fence) -> bool:
+        return any(session == fence.session_id and epoch <= fence.epoch for session, epoch in self._running)

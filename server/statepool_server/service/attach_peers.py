@@ -1,0 +1,129 @@
+"""The process at the other end of an attach socket: who it is, and the proof that it is dead."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import select
+import socket
+import struct
+from pathlib import Path
+
+from statepool.errors import PeerUntrustedError
+
+SO_PEERPIDFD = 77
+"""From asm-generic/socket.h (Linux 6.5): a pidfd of the very process that connected."""
+
+POLL_SECONDS = 0.2
+"""How often a process that no pidfd watches is looked for."""
+
+_CREDENTIALS = struct.Struct("iII")  # struct ucred
+
+
+class DeathLock:
+    """A lock (flock) that a process holds for as long as it lives: the kernel drops it with its last descriptor."""
+
+    def __init__(self) -> None:
+        """Makes a lock that is held by `theirs`."""
+        self._ours = os.memfd_create("statepool-attachment", os.MFD_CLOEXEC)
+        try:
+            self.theirs = os.open(f"/proc/self/fd/{self._ours}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            os.close(self._ours)
+            raise
+        fcntl.flock(self.theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def is_released(self) -> bool:
+        """Tells whether nobody has the descriptor `theirs` any more."""
+        try:
+            fcntl.flock(self._ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def handed_over(self) -> None:
+        """Closes `theirs` on this side."""
+        os.close(self.theirs)
+
+    def close(self) -> None:
+        """Closes this side's own descriptor."""
+        os.close(self._ours)
+
+
+class Peer:
+    """A process, known by more than its number, which the system gives to another when it is dead.
+
+    Its death is proven by a pidfd where the kernel has it; else by its number and start time; else, where it lives in
+    another pid namespace, by the lock that it was given.
+
+    Attributes:
+        pid: Its process id; 0: not visible from here.
+        uid: Its user.
+    """
+
+    def __init__(self, pid: int, uid: int, pidfd: int | None) -> None:
+        self.pid = pid
+        self.uid = uid
+        self._pidfd = pidfd
+        self._started = None if pidfd is not None else start_time(pid)
+
+    @classmethod
+    def of(cls, connection: socket.socket) -> "Peer":
+        """Asks the kernel who has connected."""
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, _ = _CREDENTIALS.unpack(raw)
+        return cls(pid, uid, _pidfd(connection, pid))
+
+    def check_user(self) -> None:
+        """Refuses processes of other users.
+
+        Raises:
+            PeerUntrustedError: It is one.
+        """
+        if self.uid != os.getuid():
+            raise PeerUntrustedError(f"the process belongs to user {self.uid}, the server to {os.getuid()}")
+
+    def is_dead(self, lock: DeathLock) -> bool:
+        """Tells whether the process is proven dead."""
+        if self._pidfd is not None:
+            return bool(select.select([self._pidfd], [], [], 0)[0])
+        if self._started is not None:
+            return start_time(self.pid) != self._started
+        return lock.is_released()
+
+    async def death(self, lock: DeathLock) -> None:
+        """Waits until the process is proven dead."""
+        if self._pidfd is None:
+            while not self.is_dead(lock):  # noqa: ASYNC110 — no event tells of it
+                await asyncio.sleep(POLL_SECONDS)
+            return
+        loop, dead = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._pidfd, dead.set)
+        try:
+            await dead.wait()
+        finally:
+            loop.remove_reader(self._pidfd)
+
+    def close(self) -> None:
+        """Gives the descriptor back."""
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+
+
+def start_time(pid: int) -> int | None:
+    """Reads when a process started, in clock ticks since the boot; None: it is dead, or not visible."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before may hold anything
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _pidfd(connection: socket.socket, pid: int) -> int | None:
+    with contextlib.suppress(OSError):  # an older kernel
+        return connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    with contextlib.suppress(OSError):  # one older still, or a process that is not visible
+        return os.pidfd_open(pid)
+    return None
