@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from statepool.columns import FIXED32, FIXED64, columns_of_message
@@ -91,6 +92,22 @@ class StepOutcome:
 
     def __init__(self, message: pb.StepOutcome) -> None:
         self._message = message
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "StepOutcome":
+        """Reads an outcome that `to_bytes` wrote.
+
+        Raises:
+            ValueError: The bytes are no outcome.
+        """
+        try:
+            return cls(pb.StepOutcome.FromString(data))
+        except DecodeError as error:
+            raise ValueError("not the bytes of a step's outcome") from error
+
+    def to_bytes(self) -> bytes:
+        """Writes the outcome, so that a scheduler can pass it on to its workers (`Execution.WORKER`)."""
+        return self._message.SerializeToString()
 
     @property
     def step(self) -> int:
