@@ -34,19 +34,27 @@ def run(server: Server, *arguments: str, verify: str = "1") -> tuple[int, dict[s
     return answer.returncode, json.loads(answer.stdout)
 
 
+MOST_RUNS = 8
+"""A slow machine may see too little happen in one short run; usually it is all there in the first."""
+
+
 @pytest.mark.parametrize("arrangement", ["block-major", "layer-major"])
 def test_closed_loop(servers: Servers, arrangement: str) -> None:
     """Hits, evictions, speculation and preemption leave every state as it must be."""
     server = servers.shared(*TIGHT, "--arrangement", arrangement)
 
-    code, report = run(server)
+    missing = {"hit_tokens", "preemptions", "finished", "generated_tokens", "copies", "verified"}
+    missing |= {"step_quiet", "step_copies", "step_admissions", "step_refused", "first_token", "read", "write"}
 
-    assert (code, report["mismatches"], report["errors"]) == (0, [], {})
-    assert report["verified"] > 0
-    for what in ("hit_tokens", "preemptions", "finished", "generated_tokens", "copies"):
-        assert report["counts"][what] > 0, what
-    for kind in ("step_quiet", "step_copies", "step_admissions", "step_refused", "first_token", "read", "write"):
-        assert report["operations"][kind]["count"] > 0, kind
+    for _ in range(MOST_RUNS):
+        code, report = run(server)
+        assert (code, report["mismatches"], report["errors"]) == (0, [], {})
+        seen = {**report["counts"], **{kind: row["count"] for kind, row in report["operations"].items()}}
+        missing -= {what for what, count in {**seen, "verified": report["verified"]}.items() if count}
+        if not missing:
+            break
+
+    assert missing == set()
 
 
 def test_conv_layout_ds(servers: Servers) -> None:
