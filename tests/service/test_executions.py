@@ -2,9 +2,9 @@
 
 import mmap
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -70,30 +70,51 @@ class Engine:
         self.builder.finish(sequence)
 
     def step(self) -> StepOutcome:
-        """Commits what is under way, schedules everybody, has the copies run, and runs the passes."""
-        committed = [sequence for sequence, request in self._requests.items() if request.num_tokens]
+        """Asks for a step of all sequences, and lets the worker do its part at once."""
+        outcome, work = self.ask(list(self._requests))
+        work()
+        return outcome
+
+    def ask(self, batch: list[int], settled_step: int | None = None) -> tuple[StepOutcome, Callable[[], None]]:
+        """Commits the passes of a batch and schedules it again.
+
+        Args:
+            batch: Sequences; those that are not admitted yet are passed over.
+            settled_step: As for `Scheduler.step`.
+
+        Returns:
+            The outcome, and the worker's part: its copies and the passes.
+        """
+        committed = [sequence for sequence in batch if self._requests[sequence].num_tokens]
         for sequence in committed:
             self._commit(sequence, self._requests[sequence])
         admitted = {row.sequence_id for row in self.builder.step()["admit"]}
-        for sequence in self._requests.keys() - admitted:
-            self._schedule(sequence, self._requests[sequence])
-        scheduled, outcome = self.builder.scheduled, self.scheduler.step(**self.builder.step())
+        for sequence in batch:
+            if sequence not in admitted:
+                self._schedule(sequence, self._requests[sequence])
+        scheduled = self.builder.scheduled
+        outcome = self.scheduler.step(**self.builder.step(), settled_step=settled_step)
+        self._follow(outcome, committed, scheduled)
+        self.builder.applied(outcome)
+        jobs = [
+            (sequence, self.builder.num_computed(sequence), replace(self._requests[sequence])) for sequence in scheduled
+        ]
+        return outcome, lambda: self._work(outcome, jobs)
+
+    def _work(self, outcome: StepOutcome, jobs: list[tuple[int, int, Request]]) -> None:
         if self._execution is Execution.WORKER:
             self._copies.copy(outcome.post_copies.plan())
             self._copies.zero(outcome.zeroed_block_ids)
             self._copies.copy(outcome.pre_copies.plan())
-        self._follow(outcome, committed, scheduled)
-        self.builder.applied(outcome)
-        for sequence in scheduled:
-            self._compute(sequence, self._requests[sequence])
-        return outcome
+        for sequence, computed, request in jobs:
+            self._compute(sequence, computed, request)
 
     def _commit(self, sequence: int, request: Request) -> None:
         prefills = self.builder.num_left(sequence) > request.num_tokens
         accepted = [] if prefills else request.drafts[: self._random.randint(0, len(request.drafts))]
         news = [] if prefills else [*accepted, self._random.randrange(1000)]
         self.builder.commit(sequence, news)
-        request.tokens += news
+        request.tokens = [*request.tokens, *news]
         request.num_accepted, request.num_tokens = max(1, len(news)), 0
 
     def _schedule(self, sequence: int, request: Request) -> None:
@@ -116,9 +137,9 @@ class Engine:
         for row, blocks in zip(outcome.tables.rows.tolist(), outcome.tables.block_ids.tolist(), strict=True):
             self._requests[scheduled[row]].running = blocks
 
-    def _compute(self, sequence: int, request: Request) -> None:
+    def _compute(self, sequence: int, computed: int, request: Request) -> None:
         """Compares every byte of the state before a pass, and writes those after each of its tokens."""
-        computed, running = self.builder.num_computed(sequence), request.running
+        running = request.running
         image = self._blocks[running[0]].copy()
         image[: self._states.conv_offset] = self._blocks[running[request.num_accepted - 1]][: self._states.conv_offset]
         wrong = self._states.difference(image, request.digests([]), computed, request.num_accepted)
@@ -157,6 +178,33 @@ def test_every_pass_starts_from_its_state(servers: Servers, execution: Execution
 
     assert running.wrong == []
     assert 2 * BLOCK_TOKENS in found
+
+
+@pytest.mark.parametrize("execution", list(Execution))
+@pytest.mark.parametrize("seed", range(5))
+def test_two_half_batches_overlap(servers: Servers, execution: Execution, seed: int) -> None:
+    """While one half is asked for its next step the other's is under way, and aborted sequences are written to the end.
+
+    The worker does its part of a step only when the next step was answered, which is planned without it.
+    """
+    halves, under_way = [[1, 2], [3, 4]], None
+    with engine(servers, execution, seed) as running:
+        for sequence in (1, 2, 3, 4):
+            running.admit(sequence, list(range(sequence, sequence + 37)))
+        running.step()
+        for number in range(2 * STEPS):
+            batch = halves[number % 2]
+            if number % 10 == 9:  # of the half whose pass is under way
+                aborted = halves[1 - number % 2].pop()
+                running.finish(aborted)
+                running.admit(aborted + 100, list(range(37)))
+                halves[1 - number % 2].append(aborted + 100)
+            last_step = number + 1
+            _, work = running.ask(batch, settled_step=last_step - 1 if number else last_step)
+            if under_way is not None:
+                under_way()
+            under_way = work
+            assert running.wrong == []
 
 
 def test_comparison_can_fail(servers: Servers) -> None:
