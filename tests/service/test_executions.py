@@ -16,7 +16,6 @@ from statepool.loadtest.states import NO_TOKENS, PrefixStates, extend_digests
 from statepool.torch import HostEngine
 
 SPEC = 2
-FLAGS = ("--num-spec", str(SPEC), "--tp-size", "1")
 STEPS = 60
 
 
@@ -51,7 +50,8 @@ class Engine:
             arena = torch.frombuffer(mmap.mmap(arena_file.fileno(), 0), dtype=torch.uint8)
         self._copies = HostEngine(arena, pool.layout)
         self._blocks = arena.numpy().reshape(pool.block_count, -1)
-        self._states = PrefixStates(pool.layout.block, SPEC, seed=1)
+        self._num_spec = pool.num_spec
+        self._states = PrefixStates(pool.layout.block, pool.num_spec, seed=1)
         self._execution = execution
         self._random = random.Random(seed)
         self._requests: dict[int, Request] = {}
@@ -122,7 +122,7 @@ class Engine:
             budget = self._random.choice([5, BLOCK_TOKENS, 3 * BLOCK_TOKENS])
             request.num_tokens, request.drafts = self.builder.schedule_prefill(sequence, budget), []
         else:
-            request.drafts = [self._random.randrange(1000) for _ in range(self._random.randint(0, SPEC))]
+            request.drafts = [self._random.randrange(1000) for _ in range(self._random.randint(0, self._num_spec))]
             request.num_tokens = 1 + len(request.drafts)
             self.builder.schedule(sequence, request.num_tokens, len(request.drafts))
 
@@ -153,9 +153,9 @@ class Engine:
 
 
 @contextmanager
-def engine(servers: Servers, execution: Execution, seed: int) -> Iterator[Engine]:
+def engine(servers: Servers, execution: Execution, seed: int, num_spec: int = SPEC) -> Iterator[Engine]:
     """Runs an engine on a server that others use too."""
-    server = servers.shared(*FLAGS, conv_shape=(CONV_ROWS, 8))
+    server = servers.shared("--num-spec", str(num_spec), "--tp-size", "1", conv_shape=(CONV_ROWS, 8))
     with server.client() as client, client.create_session(60.0) as session:
         running = Engine(server, client, session, execution, seed)
         with running.scheduler:
@@ -181,20 +181,20 @@ def test_every_pass_starts_from_its_state(servers: Servers, execution: Execution
 
 
 @pytest.mark.parametrize("execution", list(Execution))
-@pytest.mark.parametrize("seed", range(5))
-def test_two_half_batches_overlap(servers: Servers, execution: Execution, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "num_spec"), [(0, 0), (1, 0), (2, 0), (3, SPEC), (4, SPEC), (5, SPEC)])
+def test_two_half_batches_overlap(servers: Servers, execution: Execution, seed: int, num_spec: int) -> None:
     """While one half is asked for its next step the other's is under way, and aborted sequences are written to the end.
 
     The worker does its part of a step only when the next step was answered, which is planned without it.
     """
     halves, under_way = [[1, 2], [3, 4]], None
-    with engine(servers, execution, seed) as running:
+    with engine(servers, execution, seed, num_spec) as running:
         for sequence in (1, 2, 3, 4):
             running.admit(sequence, list(range(sequence, sequence + 37)))
         running.step()
-        for number in range(2 * STEPS):
+        for number in range(4 * STEPS):
             batch = halves[number % 2]
-            if number % 10 == 9:  # of the half whose pass is under way
+            if number % 4 == 3:  # of the half whose pass is under way
                 aborted = halves[1 - number % 2].pop()
                 running.finish(aborted)
                 running.admit(aborted + 100, list(range(37)))
