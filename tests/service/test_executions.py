@@ -155,7 +155,8 @@ class Engine:
 @contextmanager
 def engine(servers: Servers, execution: Execution, seed: int, num_spec: int = SPEC) -> Iterator[Engine]:
     """Runs an engine on a server that others use too."""
-    server = servers.shared("--num-spec", str(num_spec), "--tp-size", "1", conv_shape=(CONV_ROWS, 8))
+    flags = ("--num-spec", str(num_spec), "--tp-size", "1", "--blocks", "33")
+    server = servers.shared(*flags, conv_shape=(CONV_ROWS, 8))
     with server.client() as client, client.create_session(60.0) as session:
         running = Engine(server, client, session, execution, seed)
         with running.scheduler:
