@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from statepool import Client, SessionFencedError, StatepoolError
@@ -72,7 +73,8 @@ def peek(block: int) -> int:
 def fork(block: int) -> list[object]:
     """Tells how a forked process ends that writes a block, and what the attachment says to another one."""
     statuses: list[object] = []
-    for attempt in (lambda: fill(block, 9), lambda: sys.exit(begin(1, 1))):
+    attempts: list[Callable[[], object]] = [lambda: fill(block, 9), lambda: begin(1, 1)]
+    for attempt in attempts:
         if not (pid := os.fork()):
             try:
                 attempt()

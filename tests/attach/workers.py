@@ -23,7 +23,7 @@ class Worker:
 
     def __init__(self, server: Server, rank_index: int = 0, *, read_only: bool = False) -> None:
         """Starts it and waits until it is attached."""
-        arguments = [sys.executable, SCRIPT, server.target, str(rank_index), str(int(read_only))]
+        arguments = [sys.executable, str(SCRIPT), server.target, str(rank_index), str(int(read_only))]
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.attachment_id: int = self.hear()
 
