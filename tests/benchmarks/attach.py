@@ -32,7 +32,7 @@ def _server(arena_bytes: int) -> Iterator[str]:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps({"model_type": "custom", "states": [state]}), encoding="utf-8")
         program, target = Path(sys.executable).with_name("statepool-server"), f"unix:{folder}/s.sock"
-        sizes = ["--model-config", config, "--blocks", str(arena_bytes // BLOCK_BYTES), "--log-level", "warning"]
+        sizes = ["--model-config", str(config), "--blocks", str(arena_bytes // BLOCK_BYTES), "--log-level", "warning"]
         server = subprocess.Popen([program, *sizes, "--listen", target, "--state-dir", f"{folder}/state"])
         try:
             with grpc.insecure_channel(target) as channel:
