@@ -143,7 +143,8 @@ class ArenaAttachment:
         """Presents the token and takes what comes for it."""
         descriptors: list[int] = []
         try:
-            self._stream.sendall(frame(pb.WorkerFrame(hello=pb.Hello(token=token))))
+            with contextlib.suppress(BrokenPipeError):  # refused before it was read; the answer says why
+                self._stream.sendall(frame(pb.WorkerFrame(hello=pb.Hello(token=token))))
             messages: list[bytes] = []
             while not messages:
                 data, received, _, _ = socket.recv_fds(

@@ -18,7 +18,7 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _POPULATE_READ, _POPULATE_WRITE = 22, 23  # linux/mman.h (Linux 5.14)
-_POPULATE_BYTES = 64 * 2**20  # of one call, which cannot be interrupted
+_POPULATE_BYTES = 2 * 2**20  # of one call: whoever maps something else meanwhile waits for it
 
 
 class Mapping:

@@ -3,11 +3,12 @@
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import allocator, client_import, host_copies, rpc_floor, steps
+from benchmarks import allocator, attach, client_import, host_copies, rpc_floor, steps
 
 MODULES = {
     "allocator, in process": allocator,
     "host copies": host_copies,
+    "attached memory": attach,
     "RPC": rpc_floor,
     "engine steps": steps,
     "client import": client_import,

@@ -31,14 +31,18 @@ def _seconds(step: Callable[[], object]) -> float:
 
 
 def measure(block_bytes: int) -> tuple[float, float, float]:
+    """Measures copies of scattered blocks in memory of this process; returns as `measure_in`."""
+    layout = _layout(block_bytes)
+    return measure_in(torch.ones(layout.nbytes, dtype=torch.uint8), layout)
+
+
+def measure_in(arena: torch.Tensor, layout: ArenaLayout) -> tuple[float, float, float]:
     """Measures copies of scattered blocks.
 
     Returns:
         Bytes per second of the host engine, of torch's index assignment, and of one contiguous torch copy.
     """
-    layout = _layout(block_bytes)
-    arena = torch.ones(layout.nbytes, dtype=torch.uint8)
-    engine = HostEngine(arena, layout)
+    engine, block_bytes = HostEngine(arena, layout), layout.block.image_bytes
     count = layout.block_count // 2
     order = np.random.default_rng(0).permutation(layout.block_count)
     src, dst = order[:count], order[count : 2 * count]

@@ -6,34 +6,36 @@ from typing import Any
 
 import pytest
 
-from service.servers import Servers
+from service.servers import Server, Servers
 from statepool.cli.app import COMMANDS
 from statepool_server.cli import execute
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+CALLS, ENGINE, WORKER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-def test_calls(servers: Servers) -> None:
-    """The example of single calls runs against a server, and ends with a hit."""
+def test_calls_and_worker(servers: Servers) -> None:
+    """The example of single calls ends with a hit, the worker's with a written state."""
     server = servers.shared("--block-tokens", "256")
-    example = EXAMPLES[0]
-    names: dict[str, object] = {}
+    scheduler, worker = _names_after(CALLS, server), _names_after(WORKER, server)
 
+    assert scheduler["hit"] is not None
+    assert scheduler["pool"] is not None
+    assert len(worker["outcome"].zeroed_block_ids) == 1
+    assert "detached" in str(worker["pool"].error)
+
+
+def _names_after(example: str, server: Server) -> dict[str, Any]:
+    names: dict[str, Any] = {}
     exec(example.replace("unix:///run/statepool/statepool.sock", server.target), names)  # noqa: S102 - our own text
-
-    assert names["hit"] is not None
-    assert names["pool"] is not None
+    return names
 
 
 @pytest.mark.parametrize("blocks", [7, 17])
 def test_engine(servers: Servers, blocks: int) -> None:
     """The engine completes its prompts, preempting when blocks run out, and finds prefixes where there is room."""
     server = servers.shared("--blocks", str(blocks))
-    names: dict[str, Any] = {}
-    exec(EXAMPLES[1], names)  # noqa: S102 - our own text
+    names = _names_after(ENGINE, server)
     prompts = [[*range(20), number] for number in range(5)]
     passes: list[int] = []
 

@@ -161,7 +161,7 @@ class AttachedPool:
             return
         self._attachment.detach()
         self._closed = True
-        with contextlib.suppress(StatepoolError):
+        with contextlib.suppress(StatepoolError, RuntimeError):  # the server is gone, or the client closed
             self._client.detach_pool(self.attachment_id)
 
     def __enter__(self) -> Self:
