@@ -294,7 +294,7 @@ class BlockTable:
         self.busy[readers] = readers_left
         self.busy[writers] = 0
         self.busy_count -= len(readers) - int(np.count_nonzero(readers_left)) + len(writers)
-        return self._settle(self.idle(np.concatenate((readers, writers))))
+        return self.release(np.concatenate((readers, writers)))
 
     def quarantine(self, block_ids: Ids) -> None:
         """Puts a fence around distinct blocks, which are held or in use, and not committed."""
@@ -302,17 +302,25 @@ class BlockTable:
         self.fences[block_ids] = before + 1
         self.quarantined_count += len(block_ids) - int(np.count_nonzero(before))
 
-    def clear(self, block_ids: Ids) -> tuple[Ids, Ids]:
+    def clear(self, block_ids: Ids) -> Ids:
         """Takes a fence away from around distinct blocks.
 
         Returns:
-            The blocks that left quarantine by it, and those of them that became blank, in order.
+            The blocks that left quarantine by it; `release` them.
         """
         left = self.fences[block_ids] - 1
         self.fences[block_ids] = left
         cleared = block_ids[left == 0]
         self.quarantined_count -= len(cleared)
-        return cleared, self._settle(self.idle(cleared))
+        return cleared
+
+    def release(self, block_ids: Ids) -> Ids:
+        """Puts those of the blocks that nobody holds or uses where they belong.
+
+        Returns:
+            The blocks that became blank by it, in order.
+        """
+        return self._settle(self.idle(block_ids))
 
     # What is there
 

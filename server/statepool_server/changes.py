@@ -122,9 +122,9 @@ class Changes:
         Returns:
             Blocks that left quarantine.
         """
-        cleared, blank = self._blocks.clear(ids)
+        cleared = self._blocks.clear(ids)
         self._tell(EventKind.CLEARED, None, cleared)
-        self._tell_freed(blank)
+        self._tell_freed(self._blocks.release(cleared))
         return len(cleared)
 
     def _unlist(self, ids: Ids, idle: Ids) -> None:

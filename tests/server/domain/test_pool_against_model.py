@@ -93,10 +93,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.seen += [pair for pair in pairs if pair not in self.seen]
         return pairs
 
-    @initialize()
-    def begin(self) -> None:
-        """Opens a session that holds some blocks: without one nothing much happens."""
-        self.create_session("", 300, False)
+    @initialize(writers=st.integers(0, 2), key=st.sampled_from(["", "x"]))
+    def begin(self, writers: int, key: str) -> None:
+        """Attaches processes and opens a session that holds some blocks: without them nothing much happens."""
+        for _ in range(writers):
+            self.attach(False)
+        self.create_session(key, 300, False)
         self.allocate(0, 3)
 
     @rule(key=st.sampled_from(["", "", "x", "y"]), ttl=st.integers(50, 400), take_over=st.booleans())
@@ -122,6 +124,13 @@ class PoolMachine(RuleBasedStateMachine):
         who = self.session(session) if sure == 0 else self.sessions[0]
         answers = self.ask(lambda pool: pool.delete_session(*who), lambda: self.model.delete(*who))
         assert answers is None or answers[0] == answers[1] == answers[2]
+
+    @precondition(lambda self: any(session.owner_key for session in self.model.sessions.values()))
+    @rule(index=st.integers(0, 5))
+    def take_over(self, index: int) -> None:
+        """Takes a session over that has an owner key, as a restarted scheduler does."""
+        keys = [session.owner_key for session in self.model.sessions.values() if session.owner_key]
+        self.create_session(keys[index % len(keys)], 200, True)
 
     @rule(passed=st.sampled_from([0, 0, 1, 5, 60]))
     def expire_sessions(self, passed: int) -> None:
@@ -271,9 +280,12 @@ class PoolMachine(RuleBasedStateMachine):
         answers = self.ask(lambda pool: pool.detach(attached), lambda: self.model.detach(attached))
         assert answers is None or answers[0] == answers[1] == answers[2]
 
+    @precondition(lambda self: self.model.attachments)
     @rule(index=st.integers(0, 5), fence=st.integers(0, 5))
     def quiesced(self, index: int, fence: int) -> None:
-        attached, number = self.attachment(index), self.model.last_fence + 1 - fence
+        standing = list(self.model.awaited)
+        attached = self.attachment(index)
+        number = standing[fence % len(standing)] if fence < 5 and standing else self.model.last_fence + fence - 4
         answers = self.ask(lambda pool: pool.quiesced(attached, number), lambda: self.model.quiesced(attached, number))
         assert answers is None or answers[0] == answers[1] == answers[2]
 
