@@ -57,6 +57,11 @@ class Pipeline:
         return bool(self._answers)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether every answer was taken."""
+        return not self._asked and not self._answers
+
+    @property
     def unreceived(self) -> tuple[int, ...]:
         """Numbers of the steps that were sent and whose answers were not taken, in the order of sending."""
         return (*(number for number, _ in self._answers), *(asked.number for asked in self._asked))

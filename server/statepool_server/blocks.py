@@ -310,7 +310,7 @@ class BlockTable:
         """
         left = self.fences[block_ids] - 1
         self.fences[block_ids] = left
-        cleared = block_ids[left == 0]
+        cleared: Ids = block_ids[left == 0]
         self.quarantined_count -= len(cleared)
         return cleared
 

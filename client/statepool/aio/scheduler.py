@@ -66,7 +66,7 @@ class AsyncScheduler(SchedulerHandle):
         timeout: float | None = None,
     ) -> StepOutcome:
         """Sends an engine step and receives its outcome; see `Scheduler.step`."""
-        if self.unreceived_steps:
+        if not self._pipeline.is_idle:
             raise RuntimeError(f"steps {self.unreceived_steps} were not received yet")
         await self.send(
             admit=admit,
@@ -106,7 +106,7 @@ class AsyncScheduler(SchedulerHandle):
 
     async def receive(self, *, timeout: float | None = None) -> StepOutcome:
         """Receives the next outcome, in the order in which the steps were sent; see `Scheduler.receive`."""
-        if not self.unreceived_steps:
+        if self._pipeline.is_idle:
             raise RuntimeError("every step was received")
         deadline = time.monotonic() + self._transport.seconds(timeout)
         while not self._pipeline.has_answer:

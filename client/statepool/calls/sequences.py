@@ -20,6 +20,9 @@ from statepool.wire import refs_to_wire, usage_from_wire
 _PAGE = {2: FIXED64, 3: FIXED64, 4: FIXED32, 5: FIXED32, 6: FIXED32, 7: FIXED64, 8: FIXED32, 9: FIXED32}
 _PAGE |= {10: FIXED32, 11: FIXED32, 12: FIXED32, 13: FIXED64}
 
+_ONE_ACCEPTED = pb.Commits(all_running=True, accepted_tokens=[1])
+_ONE_TOKEN = pb.Schedules(all_running=True, num_tokens=[1], num_draft_tokens=[0])
+
 
 class StepArguments(TypedDict):
     """What an engine step says, besides its number; the arguments of the methods ``step`` and ``send``."""
@@ -85,7 +88,8 @@ def _write_step(step: pb.EngineStep, number: int, execution: Execution, argument
     step.settled_step = number - 1 if settled is None else _whole(settled, "settled_step")
     step.execution = pb.Execution.ValueType(execution)
     step.partial_admission = arguments["partial_admission"]
-    merge_columns(step, {6: pack(arguments["finish"], "finish", FIXED64)})
+    if not _is(arguments["finish"], ()):
+        merge_columns(step, {6: pack(arguments["finish"], "finish", FIXED64)})
     if commit is not None:
         _write_commits(step.commits, commit)
     if arguments["admit"]:
@@ -95,6 +99,9 @@ def _write_step(step: pb.EngineStep, number: int, execution: Execution, argument
 
 
 def _write_commits(message: pb.Commits, commits: Commits) -> None:
+    if commits.sequence_ids is ALL_RUNNING and _is(commits.accepted_tokens, 1) and _is(commits.hash_rows, ()):
+        message.MergeFrom(_ONE_ACCEPTED)  # the commonest commit of all, for a tenth of the time
+        return
     columns = {
         2: pack(commits.accepted_tokens, "commit.accepted_tokens", FIXED32),
         3: pack(commits.hash_rows, "commit.hash_rows", FIXED32),
@@ -109,6 +116,10 @@ def _write_commits(message: pb.Commits, commits: Commits) -> None:
 
 
 def _write_schedules(message: pb.Schedules, schedules: Schedules) -> None:
+    tokens, drafts = schedules.num_tokens, schedules.num_draft_tokens
+    if schedules.sequence_ids is ALL_RUNNING and _is(tokens, 1) and _is(drafts, 0):
+        message.MergeFrom(_ONE_TOKEN)
+        return
     columns = {
         2: pack(schedules.num_tokens, "schedule.num_tokens", FIXED32),
         3: pack(schedules.num_draft_tokens, "schedule.num_draft_tokens", FIXED32),
@@ -118,6 +129,11 @@ def _write_schedules(message: pb.Schedules, schedules: Schedules) -> None:
     else:
         columns[1] = pack(schedules.sequence_ids, "schedule.sequence_ids", FIXED64)
     merge_columns(message, columns)
+
+
+def _is(values: ArrayLike, wanted: int | tuple[()]) -> bool:
+    """Tells whether an argument is exactly a number or nothing; arrays are not looked into."""
+    return type(values) is type(wanted) and values == wanted
 
 
 def _write_admissions(message: pb.Admissions, rows: Sequence[Admission]) -> None:

@@ -145,7 +145,7 @@ class Scheduler(SchedulerHandle):
             ValueError: A column is not integers, or would be wrapped around by the wire.
             RuntimeError: A step was not received yet, or the scheduler is not open.
         """
-        if self.unreceived_steps:
+        if not self._pipeline.is_idle:
             raise RuntimeError(f"steps {self.unreceived_steps} were not received yet")
         self.send(
             admit=admit,
@@ -205,7 +205,7 @@ class Scheduler(SchedulerHandle):
             StatepoolError: The step was refused, for the reasons of `step`.
             RuntimeError: Every step was received.
         """
-        if not self.unreceived_steps:
+        if self._pipeline.is_idle:
             raise RuntimeError("every step was received")
         deadline = time.monotonic() + self._transport.seconds(timeout)
         while not self._pipeline.has_answer:
