@@ -224,9 +224,8 @@ class _Step:
         ids = plain(commits.sequence_ids)
         sequences = self._sequences(self.steps.running if ids is None else ids)
         accepted = spread(commits.accepted_tokens.tolist(), len(sequences))
-        for sequence in sequences:
-            ask(sequence.outstanding is not None, errors.StepOutOfOrderError)
         for sequence, tokens in zip(sequences, accepted, strict=True):
+            ask(sequence.outstanding is not None, errors.StepOutOfOrderError)
             assert sequence.outstanding is not None
             ask(1 <= tokens <= 1 + sequence.outstanding.drafts, errors.BadFieldError)
         reached: dict[int, int] = {}

@@ -89,6 +89,22 @@ class StepDraft:
             schedules_of([self._run(steps, i) for i in listed], all_running=True) if repeat else schedules_of(runs),
         )
 
+    def decode(self, *, listed: bool) -> StepRequest:
+        """Lets each running sequence commit its token and decode one more: the commonest step of all.
+
+        Args:
+            listed: Whether sequences are named by their ids.
+        """
+        steps = self.model.steps.get(self.session_id, ModelSteps())
+        rows = steps.running if listed or self.choices.rarely(2) else steps.running[:1]
+        return StepRequest(
+            steps.last_step + 1,
+            max(steps.last_step - self.choices.below(3), 0),
+            self.session_id % 2 == 0,
+            commits=commits_of([Commit(i) for i in rows], all_running=not listed),
+            schedules=schedules_of([Run(i) for i in rows], all_running=not listed),
+        )
+
     def _commits(self, steps: ModelSteps) -> list[Commit]:
         running = [i for i in steps.running if steps.sequences[i].outstanding]
         waiting = [*running, *(i for i, s in steps.sequences.items() if s.outstanding and i not in running)]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from statepool.refs import BlockRefs
 from statepool_server.integrity import check_integrity
-from statepool_server.pool import Pool
+from statepool_server.pool import Pool, PoolConfig
 from statepool_server.sequences.outcomes import StepOutcome
 from statepool_server.sequences.requests import Admissions, Commits, Schedules, StepRequest
 from statepool_server.sequences.rules import Moves
@@ -115,6 +115,25 @@ def block_table(pool: Pool, session_id: int, sequence: int) -> list[int]:
     _, columns, blocks = row.entries()
     written[columns] = blocks
     return written.tolist()
+
+
+def engine_pool(block_count: int = 10, num_spec: int = 0, max_sequences: int = 100) -> Pool:
+    """Builds a pool of four tokens a block, with the sessions of Alice and Bob."""
+    pool = Pool(PoolConfig(block_count, 4, num_spec=num_spec, max_sequences=max_sequences))
+    pool.create_session("alice", 100, False, 0)
+    pool.create_session("bob", 200, False, 0)
+    return pool
+
+
+def pairs_of(refs: BlockRefs) -> list[tuple[int, int]]:
+    """Lists blocks with their generations."""
+    return list(zip(refs.block_ids.tolist(), refs.generations.tolist(), strict=True))
+
+
+def publish(engine: "Engine", sequence: int, prefix_hash: bytes) -> None:
+    """Runs a sequence of one full block, commits it under a hash and finishes it, so that the block is evictable."""
+    engine.step(admit=[Admit(sequence, 4)], run=[Run(sequence, 4)])
+    engine.step(commit=[Commit(sequence, 1, 4, prefix_hash)], finish=[sequence])
 
 
 class Engine:

@@ -1,6 +1,7 @@
 """Guarantee: whatever steps are asked in whatever order, the pool answers as the slow model; a refusal leaves no trace.
 
-A twin pool is asked everything but what is refused: its digests, those of the steps included, stay the same.
+A twin pool is asked everything but what is refused, and is seldom looked at: its digests, those of the steps included,
+stay the same.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from statepool_server.blocks import BlockState
 from statepool_server.integrity import check_integrity
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.sequences.outcomes import StepOutcome, StepWork
+from statepool_server.sequences.requests import StepRequest
 from support.align_model import AlignModel, ModelOutcome, ModelWork
 from support.folding import Folded
 from support.step_choices import CORRUPTIONS, Choices, StepDraft, Tokens
@@ -99,6 +101,14 @@ class StepMachine(RuleBasedStateMachine):
     def bad_step(self, session: int, data: bytes) -> None:
         self._step(self.session(session % 19), data, spoilt=True)
 
+    @rule(session=who, times=st.integers(1, 6), listed=st.booleans(), data=choices)
+    def decode(self, session: int, times: int, listed: bool, data: bytes) -> None:
+        """Lets each running sequence decode a token, several times over."""
+        who, chosen = self.session(session % 19), Choices(data)
+        for _ in range(times):
+            draft = StepDraft(chosen, self.model, who[0], self.tokens)
+            self._ask_step(who, draft, draft.decode(listed=listed))
+
     def _step(self, who: tuple[int, int], data: bytes, *, spoilt: bool) -> None:
         chosen = Choices(data)
         hasty = chosen.rarely(9)
@@ -106,8 +116,9 @@ class StepMachine(RuleBasedStateMachine):
             self.finish_step_work(0)
         draft = StepDraft(chosen, self.model, who[0], self.tokens)
         request = draft.request()
-        if spoilt:
-            request = chosen.pick(CORRUPTIONS)(request, chosen)
+        self._ask_step(who, draft, chosen.pick(CORRUPTIONS)(request, chosen) if spoilt else request)
+
+    def _ask_step(self, who: tuple[int, int], draft: StepDraft, request: StepRequest) -> None:
         answers = self.ask(lambda pool: pool.step(*who, request), lambda: self.model.step(*who, request))
         if answers:
             outcome, twin, expected = answers
@@ -239,12 +250,19 @@ class StepMachine(RuleBasedStateMachine):
         self.model.unpin(expected)
         self.model.settle_after_unpin([*pin.readers.tolist(), *pin.writers.tolist()])
 
+    @rule()
+    def look_at_twin(self) -> None:
+        assert self.twin.digest() == self.pool.digest()
+
+    def teardown(self) -> None:
+        if hasattr(self, "twin"):
+            self.look_at_twin()
+
     # What must be so after each
 
     @invariant()
     def agree(self) -> None:
         check_integrity(self.pool)
-        assert self.pool.digest() == self.twin.digest()
         listing = self.pool.list_blocks(0, len(self.model.blocks), list(BlockState))
         blocks = [self.model.blocks[block] for block in listing.refs.block_ids.tolist()]
         assert listing.refs.generations.tolist() == [block.generation for block in blocks]
@@ -264,6 +282,7 @@ class StepMachine(RuleBasedStateMachine):
     def agree_on_sequences(self) -> None:
         for session_id, steps in self.model.steps.items():
             table = self.pool.sequences.tables[session_id]
+            table.catch_up()
             assert (table.last_step, table.settled_step) == (steps.last_step, steps.settled_step)
             assert table.running_ids.tolist() == steps.running
             assert len(table) == len(steps.sequences)
