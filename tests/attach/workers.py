@@ -1,6 +1,7 @@
 """Processes that attach, driven by lines on their standard input; tests kill and stop them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -39,8 +40,10 @@ class Worker:
         self.process.stdin.flush()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal."""
+        """Sends a signal; after SIGSTOP, waits until every thread stands still."""
         self.process.send_signal(number)
+        if number is signal.SIGSTOP:
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def wait(self) -> int:
         """Waits for its end and returns how it ended."""
