@@ -18,20 +18,26 @@ def outcome(*admitted: int) -> StepOutcome:
     return StepOutcome(pb.StepOutcome(admissions=pb.AdmissionResults(num_computed_tokens=admitted)))
 
 
+def apply(builder: StepBuilder, *admitted: int) -> list[int]:
+    """Sends the step to a server that applies it."""
+    builder.step()
+    return builder.applied(outcome(*admitted))
+
+
 def admitted(builder: StepBuilder, **computed: int) -> None:
     """Admits sequence 1 with the prompt."""
     builder.admit(1, PROMPT)
-    builder.applied(outcome(computed.get("hit", 0)))
+    apply(builder, computed.get("hit", 0))
 
 
 def run(builder: StepBuilder, *token_ids: int, tokens: int, drafts: int = 0) -> list[bytes]:
     """Runs one pass of sequence 1; returns the hashes that its commit names."""
     builder.schedule(1, tokens, drafts)
-    builder.applied(outcome())
+    apply(builder)
     builder.commit(1, token_ids)
     commit = builder.step()["commit"]
     assert commit is not None
-    builder.applied(outcome())
+    apply(builder)
     return list(commit.prefix_hashes)
 
 
@@ -54,12 +60,12 @@ def test_prefill_ends_at_boundaries() -> None:
 
     while builder.num_left(1) > 1:
         tokens = builder.schedule_prefill(1, budget=6)
-        builder.applied(outcome())
+        apply(builder)
         builder.commit(1, () if builder.num_left(1) > tokens else [99])
         commit = builder.step()["commit"]
         assert commit is not None
         seen.append((tokens, list(commit.prefix_hashes), np.asarray(commit.boundary_tokens).tolist()))
-        builder.applied(outcome())
+        apply(builder)
 
     assert seen == [(4, hashes[:1], [4]), (4, hashes[1:], [8]), (2, [], [])]
     assert (builder.num_computed(1), builder.num_left(1)) == (10, 1)
@@ -103,11 +109,11 @@ def test_running_list() -> None:
     builder = StepBuilder(BLOCK_TOKENS)
     for sequence_id in (1, 2, 3):
         builder.admit(sequence_id, PROMPT)
-    builder.applied(outcome(8, 8, 8))
+    apply(builder, 8, 8, 8)
     for sequence_id in (1, 2, 3):
         builder.schedule(sequence_id, 2)
     first = builder.step()["schedule"]
-    builder.applied(outcome())
+    apply(builder)
 
     for sequence_id in (1, 2, 3):
         builder.commit(sequence_id, [50])
@@ -139,7 +145,7 @@ def test_refused_step_is_changed_and_sent_again() -> None:
 
     assert refused.reason == "POOL_EXHAUSTED"
     assert (step["finish"], step["admit"], step["schedule"]) == ([1], [], None)
-    builder.applied(outcome())
+    apply(builder)
     builder.admit(1, PROMPT)
     assert [admission.sequence_id for admission in builder.step()["admit"]] == [1]
 
@@ -150,9 +156,39 @@ def test_partial_admission() -> None:
     for sequence_id in (1, 2, 3):
         builder.admit(sequence_id, PROMPT)
 
-    assert builder.applied(outcome(0)) == [2, 3]
+    assert apply(builder, 0) == [2, 3]
     builder.admit(2, PROMPT)
     assert len(builder.step()["admit"]) == 1
+
+
+def test_abort_while_a_step_is_under_way() -> None:
+    """A sequence that is finished after its step was sent is finished by the next one, whatever became of it."""
+    builder = StepBuilder(BLOCK_TOKENS)
+    admitted(builder, hit=8)
+    builder.schedule(1, 2)
+    builder.admit(2, PROMPT)
+    builder.admit(3, PROMPT)
+    builder.step()
+
+    for sequence_id in (1, 2, 3):
+        builder.finish(sequence_id)
+
+    assert builder.applied(outcome(0)) == []
+    assert builder.step()["finish"] == [1, 2]
+
+
+def test_id_that_is_used_again_in_the_same_step() -> None:
+    """A sequence may end and begin again in one step, and end once more."""
+    builder = StepBuilder(BLOCK_TOKENS)
+    admitted(builder)
+    builder.finish(1)
+    builder.admit(1, PROMPT)
+    builder.finish(1)
+    step = builder.step()
+    builder.applied(outcome())
+
+    assert (step["finish"], step["admit"]) == ([1], [])
+    assert builder.step()["finish"] == []
 
 
 def test_imported_state() -> None:
@@ -160,7 +196,7 @@ def test_imported_state() -> None:
     builder = StepBuilder(BLOCK_TOKENS)
     builder.admit(1, PROMPT, imported=ImportedState(BlockRefs.of([3], [1]), 9))
     (admission,) = builder.step()["admit"]
-    builder.applied(outcome(9))
+    apply(builder, 9)
 
     assert admission.prefix_hashes == ()
     assert builder.num_left(1) == 1
@@ -174,10 +210,21 @@ def test_what_makes_no_sense_is_refused() -> None:
         builder.schedule(1, 1)
     with pytest.raises(ValueError, match="is live"):
         builder.admit(1, PROMPT)
-    builder.applied(outcome(0))
+    apply(builder, 0)
     with pytest.raises(ValueError, match="no outstanding pass"):
         builder.commit(1, [5])
+    with pytest.raises(ValueError, match="10 are left"):
+        builder.schedule(1, 11)
+    with pytest.raises(ValueError, match="1 drafts"):
+        builder.schedule(1, 2, 1)
     builder.schedule(1, 4)
-    builder.applied(outcome())
+    apply(builder)
     with pytest.raises(ValueError, match="outstanding pass"):
         builder.schedule(1, 4)
+    with pytest.raises(ValueError, match="cannot give 1 tokens"):
+        builder.commit(1, [5])
+    with pytest.raises(ValueError, match="no token"):
+        builder.admit(2, [])
+    builder.finish(1)
+    with pytest.raises(ValueError, match="not live"):
+        builder.finish(1)

@@ -2,19 +2,21 @@
 
 import asyncio
 import itertools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from service.proxy import Proxy, between
-from service.servers import BLOCK_TOKENS, CAPACITY, DEADLINE_SECONDS, Server
+from service.servers import BLOCK_TOKENS, CAPACITY, DEADLINE_SECONDS, Server, Servers
 from statepool import (
     ALL_RUNNING,
     Admission,
     AsyncClient,
     Client,
     Commits,
+    DeadlineExceededError,
     NoticeKind,
     PoolExhaustedError,
     Schedules,
@@ -94,6 +96,39 @@ async def test_given_up_answer_is_asked_again(server: Server, client: Client) ->
             if number == 8:
                 break
         assert computed(client, session.session_id) == [4 + 5]
+
+
+async def test_given_up_send_is_asked_again(server: Server, client: Client) -> None:
+    """A caller that was cancelled while it sent gets the outcome with the next receive; the step counts once."""
+    async with (
+        AsyncClient(server.target, timeout=DEADLINE_SECONDS) as aio,
+        await aio.create_session(60.0) as session,
+        session.scheduler() as scheduler,
+    ):
+        sending = asyncio.ensure_future(scheduler.send(admit=[Admission(1, 4)]))
+        await asyncio.sleep(0)
+        sending.cancel()
+        await asyncio.wait([sending])
+
+        assert (await scheduler.receive()).step == 1
+        assert computed(client, session.session_id) == [0]
+
+
+@pytest.mark.parametrize("hashes", [0, 60_000], ids=["small", "more than a connection takes at once"])
+async def test_server_that_stands_still(servers: Servers, hashes: int) -> None:
+    """A step's deadline holds whether its message was written or not; it is received when the server goes on."""
+    server = servers.start().wait_until_ready()
+    async with AsyncClient(server.target, timeout=DEADLINE_SECONDS) as aio, await aio.create_session(60.0) as session:
+        prefixes = [b"%032d" % number for number in range(hashes)]
+        async with session.scheduler() as scheduler:
+            server.process.send_signal(signal.SIGSTOP)
+            try:
+                with pytest.raises(DeadlineExceededError):
+                    await scheduler.step(admit=[Admission(1, 2**20, prefixes)], timeout=0.2)
+            finally:
+                server.process.send_signal(signal.SIGCONT)
+
+            assert (await scheduler.receive()).step == 1
 
 
 def test_refused_step_and_the_one_after_it(session: Session, server: Server) -> None:

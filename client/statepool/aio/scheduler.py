@@ -7,9 +7,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import grpc
 
@@ -24,7 +24,10 @@ from statepool.v1.sequence_pb2 import ScheduleRequest, ScheduleResponse
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from statepool.calls.sequences import StepArguments
     from statepool.outcomes import StepOutcome
+
+T = TypeVar("T")
 
 
 class AsyncScheduler(SchedulerHandle):
@@ -50,7 +53,7 @@ class AsyncScheduler(SchedulerHandle):
 
     async def open(self, *, timeout: float | None = None) -> None:
         """Opens the stream, from whose answer the steps are numbered; see `Scheduler.open`."""
-        deadline = time.monotonic() + self._transport.seconds(timeout)
+        deadline = self._deadline(timeout)
         while not self._pipeline.is_open:
             await self._advance(deadline)
 
@@ -68,15 +71,17 @@ class AsyncScheduler(SchedulerHandle):
         """Sends an engine step and receives its outcome; see `Scheduler.step`."""
         if not self._pipeline.is_idle:
             raise RuntimeError(f"steps {self.unreceived_steps} were not received yet")
-        await self.send(
-            admit=admit,
-            schedule=schedule,
-            commit=commit,
-            finish=finish,
-            settled_step=settled_step,
-            partial_admission=partial_admission,
-        )
-        return await self.receive(timeout=timeout)
+        deadline = self._deadline(timeout)
+        arguments: StepArguments = {
+            "admit": admit,
+            "schedule": schedule,
+            "commit": commit,
+            "finish": finish,
+            "settled_step": settled_step,
+            "partial_admission": partial_admission,
+        }
+        await self._send(arguments, deadline)
+        return await self._receive(deadline)
 
     async def send(
         self,
@@ -88,35 +93,42 @@ class AsyncScheduler(SchedulerHandle):
         settled_step: int | None = None,
         partial_admission: bool = False,
     ) -> int:
-        """Sends an engine step without waiting for its outcome; see `Scheduler.send`."""
-        self._check()
-        number, request = self._pipeline.ask(
-            {
-                "admit": admit,
-                "schedule": schedule,
-                "commit": commit,
-                "finish": finish,
-                "settled_step": settled_step,
-                "partial_admission": partial_admission,
-            }
-        )
-        if self._stream is not None:  # else the next one is sent it when it is opened
-            await self._write(self._stream, request)
-        return number
+        """Sends an engine step without waiting for its outcome; see `Scheduler.send`.
+
+        Where the connection takes nothing, it waits at most as long as the client's timeout.
+        """
+        arguments: StepArguments = {
+            "admit": admit,
+            "schedule": schedule,
+            "commit": commit,
+            "finish": finish,
+            "settled_step": settled_step,
+            "partial_admission": partial_admission,
+        }
+        return await self._send(arguments, self._deadline(None))
 
     async def receive(self, *, timeout: float | None = None) -> StepOutcome:
         """Receives the next outcome, in the order in which the steps were sent; see `Scheduler.receive`."""
         if self._pipeline.is_idle:
             raise RuntimeError("every step was received")
-        deadline = time.monotonic() + self._transport.seconds(timeout)
-        while not self._pipeline.has_answer:
-            await self._advance(deadline)
-        return self._pipeline.take()
+        return await self._receive(self._deadline(timeout))
 
     async def close(self) -> None:
         """Ends the stream; see `Scheduler.close`."""
         self._is_closed = True
         self._abandon()
+
+    async def _send(self, arguments: StepArguments, deadline: float) -> int:
+        self._check()
+        number, request = self._pipeline.ask(arguments)
+        if self._stream is not None:  # else the next one is sent it when it is opened
+            await self._write(self._stream, request, deadline)
+        return number
+
+    async def _receive(self, deadline: float) -> StepOutcome:
+        while not self._pipeline.has_answer:
+            await self._advance(deadline)
+        return self._pipeline.take()
 
     async def _advance(self, deadline: float) -> None:
         """Takes the next message of the stream; opens one if there is none."""
@@ -136,22 +148,11 @@ class AsyncScheduler(SchedulerHandle):
         stream = self._stream
         assert stream is not None  # noqa: S101 - opened by the caller
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                response = await stream.read()
-        except TimeoutError:
-            self._abandon()  # a read of grpc.aio that is given up ends the stream; what is not answered is asked again
-            self._check()
-            raise self._late() from None
+            response = await self._within(deadline, stream.read())
         except grpc.RpcError as error:
             self._stream = None
             self._broke(error_of_rpc(error))
             return None
-        except asyncio.CancelledError:
-            self._abandon()
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise CancelledError("the client was closed") from None  # what grpc.aio makes of it
         if isinstance(response, ScheduleResponse):
             return response
         self._stream = None
@@ -164,17 +165,36 @@ class AsyncScheduler(SchedulerHandle):
             raise self._late()
         self._stream = self._transport.schedule()
         for request in self._requests():
-            await self._write(self._stream, request)
+            await self._write(self._stream, request, deadline)
 
-    async def _write(self, stream: ScheduleStream, request: ScheduleRequest) -> None:
+    async def _write(self, stream: ScheduleStream, request: ScheduleRequest, deadline: float) -> None:
         """Writes a message; when the stream is broken, the next read says why, and another stream is sent it."""
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-            await stream.write(request)
+            await self._within(deadline, stream.write(request))
+
+    async def _within(self, deadline: float, operation: Awaitable[T]) -> T:
+        """Awaits a read or a write; to give one up ends a stream of grpc.aio, so that another is to be opened."""
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await operation
+        except TimeoutError:
+            self._abandon()
+            self._check()
+            raise self._late() from None
+        except asyncio.CancelledError:
+            self._abandon()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise CancelledError("the client was closed") from None  # what grpc.aio makes of it
 
     def _abandon(self) -> None:
         if self._stream is not None:
             self._stream.cancel()
         self._stream = None
+
+    def _deadline(self, timeout: float | None) -> float:
+        return time.monotonic() + self._transport.seconds(timeout)
 
     def _check(self) -> None:
         self._transport.check(self._lease)
