@@ -127,8 +127,8 @@ def show(report: Report) -> None:
 def judge(report: Report, objectives: list[Objective]) -> int:
     """Decides the exit code, and says on standard error why it is not 0."""
     faults = [missed for objective in objectives if (missed := objective.missed_by(report)) is not None]
-    if report.mismatches:
-        faults.append(f"{len(report.mismatches)} comparisons failed")
+    if report.mismatch_count:
+        faults.append(f"{report.mismatch_count} comparisons failed")
     if report.errors:
         faults.append(f"{report.errors.total()} operations failed")
     if not report.operations:

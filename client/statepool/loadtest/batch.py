@@ -125,7 +125,7 @@ class Batch:
             self._recorder.count("computed_tokens", run.num_tokens)
             if run.num_written < len(request.tokens):
                 self._commit(request, [])
-            elif request.is_aborted and request.generated >= request.output_tokens - 1:
+            elif request.is_aborted and request.generated + 1 + len(run.drafts) >= request.output_tokens:
                 self._end(request, "aborted")
             else:
                 self._generate(run)

@@ -74,6 +74,7 @@ class Engine:
             batch.sample()
             if not batch.running:
                 await asyncio.sleep(self._idle_seconds(batch, until_ns))
+        self._recorder.count("waiting", len(batch.waiting))
 
     async def _step(self, scheduler: AsyncScheduler, batch: Batch) -> StepOutcome:
         """Sends the step of a batch, without its newest sequences where there is no room for them."""

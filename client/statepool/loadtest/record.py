@@ -13,6 +13,8 @@ from statepool.errors import StatepoolError
 LOWEST_NS = 1_000
 HIGHEST_NS = 120 * 10**9
 DIGITS = 3
+MAX_MISMATCHES = 20
+"""Failed comparisons that a process tells about; the others are only counted."""
 TTFT = "first_token"
 """Not an operation: the time from a request's arrival to its first token, many steps later."""
 
@@ -29,7 +31,8 @@ class Recorder:
         operations: Operations recorded.
         copied_bytes: Bytes that copies wrote, on all ranks.
         verified: Comparisons of bytes or answers with what they had to be.
-        mismatches: Comparisons that failed.
+        mismatch_count: Comparisons that failed.
+        mismatches: What the first `MAX_MISMATCHES` of them were about.
     """
 
     def __init__(self) -> None:
@@ -40,6 +43,7 @@ class Recorder:
         self.operations = 0
         self.copied_bytes = 0
         self.verified = 0
+        self.mismatch_count = 0
         self.mismatches: list[str] = []
 
     def start(self) -> None:
@@ -84,7 +88,9 @@ class Recorder:
         """Records a comparison."""
         self.verified += 1
         if not matches:
-            self.mismatches.append(what)
+            self.mismatch_count += 1
+            if self.mismatch_count <= MAX_MISMATCHES:
+                self.mismatches.append(what)
 
     @property
     def errors(self) -> int:
@@ -99,6 +105,6 @@ class Recorder:
             "counts": dict(self._counts),
             "copied_bytes": self.copied_bytes,
             "verified": self.verified,
-            "mismatches": self.mismatches[:20],
-            "mismatch_count": len(self.mismatches),
+            "mismatch_count": self.mismatch_count,
+            "mismatches": self.mismatches,
         }

@@ -36,8 +36,10 @@ class Report:
     """Bytes that copies wrote, on all ranks."""
     verified: int = 0
     """Comparisons with what bytes and answers had to be."""
+    mismatch_count: int = 0
+    """Comparisons that failed."""
     mismatches: list[str] = field(default_factory=list)
-    """Comparisons that failed (the first ones of each process)."""
+    """What the first ones of each process were about."""
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Adds the result of a process."""
@@ -47,6 +49,7 @@ class Report:
         self.counts.update(result["counts"])
         self.copied_bytes += result["copied_bytes"]
         self.verified += result["verified"]
+        self.mismatch_count += result["mismatch_count"]
         self.mismatches += result["mismatches"]
 
     @property
@@ -73,6 +76,7 @@ class Report:
             "copied_bytes": self.copied_bytes,
             "copied_bytes_per_second": self.copied_bytes / self.options.duration,
             "verified": self.verified,
+            "mismatch_count": self.mismatch_count,
             "mismatches": self.mismatches,
             "errors": dict(self.errors),
         }
@@ -100,7 +104,7 @@ class Report:
         lines = self._requests() if self.counts else []
         lines += [
             f"copied    {format_bytes(self.copied_bytes)} ({rate / 1e9:.2f} GB/s)",
-            f"verified  {self.verified} comparisons, {len(self.mismatches)} mismatches",
+            f"verified  {self.verified} comparisons, {self.mismatch_count} mismatches",
             f"errors    {self.errors.total()}",
         ]
         lines += [f"          {count} x {what}" for what, count in sorted(self.errors.items())]
@@ -112,6 +116,7 @@ class Report:
         prompts, hits, preempted = counts["prompt_tokens"], counts["hit_tokens"], counts["preemptions"]
         return [
             f"requests  {counts['finished']} finished, {counts['aborted']} aborted, {preempted} preemptions",
+            f"waiting   {counts['waiting']} requests at the end",
             f"prompts   {prompts} tokens, {hits} of them found ({hits / max(1, prompts):.0%})",
             f"passes    {computed} tokens computed ({computed / seconds:.0f}/s), {generated} generated",
             f"copies    {copies} ({copies / seconds:.0f}/s)",

@@ -30,7 +30,7 @@ class Request:
     output_tokens: int
     """Tokens to generate."""
     is_aborted: bool
-    """Whether it is given up while the pass is outstanding that generates its last token."""
+    """Whether it is given up while a pass is outstanding that may generate its last token."""
     rank_index: int | None
     """Rank on which its states are verified; None: nowhere."""
     digests: list[int] = field(default_factory=lambda: [NO_TOKENS])
