@@ -16,14 +16,17 @@ from google.protobuf.message import DecodeError
 
 from statepool.errors import LayoutMismatchError, PeerUntrustedError, StatepoolError, UnavailableError
 from statepool.fences import Fence, Fences
-from statepool.framing import MAX_FRAME_BYTES, FrameReader, frame
+from statepool.framing import MAX_FRAME_BYTES, MAX_SERVER_FRAME_BYTES, FrameReader, frame
 from statepool.leases import tell
 from statepool.mapping import Mapping
 from statepool.status import error_from_wire
 from statepool.v1 import attach_pb2 as pb
 from statepool.v1 import pool_pb2
 
+DETACH_SECONDS = 1.0
+"""How long detaching waits until the server has taken note."""
 _DESCRIPTORS = 2
+_DETACH = frame(pb.WorkerFrame(detach=pb.Detach()))
 _all: "weakref.WeakSet[ArenaAttachment]" = weakref.WeakSet()
 
 
@@ -43,6 +46,7 @@ class ArenaAttachment:
 
     Attributes:
         attachment_id: The attachment, as the server counts it.
+        token: With which it was made.
         incarnation: The server process.
         error: Why no pass can begin any more; None while all is well.
     """
@@ -56,6 +60,7 @@ class ArenaAttachment:
         read_only: bool,
         timeout: float,
         on_lost: Callable[[StatepoolError], object] | None = None,
+        synchronize: Callable[[], object] = lambda: None,
     ) -> None:
         """Attaches.
 
@@ -66,6 +71,8 @@ class ArenaAttachment:
             read_only: As it was asked for.
             timeout: Seconds to wait for each answer.
             on_lost: Called once if the connection is lost, from a background thread.
+            synchronize: Called before a fence is answered, when the passes that it concerns have ended; returns when
+                all that they have queued on devices is done.
 
         Raises:
             UnavailableError: Nobody answers there, or not in time.
@@ -74,18 +81,21 @@ class ArenaAttachment:
             StatepoolError: Whatever else the server has against it.
         """
         self.error: StatepoolError | None = None
+        self.token = token
         self._on_lost = on_lost
+        self._synchronize = synchronize
         self._pid = os.getpid()
-        self._fences = Fences()
         self._sending = threading.Lock()
-        self._frames = FrameReader()
+        self._frames = FrameReader(MAX_SERVER_FRAME_BYTES)
         self._stream = _connect(socket_path, timeout)
         self._early: list[bytes] = []
         try:
             welcome = self._hello(token)
         except BaseException:
-            self._stream.close()
+            self._leave()
             raise
+        known = zip(welcome.attached.session_ids, welcome.attached.epochs, strict=True)
+        self._fences = Fences(welcome.attached.last_session_id, dict(known))
         self._lock_descriptor = welcome.lock
         self.attachment_id, self.incarnation = welcome.attached.attachment_id, welcome.attached.incarnation
         try:
@@ -93,14 +103,15 @@ class ArenaAttachment:
                 raise LayoutMismatchError(f"the arena has {welcome.attached.arena_bytes} bytes, not {nbytes}")
             self._mapping = Mapping(welcome.arena, nbytes, read_only=read_only)
         except BaseException:
-            self._stream.close()
             os.close(welcome.lock)
+            self._leave()
             raise
         finally:
             os.close(welcome.arena)
         self._stream.settimeout(None)
         _all.add(self)
-        threading.Thread(target=self._listen, name="statepool-fences", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="statepool-fences", daemon=True)
+        self._listener.start()
 
     @property
     def buffer(self) -> object:
@@ -124,12 +135,23 @@ class ArenaAttachment:
         finally:
             self._answer()
 
-    def detach(self) -> None:
-        """Makes sure that nothing in this process can read or write the arena any more, and hangs up."""
+    def detach(self) -> bool:
+        """Makes sure that nothing in this process can read or write the arena any more, says so, and hangs up.
+
+        Returns:
+            Whether the server has taken note; if not, it waits for this process until `Client.detach_pool`, or its end.
+        """
         self._check_process()
+        is_told = self.error is None and self._listener is not threading.current_thread()
         self._lose(UnavailableError("this process has detached"), told=False)
         self._mapping.detach()
+        with contextlib.suppress(OSError), self._sending:
+            self._stream.sendall(_DETACH)
+        if is_told:  # the server ends the connection when it has taken note
+            self._listener.join(DETACH_SECONDS)
+            is_told = not self._listener.is_alive()
         self._hang_up()
+        return is_told
 
     def abandon(self) -> None:
         """Gives descriptors back in a process that was forked from the one that attached."""
@@ -173,6 +195,12 @@ class ArenaAttachment:
         arena, lock = descriptors
         return _Welcome(attached=answer.attached, arena=arena, lock=lock)
 
+    def _leave(self) -> None:
+        """Hangs up on the way in: the server may have attached this process, which has nothing of it."""
+        with contextlib.suppress(OSError):
+            self._stream.sendall(_DETACH)
+        self._stream.close()
+
     def _listen(self) -> None:
         """Takes fences until the connection ends."""
         try:
@@ -191,11 +219,16 @@ class ArenaAttachment:
             self._answer()
 
     def _answer(self) -> None:
-        """Answers the fences that no running pass is concerned by.
-
-        Host memory is written when the writing instruction is done; a device would have to be waited for here.
-        """
-        for fence in self._fences.take_quiet():
+        """Answers the fences that no running pass is concerned by, when devices have done what was queued."""
+        quiet = self._fences.take_quiet()
+        if not quiet:
+            return
+        try:
+            self._synchronize()
+        except Exception as error:  # noqa: BLE001 — whatever it is: nobody knows what is written still, so nothing is said
+            self._lose(UnavailableError(f"what was queued cannot be waited for: {error}"))
+            return
+        for fence in quiet:
             try:
                 with self._sending:
                     self._stream.sendall(frame(pb.WorkerFrame(quiesced=pb.Quiesced(number=fence.number))))

@@ -3,7 +3,7 @@
 import copy
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,7 +28,15 @@ class Fence:
 class Fences:
     """Passes that run and fences that came; safe to use from threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, last_session_id: int, live: Mapping[int, int]) -> None:
+        """Begins with what was known when the process attached.
+
+        Args:
+            last_session_id: Highest session id that was given out.
+            live: Epochs of the sessions that lived, by session id; any other session up to that id was lost before.
+        """
+        self._last_session_id = last_session_id
+        self._live = live
         self._lock = threading.Lock()
         self._running: Counter[tuple[int, int]] = Counter()
         self._lost: OrderedDict[int, int] = OrderedDict()  # session id to the last epoch that is fenced
@@ -46,7 +54,7 @@ class Fences:
         with self._lock:
             if self._closed_by is not None:
                 raise copy.copy(self._closed_by)
-            if epoch <= self._lost.get(session_id, 0):
+            if self._is_lost(session_id, epoch):
                 raise SessionFencedError(f"epoch {epoch} of session {session_id} is fenced", field="session")
             self._running[session_id, epoch] += 1
         try:
@@ -76,6 +84,11 @@ class Fences:
         """Lets no pass begin any more."""
         with self._lock:
             self._closed_by = error
+
+    def _is_lost(self, session_id: int, epoch: int) -> bool:
+        if session_id <= self._last_session_id and epoch < self._live.get(session_id, epoch + 1):
+            return True
+        return epoch <= self._lost.get(session_id, 0)
 
     def _concerns(self, fence: Fence) -> bool:
         return any(session == fence.session_id and epoch <= fence.epoch for session, epoch in self._running)

@@ -6,7 +6,9 @@ from struct import Struct
 from google.protobuf.message import Message
 
 MAX_FRAME_BYTES = 4096
-"""Longest message."""
+"""Longest message of a process."""
+MAX_SERVER_FRAME_BYTES = 2**24
+"""Longest message of a server: `Attached` lists its sessions."""
 
 _LENGTH = Struct("<I")
 
@@ -20,7 +22,13 @@ def frame(message: Message) -> bytes:
 class FrameReader:
     """Cuts a stream of bytes into messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_FRAME_BYTES) -> None:
+        """Begins without any.
+
+        Args:
+            limit: Longest message in bytes.
+        """
+        self._limit = limit
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -30,13 +38,13 @@ class FrameReader:
             The bytes of each message that is complete.
 
         Raises:
-            ValueError: A length beyond `MAX_FRAME_BYTES`.
+            ValueError: A length beyond the limit.
         """
         self._rest += data
         while len(self._rest) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._rest)
-            if length > MAX_FRAME_BYTES:
-                raise ValueError(f"a frame of {length} bytes, more than {MAX_FRAME_BYTES}")
+            if length > self._limit:
+                raise ValueError(f"a frame of {length} bytes, more than {self._limit}")
             end = _LENGTH.size + length
             if len(self._rest) < end:
                 return

@@ -357,8 +357,8 @@ class Pool(PoolView):
             return
         ids = self.holdings.blocks_of(session)
         ids = ids[~self.blocks.committed[ids]]
+        self.attachments.fence(session.session_id, epoch, ids)  # also without blocks: no pass may begin any more
         if len(ids):
-            self.attachments.fence(session.session_id, epoch, ids)
             self._changes.quarantine(session, ids)
 
     def _lift(self, fences: Iterable[Fence]) -> int:

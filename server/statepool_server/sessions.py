@@ -57,6 +57,11 @@ class SessionTable:
         self._deadlines: list[tuple[int, int]] = []  # heap of (noted_ns, session id)
         self._last_id = 0
 
+    @property
+    def last_id(self) -> int:
+        """Highest id that was given out; ids are given out in ascending order."""
+        return self._last_id
+
     def __len__(self) -> int:
         return len(self._sessions)
 

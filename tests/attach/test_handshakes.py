@@ -76,10 +76,10 @@ def test_a_token_is_good_once(client: Client) -> None:
             assert isinstance(refusal(stream), PeerUntrustedError)
 
     assert len(client.list_attachments()) == 1
-    attached.detach()
-    client.detach_pool(attached.attachment_id)
+    assert attached.detach()
+    assert client.list_attachments() == []
     with pytest.raises(AttachmentNotFoundError):
-        client.detach_pool(attached.attachment_id)
+        client.detach_pool(attached.attachment_id, attached.token)
 
 
 def test_a_token_grows_old(servers: Servers) -> None:
@@ -145,13 +145,7 @@ def test_half_a_handshake(client: Client, sent: bytes) -> None:
         error = refusal(stream)
 
     assert isinstance(error, PeerUntrustedError)
-    take_back(client, take_up(client, offer))
-
-
-def take_back(client: Client, attached: ArenaAttachment) -> None:
-    """Detaches."""
-    attached.detach()
-    client.detach_pool(attached.attachment_id)
+    assert take_up(client, offer).detach()
 
 
 def test_nonsense_from_an_attached_process(client: Client) -> None:
@@ -162,7 +156,23 @@ def test_nonsense_from_an_attached_process(client: Client) -> None:
         until(lambda: attached.error is not None, "the end of the connection")  # noqa: B023
 
         assert [row.is_connected for row in client.list_attachments()] == [False]
-        take_back(client, attached)
+        assert not attached.detach()
+        with pytest.raises(PeerUntrustedError):
+            client.detach_pool(attached.attachment_id, os.urandom(16))
+        client.detach_pool(attached.attachment_id, attached.token)
+        assert client.list_attachments() == []
+
+
+def test_who_gives_up_has_nothing(client: Client) -> None:
+    """A process that was attached, but cannot use it, or has waited long enough, is not attached."""
+    offer = client.attach_pool()
+    with pytest.raises(LayoutMismatchError):
+        ArenaAttachment(offer.socket_path, offer.token, nbytes=1, read_only=False, timeout=30.0)
+    offer = client.attach_pool()
+    with raw(offer) as stream:
+        stream.sendall(hello(offer.token) + frame(pb.WorkerFrame(detach=pb.Detach())))
+
+    until(lambda: client.list_attachments() == [], "the end of both")
 
 
 def test_many_who_say_nothing(client: Client) -> None:
@@ -182,7 +192,7 @@ def test_many_who_say_nothing(client: Client) -> None:
 
 def _is_attached(client: Client, offer: AttachOffer) -> bool:
     try:
-        take_back(client, take_up(client, offer))
+        take_up(client, offer).detach()
     except OverloadedError:
         return False
     return True
@@ -197,7 +207,7 @@ def test_too_many(servers: Servers) -> None:
 
         with pytest.raises(QuotaExceededError) as refused:
             client.attach_pool()
-        take_back(client, attached)
+        attached.detach()
         client.attach_pool()
 
     assert refused.value.metadata["limit"] == "2"
@@ -237,10 +247,9 @@ def test_no_descriptors_left(lone: Server) -> None:
                     attempt.detach()
         finally:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-        for row in client.list_attachments():
-            client.detach_pool(row.attachment_id)
+        until(lambda: client.list_attachments() == [], "the end of those who gave up")
 
-        take_back(client, take_up(client, client.attach_pool()))
+        assert take_up(client, client.attach_pool()).detach()
         assert client.list_attachments() == []
         until(lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())) <= used, "every descriptor to be given back")
 
@@ -266,7 +275,7 @@ def test_the_socket_is_where_clients_find_it(servers: Servers) -> None:
         port = free.getsockname()[1]
     server = servers.start(listen=f"127.0.0.1:{port}").wait_until_ready()
     with server.client() as client:
-        take_back(client, take_up(client, client.attach_pool()))
+        assert take_up(client, client.attach_pool()).detach()
         path = Path(client.attach_pool().socket_path)
     server.stop()
 

@@ -10,7 +10,7 @@ from statepool.v1 import attach_pb2 as pb
 
 def test_answered_at_once() -> None:
     """Without a pass there is nothing to wait for; an answer is given once."""
-    fences = Fences()
+    fences = Fences(0, {})
 
     fences.add(Fence(1, 7, 2))
 
@@ -20,7 +20,7 @@ def test_answered_at_once() -> None:
 
 def test_waits_for_the_passes_that_it_concerns() -> None:
     """Passes of the epoch and of earlier ones, all of them; not those of later epochs and of other sessions."""
-    fences = Fences()
+    fences = Fences(0, {})
     with fences.running(7, 3), fences.running(8, 1):
         with fences.running(7, 2):
             with fences.running(7, 2), fences.running(7, 1):
@@ -33,7 +33,7 @@ def test_waits_for_the_passes_that_it_concerns() -> None:
 
 def test_one_does_not_hold_another_up() -> None:
     """A fence is answered although one that came before it still waits."""
-    fences = Fences()
+    fences = Fences(0, {})
     with fences.running(7, 1):
         fences.add(Fence(1, 7, 1))
         fences.add(Fence(2, 8, 1))
@@ -45,7 +45,7 @@ def test_one_does_not_hold_another_up() -> None:
 
 def test_no_pass_begins_behind_a_fence() -> None:
     """Not for the epoch nor for an earlier one, even if an older fence comes late; a failed pass has ended as well."""
-    fences = Fences()
+    fences = Fences(0, {})
     fences.add(Fence(2, 7, 2))
     fences.add(Fence(1, 7, 1))
 
@@ -59,9 +59,24 @@ def test_no_pass_begins_behind_a_fence() -> None:
     assert [fence.number for fence in fences.take_quiet()] == [2, 1, 3]
 
 
+def test_what_was_lost_before() -> None:
+    """Of the sessions given out before the process attached, only those that lived go on, from their epochs on."""
+    fences = Fences(9, {7: 2})
+
+    for session_id, epoch in ((7, 1), (8, 1), (9, 5)):
+        with pytest.raises(SessionFencedError), fences.running(session_id, epoch):
+            pass
+    for session_id, epoch in ((7, 2), (7, 3), (10, 1)):
+        with fences.running(session_id, epoch):
+            pass
+    fences.add(Fence(1, 10, 1))
+    with pytest.raises(SessionFencedError), fences.running(10, 1):
+        pass
+
+
 def test_no_pass_begins_without_a_connection() -> None:
     """When nobody can fence this process any more, every new pass gets the reason."""
-    fences = Fences()
+    fences = Fences(0, {})
     with fences.running(7, 1):
         fences.close(UnavailableError("gone"))
 
@@ -72,7 +87,7 @@ def test_no_pass_begins_without_a_connection() -> None:
 
 def test_memory_is_bounded() -> None:
     """Only so many lost sessions are remembered, the latest of them."""
-    fences = Fences()
+    fences = Fences(0, {})
     for number in range(1, REMEMBERED_SESSIONS + 3):
         fences.add(Fence(number, number, 1))
 

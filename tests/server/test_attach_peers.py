@@ -63,13 +63,13 @@ def test_a_number_that_is_used_again() -> None:
     """A process with the number of a dead one started later; it is not taken for it."""
     lock = DeathLock()
     peer = Peer(os.getpid(), os.getuid(), None)
+    lock.handed_over()
     assert not peer.is_dead(lock)
 
     peer.pid = 1
 
     assert start_time(1) != start_time(os.getpid())
     assert peer.is_dead(lock)
-    lock.handed_over()
     lock.close()
 
 

@@ -82,7 +82,7 @@ def _calls(client: Any, session: Any, blocks: BlockRefs) -> dict[str, Callable[[
         "BATCH_TOO_LARGE": lambda: session.allocate_blocks(4097),
         "BLOCK_INDEX_OUT_OF_RANGE": lambda: session.free_blocks(past_the_end),
         "SESSION_NOT_FOUND": lambda: client.get_session(2**60),
-        "ATTACHMENT_NOT_FOUND": lambda: client.detach_pool(2**60),
+        "ATTACHMENT_NOT_FOUND": lambda: client.detach_pool(2**60, b""),
         "OWNER_KEY_IN_USE": lambda: client.create_session(30.0, owner_key="errors"),
         "LAYOUT_MISMATCH": lambda: session.write_blocks(blocks, bytes(8), layout_fingerprint="another"),
         "BLOCK_NOT_OWNED": lambda: session.free_blocks(BlockRefs.concat([blocks, blocks])),

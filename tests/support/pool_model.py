@@ -259,7 +259,7 @@ class ModelPool:
     def _fence(self, session_id: int) -> None:
         writers = {attached for attached, read_only in self.attachments.items() if not read_only}
         lost = [b for b in self.blocks.values() if session_id in b.references and not b.committed]
-        if writers and lost:
+        if writers:
             self.last_fence += 1
             self.awaited[self.last_fence] = writers
             for block in lost:

@@ -194,9 +194,9 @@ class AsyncClient:
         call = calls.attachments.attach_pool(rank_index, read_only, layout_fingerprint, max_element_offset)
         return await self._transport.execute(call, timeout)
 
-    async def detach_pool(self, attachment_id: int, *, timeout: float | None = None) -> int:
+    async def detach_pool(self, attachment_id: int, token: bytes, *, timeout: float | None = None) -> int:
         """Ends an attachment on its process's word; see `Client.detach_pool`."""
-        return await self._transport.execute(calls.attachments.detach_pool(attachment_id), timeout)
+        return await self._transport.execute(calls.attachments.detach_pool(attachment_id, token), timeout)
 
     async def list_attachments(self, *, timeout: float | None = None) -> list[Attachment]:
         """Lists the attached processes in the order of their ids; see `Client.list_attachments`."""

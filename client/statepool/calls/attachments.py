@@ -23,9 +23,9 @@ def attach_pool(
     return rpc.ATTACH_POOL.call(request, _offer)
 
 
-def detach_pool(attachment_id: int) -> Call[int]:
+def detach_pool(attachment_id: int, token: bytes) -> Call[int]:
     """Builds DetachPool; the result is the number of blocks that left quarantine."""
-    request = pool_pb2.DetachPoolRequest(attachment_id=attachment_id)
+    request = pool_pb2.DetachPoolRequest(attachment_id=attachment_id, token=token)
     return rpc.DETACH_POOL.call(request, lambda response: response.cleared_blocks)
 
 

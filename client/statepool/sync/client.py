@@ -280,16 +280,24 @@ class Client:
         call = calls.attachments.attach_pool(rank_index, read_only, layout_fingerprint, max_element_offset)
         return self._transport.execute(call, timeout)
 
-    def detach_pool(self, attachment_id: int, *, timeout: float | None = None) -> int:
+    def detach_pool(self, attachment_id: int, token: bytes, *, timeout: float | None = None) -> int:
         """Ends an attachment on its process's word that it cannot write the arena any more.
+
+        Needed only where its own connection is broken, over which it says so as a rule.
+
+        Args:
+            attachment_id: The attachment.
+            token: `AttachOffer.token` with which it was made.
+            timeout: Deadline in seconds.
 
         Returns:
             Blocks that left quarantine.
 
         Raises:
             AttachmentNotFoundError: It has ended already, or never was.
+            PeerUntrustedError: It was made with another token.
         """
-        return self._transport.execute(calls.attachments.detach_pool(attachment_id), timeout)
+        return self._transport.execute(calls.attachments.detach_pool(attachment_id, token), timeout)
 
     def list_attachments(self, *, timeout: float | None = None) -> list[Attachment]:
         """Lists the attached processes in the order of their ids."""

@@ -29,6 +29,7 @@ def attach(
     socket_path: str | None = None,
     copy_threads: int = 2,
     on_lost: Callable[[StatepoolError], object] | None = None,
+    synchronize: Callable[[], object] | None = None,
     timeout: float | None = None,
 ) -> "AttachedPool":
     """Maps the memory of one rank into this process.
@@ -43,6 +44,8 @@ def attach(
         socket_path: The attach socket, where this process sees it elsewhere than the server does, as in a container.
         copy_threads: Threads of the copy engine.
         on_lost: Called once if the connection is lost, from a background thread.
+        synchronize: Called before a fence is answered, when the passes that it concerns have ended; returns when all
+            that they have queued on devices is done. None: synchronizes the CUDA devices that were current in passes.
         timeout: Deadline in seconds of each call; None: the client's.
 
     Raises:
@@ -63,6 +66,7 @@ def attach(
         max_element_offset=max_element_offset,
         timeout=timeout,
     )
+    devices = CudaDevices()
     attachment = ArenaAttachment(
         socket_path or offer.socket_path,
         offer.token,
@@ -70,11 +74,29 @@ def attach(
         read_only=read_only,
         timeout=offer.token_ttl if timeout is None else timeout,
         on_lost=on_lost,
+        synchronize=synchronize or devices.synchronize,
     )
     if attachment.incarnation != pool.incarnation:
         attachment.detach()
         raise IncarnationMismatchError("the server was restarted while this process attached to it")
-    return AttachedPool(client, pool, attachment, read_only=read_only, copy_threads=copy_threads)
+    return AttachedPool(client, pool, attachment, devices, read_only=read_only, copy_threads=copy_threads)
+
+
+class CudaDevices:
+    """The CUDA devices on which passes may have queued reads and writes of the arena."""
+
+    def __init__(self) -> None:
+        self._used: set[int] = set()
+
+    def note(self) -> None:
+        """Notes the current device of this thread; costs nothing where CUDA is not used."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            self._used.add(torch.cuda.current_device())
+
+    def synchronize(self) -> None:
+        """Waits until all that was queued on them is done."""
+        for device in list(self._used):
+            torch.cuda.synchronize(device)
 
 
 class AttachedPool:
@@ -92,13 +114,21 @@ class AttachedPool:
     """
 
     def __init__(
-        self, client: Client, description: Pool, attachment: ArenaAttachment, *, read_only: bool, copy_threads: int
+        self,
+        client: Client,
+        description: Pool,
+        attachment: ArenaAttachment,
+        devices: CudaDevices,
+        *,
+        read_only: bool,
+        copy_threads: int,
     ) -> None:
         """Puts tensors on an attachment; see `attach`."""
         self.description = description
         self.attachment_id = attachment.attachment_id
         self._client = client
         self._attachment = attachment
+        self._devices = devices
         self._read_only = read_only
         self._closed = False
         self._here = threading.local()
@@ -133,6 +163,7 @@ class AttachedPool:
                 yield self
             finally:
                 self._here.passes -= 1
+                self._devices.note()
 
     def run_copies(self, outcome: StepOutcome) -> None:
         """Does the memory work of a step with `Execution.WORKER`: first post-copies, then zeroing, then pre-copies.
@@ -159,10 +190,10 @@ class AttachedPool:
         """
         if self._closed:
             return
-        self._attachment.detach()
         self._closed = True
-        with contextlib.suppress(StatepoolError, RuntimeError):  # the server is gone, or the client closed
-            self._client.detach_pool(self.attachment_id)
+        if not self._attachment.detach():
+            with contextlib.suppress(StatepoolError, RuntimeError):  # the server is gone, or the client closed
+                self._client.detach_pool(self.attachment_id, self._attachment.token)
 
     def __enter__(self) -> Self:
         return self

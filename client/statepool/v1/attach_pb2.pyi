@@ -3,19 +3,23 @@
 isort:skip_file
 What an attached process and the server say to each other on the attach socket, a Unix stream socket.
 
-Framing: each message is preceded by its length in bytes, an unsigned 32-bit number, little-endian, at most 4096. The
-process connects and sends Hello at once; the server answers Attached or Refused within its handshake deadline, and ends
-the connection after Refused. With the first byte of Attached come two descriptors (SCM_RIGHTS): the arena, opened for
-reading only where the attachment is read-only, and a lock. The lock (flock) is held by whoever has the second descriptor
-open; the process keeps it open, and leaves it locked, until it ends.
+Framing: each message is preceded by its length in bytes, an unsigned 32-bit number, little-endian, at most 4096 from the
+process and 2^24 from the server. The process connects and sends Hello at once; the server answers Attached or Refused
+within its handshake deadline, and ends the connection after Refused. With the first byte of Attached come two
+descriptors (SCM_RIGHTS): the arena, opened for reading only where the attachment is read-only, and a lock. The lock
+(flock) is held by whoever has the second descriptor open; the process keeps it open, and leaves it locked, until it ends.
+Both must be close-on-exec, so that a process that shares the memory after a fork shares the lock as well: death is
+proven when the process has ended and nobody holds the lock.
 
-From then on the server sends Fence and the process answers each with Quiesced, in any order. Either side ends the
-connection by closing it; an end is no detachment: the process stays attached until it is proven dead, or DetachPool is
-called.
+From then on the server sends Fence and the process answers each with Quiesced, in any order. When it leaves it sends
+Detach, and the server ends the connection as soon as it has taken note. Any other end of the connection is no
+detachment: the process stays attached until it is proven dead, or DetachPool is called.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from statepool.v1 import pool_pb2 as _pool_pb2
 from statepool.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -37,6 +41,7 @@ class WorkerFrame(_message.Message):
 
     HELLO_FIELD_NUMBER: _builtins.int
     QUIESCED_FIELD_NUMBER: _builtins.int
+    DETACH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """The first message."""
@@ -45,17 +50,22 @@ class WorkerFrame(_message.Message):
     def quiesced(self) -> Global___Quiesced:
         """The answer to a fence."""
 
+    @_builtins.property
+    def detach(self) -> Global___Detach:
+        """The last message. It may be sent before Attached has come, by a process that has waited long enough."""
+
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         quiesced: Global___Quiesced | None = ...,
+        detach: Global___Detach | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "kind", b"kind", "quiesced", b"quiesced"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detach", b"detach", "hello", b"hello", "kind", b"kind", "quiesced", b"quiesced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "kind", b"kind", "quiesced", b"quiesced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detach", b"detach", "hello", b"hello", "kind", b"kind", "quiesced", b"quiesced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "quiesced"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "quiesced", "detach"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -106,6 +116,23 @@ class Quiesced(_message.Message):
 Global___Quiesced: _TypeAlias = Quiesced  # noqa: Y015
 
 @_typing.final
+class Detach(_message.Message):
+    """The process can neither read nor write the arena any more, nor will."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Detach: _TypeAlias = Detach  # noqa: Y015
+
+@_typing.final
 class ServerFrame(_message.Message):
     """A message of the server."""
 
@@ -147,7 +174,11 @@ Global___ServerFrame: _TypeAlias = ServerFrame  # noqa: Y015
 
 @_typing.final
 class Attached(_message.Message):
-    """The process is attached."""
+    """The process is attached.
+
+    It knows from here on which sessions it may read and write for: those listed, from their epochs on, and those to come,
+    until a fence says otherwise. A session that is not listed was lost before the process attached, and no fence will tell.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -155,6 +186,9 @@ class Attached(_message.Message):
     ATTACHMENT_ID_FIELD_NUMBER: _builtins.int
     EXPORT_FIELD_NUMBER: _builtins.int
     ARENA_BYTES_FIELD_NUMBER: _builtins.int
+    LAST_SESSION_ID_FIELD_NUMBER: _builtins.int
+    SESSION_IDS_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The server process."""
     attachment_id: _builtins.int
@@ -163,6 +197,16 @@ class Attached(_message.Message):
     """How to use the first descriptor."""
     arena_bytes: _builtins.int
     """Bytes of the arena."""
+    last_session_id: _builtins.int
+    """Highest session id that was given out so far; ids are given out in ascending order."""
+    @_builtins.property
+    def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Sessions that live."""
+
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Their epochs."""
+
     def __init__(
         self,
         *,
@@ -170,10 +214,13 @@ class Attached(_message.Message):
         attachment_id: _builtins.int = ...,
         export: _pool_pb2.ArenaExport.ValueType = ...,
         arena_bytes: _builtins.int = ...,
+        last_session_id: _builtins.int = ...,
+        session_ids: _abc.Iterable[_builtins.int] | None = ...,
+        epochs: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_bytes", b"arena_bytes", "attachment_id", b"attachment_id", "export", b"export", "incarnation", b"incarnation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_bytes", b"arena_bytes", "attachment_id", b"attachment_id", "epochs", b"epochs", "export", b"export", "incarnation", b"incarnation", "last_session_id", b"last_session_id", "session_ids", b"session_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

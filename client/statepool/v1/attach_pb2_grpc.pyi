@@ -3,15 +3,17 @@
 isort:skip_file
 What an attached process and the server say to each other on the attach socket, a Unix stream socket.
 
-Framing: each message is preceded by its length in bytes, an unsigned 32-bit number, little-endian, at most 4096. The
-process connects and sends Hello at once; the server answers Attached or Refused within its handshake deadline, and ends
-the connection after Refused. With the first byte of Attached come two descriptors (SCM_RIGHTS): the arena, opened for
-reading only where the attachment is read-only, and a lock. The lock (flock) is held by whoever has the second descriptor
-open; the process keeps it open, and leaves it locked, until it ends.
+Framing: each message is preceded by its length in bytes, an unsigned 32-bit number, little-endian, at most 4096 from the
+process and 2^24 from the server. The process connects and sends Hello at once; the server answers Attached or Refused
+within its handshake deadline, and ends the connection after Refused. With the first byte of Attached come two
+descriptors (SCM_RIGHTS): the arena, opened for reading only where the attachment is read-only, and a lock. The lock
+(flock) is held by whoever has the second descriptor open; the process keeps it open, and leaves it locked, until it ends.
+Both must be close-on-exec, so that a process that shares the memory after a fork shares the lock as well: death is
+proven when the process has ended and nobody holds the lock.
 
-From then on the server sends Fence and the process answers each with Quiesced, in any order. Either side ends the
-connection by closing it; an end is no detachment: the process stays attached until it is proven dead, or DetachPool is
-called.
+From then on the server sends Fence and the process answers each with Quiesced, in any order. When it leaves it sends
+Detach, and the server ends the connection as soon as it has taken note. Any other end of the connection is no
+detachment: the process stays attached until it is proven dead, or DetachPool is called.
 """
 
 from collections import abc as _abc

@@ -127,6 +127,7 @@ class PoolServiceServicer(object):
 
         Errors:
         * NOT_FOUND, ATTACHMENT_NOT_FOUND: it has ended already, or never was.
+        * UNAUTHENTICATED, PEER_UNTRUSTED: it was made with another token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

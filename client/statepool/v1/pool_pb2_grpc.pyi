@@ -73,6 +73,7 @@ class PoolServiceStub:
 
     Errors:
     * NOT_FOUND, ATTACHMENT_NOT_FOUND: it has ended already, or never was.
+    * UNAUTHENTICATED, PEER_UNTRUSTED: it was made with another token.
     """
     ListAttachments: _grpc.UnaryUnaryMultiCallable[_pool_pb2.ListAttachmentsRequest, _pool_pb2.ListAttachmentsResponse]
     """Lists the attachments in the order of their ids.
@@ -125,6 +126,7 @@ class PoolServiceAsyncStub(PoolServiceStub):
 
     Errors:
     * NOT_FOUND, ATTACHMENT_NOT_FOUND: it has ended already, or never was.
+    * UNAUTHENTICATED, PEER_UNTRUSTED: it was made with another token.
     """
     ListAttachments: _aio.UnaryUnaryMultiCallable[_pool_pb2.ListAttachmentsRequest, _pool_pb2.ListAttachmentsResponse]  # type: ignore[assignment]
     """Lists the attachments in the order of their ids.
@@ -204,6 +206,7 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         * NOT_FOUND, ATTACHMENT_NOT_FOUND: it has ended already, or never was.
+        * UNAUTHENTICATED, PEER_UNTRUSTED: it was made with another token.
         """
 
     @_abc_1.abstractmethod

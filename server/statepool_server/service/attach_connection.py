@@ -23,13 +23,27 @@ class AttachConnection:
     Attributes:
         attachment: What the pool knows of it.
         peer: The process.
+        token: With which it was made.
         is_connected: Whether the connection stands.
+        has_detached: Whether the process has said that it leaves.
     """
 
-    def __init__(self, core: Core, attachment: Attachment, stream: socket.socket, peer: Peer, lock: DeathLock) -> None:
+    def __init__(
+        self,
+        core: Core,
+        attachment: Attachment,
+        stream: socket.socket,
+        peer: Peer,
+        lock: DeathLock,
+        token: bytes,
+        unsent: bytes,
+    ) -> None:
         self.attachment = attachment
         self.peer = peer
+        self.token = token
         self.is_connected = True
+        self.has_detached = False
+        self._unsent = unsent
         self._core = core
         self._stream = stream
         self._lock = lock
@@ -41,18 +55,21 @@ class AttachConnection:
         self._news.set()
 
     async def run(self, frames: FrameReader) -> None:
-        """Serves the connection until it ends, then waits until the process is proven dead."""
+        """Serves the connection until the process has said that it leaves, or its death is proven."""
         telling = asyncio.create_task(self._tell())
         try:
             await self._listen(frames)
+            self.has_detached = True
+            return
+        except ConnectionError as error:
+            _log.warning("attachment hung up", attachment_id=self.attachment.attachment_id, error=str(error))
         except (OSError, ValueError, DecodeError, BadFieldError) as error:
             _log.warning("attachment misbehaved", attachment_id=self.attachment.attachment_id, error=str(error))
         finally:
             telling.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await telling
+            await asyncio.wait([telling])  # awaiting it would mistake our own cancellation for its
             self.is_connected = False
-            self._stream.close()
+        self._stream.close()
         await self.peer.death(self._lock)
 
     def close(self) -> None:
@@ -62,24 +79,27 @@ class AttachConnection:
         self._lock.close()
 
     async def _listen(self, frames: FrameReader) -> None:
-        """Takes answers until the process closes the connection.
+        """Takes answers until the process says that it leaves.
 
         Raises:
             ValueError, DecodeError, BadFieldError: It sent something else.
-            OSError: The connection broke.
+            OSError: The connection ended.
         """
         loop = asyncio.get_running_loop()
         data = b""
         while True:
             for message in frames.feed(data):
-                self._answered(pb.WorkerFrame.FromString(message))
+                said = pb.WorkerFrame.FromString(message)
+                if said.HasField("detach"):
+                    return
+                self._answered(said)
             data = await loop.sock_recv(self._stream, MAX_FRAME_BYTES)
             if not data:
-                return
+                raise ConnectionError("the end of the connection, without a word")
 
     def _answered(self, message: pb.WorkerFrame) -> None:
         if not message.HasField("quiesced"):
-            raise ValueError("a frame that is no Quiesced")
+            raise ValueError("a frame that is neither Quiesced nor Detach")
         cleared = self._core.pool.quiesced(self.attachment.attachment_id, message.quiesced.number)
         if cleared:
             self._core.blocks_changed()
@@ -88,6 +108,7 @@ class AttachConnection:
         """Sends the process each fence that waits for it, once; one that reads nothing makes only this task wait."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # the reader finds out as well
+            await loop.sock_sendall(self._stream, self._unsent)
             while True:
                 self._news.clear()
                 for fence in self._core.pool.attachments.unanswered(self.attachment.attachment_id):

@@ -89,7 +89,7 @@ class AttachListener:
         try:
             peer.check_user()
             token, frames = await self._hello(stream)
-            self._processes.admit(stream, peer, self._processes.tokens.redeem(token), frames)
+            self._processes.admit(stream, peer, token, frames)
         except StatepoolError as error:
             _log.warning("attachment refused", pid=peer.pid, error=error.message)
             peer.close()

@@ -21,7 +21,10 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred
 
 
 class DeathLock:
-    """A lock (flock) that a process holds for as long as it lives: the kernel drops it with its last descriptor."""
+    """A lock (flock) that a process holds for as long as it lives: the kernel drops it with its last descriptor.
+
+    Processes that are forked from it share the descriptor as they share the memory, so it outlives all of them.
+    """
 
     def __init__(self) -> None:
         """Makes a lock that is held by `theirs`."""
@@ -53,8 +56,8 @@ class DeathLock:
 class Peer:
     """A process, known by more than its number, which the system gives to another when it is dead.
 
-    Its death is proven by a pidfd where the kernel has it; else by its number and start time; else, where it lives in
-    another pid namespace, by the lock that it was given.
+    Its death is proven by a pidfd where the kernel has it, else by its number and start time, unless it lives in
+    another pid namespace; and in any case by the lock that it was given, which whatever it has forked holds as well.
 
     Attributes:
         pid: Its process id; 0: not visible from here.
@@ -84,31 +87,38 @@ class Peer:
             raise PeerUntrustedError(f"the process belongs to user {self.uid}, the server to {os.getuid()}")
 
     def is_dead(self, lock: DeathLock) -> bool:
-        """Tells whether the process is proven dead."""
-        if self._pidfd is not None:
-            return bool(select.select([self._pidfd], [], [], 0)[0])
-        if self._started is not None:
-            return start_time(self.pid) != self._started
-        return lock.is_released()
+        """Tells whether the process, and all that it has forked, is proven dead."""
+        return self._has_ended() and lock.is_released()
 
     async def death(self, lock: DeathLock) -> None:
-        """Waits until the process is proven dead."""
-        if self._pidfd is None:
-            while not self.is_dead(lock):  # noqa: ASYNC110 — no event tells of it
-                await asyncio.sleep(POLL_SECONDS)
-            return
-        loop, dead = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(self._pidfd, dead.set)
-        try:
-            await dead.wait()
-        finally:
-            loop.remove_reader(self._pidfd)
+        """Waits until the process, and all that it has forked, is proven dead."""
+        if self._pidfd is not None:
+            await _readable(self._pidfd)
+        while not self.is_dead(lock):  # noqa: ASYNC110 — no event tells of it
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _has_ended(self) -> bool:
+        """Tells whether nothing is to be seen of the process; of one that never was, there is nothing."""
+        if self._pidfd is not None:
+            watch = select.poll()
+            watch.register(self._pidfd, select.POLLIN)
+            return bool(watch.poll(0))
+        return self._started is None or start_time(self.pid) != self._started
 
     def close(self) -> None:
         """Gives the descriptor back."""
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+
+
+async def _readable(descriptor: int) -> None:
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(descriptor)
 
 
 def start_time(pid: int) -> int | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import socket
 
 import structlog
@@ -11,6 +12,7 @@ from statepool.errors import (
     FeatureUnavailableError,
     LayoutMismatchError,
     OverloadedError,
+    PeerUntrustedError,
     QuotaExceededError,
 )
 from statepool.framing import FrameReader, frame
@@ -72,21 +74,22 @@ class AttachedProcesses:
             export=pool_pb2.ARENA_EXPORT_FILE,
         )
 
-    def admit(self, stream: socket.socket, peer: Peer, grant: Grant, frames: FrameReader) -> None:
+    def admit(self, stream: socket.socket, peer: Peer, token: bytes, frames: FrameReader) -> None:
         """Attaches a process and hands the arena over, with nothing in between.
 
         Args:
             stream: Its connection; non-blocking.
             peer: The process.
-            grant: What it is admitted to.
+            token: What it presents; used up, whatever comes of it.
             frames: What of its messages has been read.
 
         Raises:
+            PeerUntrustedError: The token is not good.
             OverloadedError: The server is out of descriptors.
             QuotaExceededError: As many processes as may are attached.
             OSError: The connection broke; the process has got nothing.
         """
-        core = self._core
+        core, grant = self._core, self.tokens.redeem(token)
         try:
             lock = DeathLock()
         except OSError as error:
@@ -94,7 +97,7 @@ class AttachedProcesses:
         try:
             attachment = core.pool.attach(grant.rank_index, grant.read_only)
             try:
-                self._hand_over(stream, grant, lock, attachment.attachment_id)
+                unsent = self._hand_over(stream, grant, lock, attachment.attachment_id)
             except BaseException:
                 core.pool.detach(attachment.attachment_id)
                 raise
@@ -103,22 +106,31 @@ class AttachedProcesses:
             raise
         finally:
             lock.handed_over()
-        connection = AttachConnection(core, attachment, stream, peer, lock)
+        connection = AttachConnection(core, attachment, stream, peer, lock, token, unsent)
         self._connections[attachment.attachment_id] = connection
         self._serving[attachment.attachment_id] = asyncio.create_task(self._serve(connection, frames))
         _log.info("attached", attachment_id=attachment.attachment_id, pid=peer.pid, read_only=grant.read_only)
 
-    def detach(self, attachment_id: int) -> int:
+    def detach(self, attachment_id: int, token: bytes) -> int:
         """Ends an attachment on the process's word.
+
+        Args:
+            attachment_id: The attachment.
+            token: With which it was made: nobody but the process has it.
 
         Returns:
             Blocks that left quarantine.
 
         Raises:
             AttachmentNotFoundError: There is none.
+            PeerUntrustedError: It was made with another token.
         """
+        self._core.pool.attachments.check(attachment_id)
+        if not secrets.compare_digest(self._connections[attachment_id].token, token):
+            raise PeerUntrustedError(f"attachment {attachment_id} was made with another token", field="token")
         cleared = self._gone(attachment_id, "said so")
-        self._serving[attachment_id].cancel()
+        if attachment_id in self._serving:
+            self._serving[attachment_id].cancel()
         return cleared
 
     def release_quarantine(self, attachment_id: int) -> int:
@@ -167,8 +179,9 @@ class AttachedProcesses:
                 limit=limit,
             )
 
-    def _hand_over(self, stream: socket.socket, grant: Grant, lock: DeathLock, attachment_id: int) -> None:
-        core = self._core
+    def _hand_over(self, stream: socket.socket, grant: Grant, lock: DeathLock, attachment_id: int) -> bytes:
+        """Sends descriptors and the first bytes of the welcome; returns the others, where it is long."""
+        core, sessions = self._core, self._core.pool.sessions
         try:
             arena = core.memory.open_descriptor(grant.rank_index, read_only=grant.read_only)
         except OSError as error:
@@ -178,9 +191,13 @@ class AttachedProcesses:
             attachment_id=attachment_id,
             export=pool_pb2.ARENA_EXPORT_FILE,
             arena_bytes=core.description.layout.nbytes,
+            last_session_id=sessions.last_id,
+            session_ids=[session.session_id for session in sessions],
+            epochs=[session.epoch for session in sessions],
         )
+        welcome = frame(attach_pb2.ServerFrame(attached=attached))
         try:
-            socket.send_fds(stream, [frame(attach_pb2.ServerFrame(attached=attached))], [arena, lock.theirs])
+            return welcome[socket.send_fds(stream, [welcome], [arena, lock.theirs]) :]
         finally:
             os.close(arena)
 
@@ -188,12 +205,11 @@ class AttachedProcesses:
         attachment_id = connection.attachment.attachment_id
         try:
             await connection.run(frames)
-            self._gone(attachment_id, "is dead")
+            self._gone(attachment_id, "said so" if connection.has_detached else "is dead")
         except Exception:  # noqa: BLE001 — whatever it is, the others are served; the process stays attached
             _log.exception("attachment no longer served", attachment_id=attachment_id)
         finally:
             connection.close()
-            self._connections.pop(attachment_id, None)
             del self._serving[attachment_id]
 
     def _gone(self, attachment_id: int, why: str) -> int:

@@ -89,7 +89,7 @@ class PoolService:
 
     async def DetachPool(self, request: pb.DetachPoolRequest, _context: Context) -> pb.DetachPoolResponse:
         """Ends an attachment on its process's word."""
-        cleared = self._processes.detach(request.attachment_id)
+        cleared = self._processes.detach(request.attachment_id, request.token)
         return pb.DetachPoolResponse(incarnation=self._core.incarnation, cleared_blocks=cleared)
 
     async def ListAttachments(
