@@ -245,6 +245,12 @@ class SessionFencedError(AbortedError):
     reason = "SESSION_FENCED"
 
 
+class StreamReplacedError(AbortedError):
+    """The session opened another Schedule stream, which ends this one: a session has one at a time."""
+
+    reason = "STREAM_REPLACED"
+
+
 class ResourceExhaustedError(StatepoolError):
     """Something bounded is used up."""
 

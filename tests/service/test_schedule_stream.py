@@ -19,6 +19,7 @@ from statepool import (
     SessionFencedError,
     SessionNotFoundError,
     StatepoolError,
+    StreamReplacedError,
 )
 from statepool.status import error_from_wire
 from statepool.v1 import sequence_pb2 as pb
@@ -127,6 +128,27 @@ def test_session_that_is_taken_over(stubs: Stubs, client: Client) -> None:
     assert isinstance(error, SessionFencedError)
     assert (list(listed.sequence_ids), list(listed.outstanding_tokens)) == ([1, 2], [BLOCK_TOKENS] * 2)
     assert (listed.last_step, listed.settled_step) == (1, 0)
+    assert answer.outcome.usage.sequences == 0
+
+
+def test_one_stream_of_a_session(stubs: Stubs, session: Session) -> None:
+    """Another stream of the same owner ends the former one, from which no step is applied once the other is open."""
+    former = opened(stubs, ref_of(session))
+    former.step(admission(1))
+    for number in range(2, 202):  # more than are applied until the other stream opens, or not
+        former.send(pb.ScheduleRequest(step=pb.EngineStep(step=number)))
+
+    later = OpenSchedule(stubs, ref_of(session))
+    begun = later.answer().opened
+    error = former.refusal()
+    listed = stubs.sequences.ListSequences(pb.ListSequencesRequest(session_id=session.session_id))
+    commits = pb.Commits(all_running=True, accepted_tokens=[1])
+    step = begun.last_step + 1
+    answer = later.step(pb.EngineStep(step=step, settled_step=1, commits=commits, finishes=[1]))
+    later.finish()
+
+    assert isinstance(error, StreamReplacedError)
+    assert listed.last_step == begun.last_step
     assert answer.outcome.usage.sequences == 0
 
 

@@ -73,11 +73,13 @@ class SequenceServiceStub:
     """Applies engine steps, one after the other; a client may have two of them unanswered.
 
     The first message opens the stream for one session, and is answered; every step is answered by an outcome or, in the
-    stream, by an error (those of Step). The stream itself ends with a status when its session is lost or the server
-    stops. Notices come unasked.
+    stream, by an error (those of Step). The stream itself ends with a status when its session is lost, the server stops,
+    or the session opens another one: nothing that is still on its way here is applied once that one is answered. Notices
+    come unasked.
 
     Errors:
     * Those of the session, at any time.
+    * ABORTED, STREAM_REPLACED: the session has opened another stream.
     * INVALID_ARGUMENT, BAD_FIELD: the first message does not open, or a later one does.
     """
     ListSequences: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ListSequencesRequest, _sequence_pb2.ListSequencesResponse]
@@ -134,11 +136,13 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     """Applies engine steps, one after the other; a client may have two of them unanswered.
 
     The first message opens the stream for one session, and is answered; every step is answered by an outcome or, in the
-    stream, by an error (those of Step). The stream itself ends with a status when its session is lost or the server
-    stops. Notices come unasked.
+    stream, by an error (those of Step). The stream itself ends with a status when its session is lost, the server stops,
+    or the session opens another one: nothing that is still on its way here is applied once that one is answered. Notices
+    come unasked.
 
     Errors:
     * Those of the session, at any time.
+    * ABORTED, STREAM_REPLACED: the session has opened another stream.
     * INVALID_ARGUMENT, BAD_FIELD: the first message does not open, or a later one does.
     """
     ListSequences: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ListSequencesRequest, _sequence_pb2.ListSequencesResponse]  # type: ignore[assignment]
@@ -204,11 +208,13 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Applies engine steps, one after the other; a client may have two of them unanswered.
 
         The first message opens the stream for one session, and is answered; every step is answered by an outcome or, in the
-        stream, by an error (those of Step). The stream itself ends with a status when its session is lost or the server
-        stops. Notices come unasked.
+        stream, by an error (those of Step). The stream itself ends with a status when its session is lost, the server stops,
+        or the session opens another one: nothing that is still on its way here is applied once that one is answered. Notices
+        come unasked.
 
         Errors:
         * Those of the session, at any time.
+        * ABORTED, STREAM_REPLACED: the session has opened another stream.
         * INVALID_ARGUMENT, BAD_FIELD: the first message does not open, or a later one does.
         """
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-from statepool.errors import StatepoolError
+from statepool.errors import StatepoolError, StreamReplacedError
 from statepool.v1 import sequence_pb2 as pb
 from statepool_server.service.calls import Context, draining_error
 from statepool_server.service.core import Core
@@ -48,7 +48,7 @@ class ScheduleStream:
 
 
 class ScheduleStreams:
-    """All open streams."""
+    """All open streams, at most one of a session."""
 
     def __init__(self, core: Core, pressure: float) -> None:
         """Builds the list.
@@ -60,7 +60,7 @@ class ScheduleStreams:
         self._core = core
         self._scarce = round(pressure * core.pool.capacity)
         self._is_scarce = False
-        self._open: set[ScheduleStream] = set()
+        self._open: dict[int, ScheduleStream] = {}  # by session id
         self._draining = False
         self._progress = asyncio.Event()
 
@@ -68,11 +68,17 @@ class ScheduleStreams:
     async def opened(self, session: tuple[int, int], context: Context) -> AsyncIterator[ScheduleStream]:
         """Keeps a stream in the list while it is open; the caller is its handler.
 
+        The session's former stream ends here. Its handler runs no further than the call that it awaits, so it applies
+        nothing more: neither the steps that it has received and not begun, nor any that are still on their way.
+
         Raises:
             StatepoolError: What the stream was ended with.
         """
         stream = ScheduleStream(self._core, session, context)
-        self._open.add(stream)
+        former = self._open.get(session[0])
+        if former is not None:
+            former.end(StreamReplacedError("the session has opened another stream", field="open"))
+        self._open[session[0]] = stream
         self._tell_news(stream)
         notices = asyncio.create_task(stream.write_notices())
         try:
@@ -82,7 +88,8 @@ class ScheduleStreams:
                 raise
             raise stream.error from None
         finally:
-            self._open.discard(stream)
+            if self._open.get(session[0]) is stream:
+                del self._open[session[0]]
             self._progress.set()
             notices.cancel()
 
@@ -94,12 +101,12 @@ class ScheduleStreams:
         room = blocks.free_count + len(blocks.evictable)
         if room < self._scarce if not self._is_scarce else room >= RELIEF * self._scarce:
             self._is_scarce = not self._is_scarce
-            for stream in self._open:
+            for stream in self._open.values():
                 stream.tell(pb.Notice.KIND_PRESSURE if self._is_scarce else pb.Notice.KIND_RELIEF)
 
     def sessions_changed(self, _ended: Sequence[int]) -> None:
         """Ends the streams whose sessions are lost."""
-        for stream in list(self._open):
+        for stream in list(self._open.values()):
             try:
                 self._core.pool.check_session(*stream.session)
             except StatepoolError as error:
@@ -112,14 +119,14 @@ class ScheduleStreams:
             timeout: Seconds after which streams are ended whatever they still have.
         """
         self._draining = True
-        for stream in self._open:
+        for stream in self._open.values():
             stream.tell(pb.Notice.KIND_GOING_AWAY)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while any(self._core.pool.sequences.count_of(stream.session[0]) for stream in self._open):
+                while any(map(self._core.pool.sequences.count_of, self._open)):
                     self._progress.clear()
                     await self._progress.wait()
-        for stream in list(self._open):
+        for stream in list(self._open.values()):
             stream.end(draining_error())
 
     def _tell_news(self, stream: ScheduleStream) -> None:
