@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from pathlib import Path
@@ -22,6 +23,9 @@ MAX_HANDSHAKES = 32
 
 PAUSE_SECONDS = 0.1
 """How long to wait when the process has no descriptor left for another connection."""
+
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})
+"""Errors that leave the socket as it is: those who wait stay in its own queue."""
 
 _log = structlog.get_logger("statepool.attachments")
 
@@ -56,12 +60,18 @@ class AttachListener:
         self._socket.listen()
 
     async def run(self) -> None:
-        """Accepts connections until cancelled."""
+        """Accepts connections until cancelled.
+
+        Raises:
+            OSError: The socket is broken for good.
+        """
         loop = asyncio.get_running_loop()
         while True:
             try:
                 stream, _ = await loop.sock_accept(self._socket)
-            except OSError as error:  # no descriptor or memory left: those who wait stay in the socket's own queue
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
                 _log.warning("attach socket cannot accept", error=error.strerror)
                 await asyncio.sleep(PAUSE_SECONDS)
                 continue
