@@ -12,7 +12,7 @@ from service.servers import CAPACITY, Server, Servers, fast_folder, until
 from statepool import BlockState, Client
 from statepool.sync.session import Session
 
-_SERVERS = pytest.StashKey[Servers]()
+_SERVERS = pytest.StashKey[list[Servers]]()
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +20,12 @@ def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
     """Starts servers with flags of a test's choice."""
     with fast_folder() as folder:
         started = Servers(folder)
-        request.config.stash[_SERVERS] = started
+        known = request.config.stash.setdefault(_SERVERS, [])
+        known.append(started)
         try:
             yield started
         finally:
+            known.remove(started)  # what fails from here on shows the logs itself: their folder goes
             started.stop()
 
 
@@ -94,7 +96,7 @@ def empty(client: Client) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Shows the ends of the servers' logs under a test that failed."""
     report = yield
-    servers = item.config.stash.get(_SERVERS, None)
-    if report.failed and servers is not None:
-        report.sections += [(f"log of {target}", log) for target, log in servers.log_ends()]
+    if report.failed:
+        for servers in item.config.stash.get(_SERVERS, []):
+            report.sections += [(f"log of {target}", log) for target, log in servers.log_ends()]
     return report

@@ -190,8 +190,13 @@ class Servers:
             yield server.target, server.log[-most_chars:]
 
     def stop(self) -> None:
-        """Ends the servers that are still running."""
-        with contextlib.ExitStack() as stack:
-            for server in self._started:
-                if server.process.returncode is None:
-                    stack.callback(server.stop)
+        """Ends the servers that are still running; notes the ends of all logs where one does not end well."""
+        try:
+            with contextlib.ExitStack() as stack:
+                for server in self._started:
+                    if server.process.returncode is None:
+                        stack.callback(server.stop)
+        except BaseException as error:
+            for target, log in self.log_ends():
+                error.add_note(f"log of {target}:\n{log}")
+            raise
