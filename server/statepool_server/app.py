@@ -1,4 +1,4 @@
-"""Puts a server together from its configuration, serves, and takes it down again."""
+"""Puts a server together as planned, serves, and takes it down again."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,6 @@ import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -16,14 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from statepool.layout import ArenaLayout, BlockLayout, blocks_that_fit
-from statepool.models import ModelStates, bundled_models, model_layout, read_model_config
 from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 from statepool_server.addresses import Address
-from statepool_server.arena import parse_devices
 from statepool_server.config import ServerConfig
 from statepool_server.limits import Limits
-from statepool_server.memory import Memory, engine_for
+from statepool_server.memory import Memory
+from statepool_server.planning import Plan
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.service.admin_service import AdminService
 from statepool_server.service.attach_listener import AttachListener
@@ -31,7 +28,7 @@ from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.block_service import BlockService
 from statepool_server.service.calls import Calls
 from statepool_server.service.copying import CopyThreads
-from statepool_server.service.core import Core, PoolDescription
+from statepool_server.service.core import Core
 from statepool_server.service.pool_service import PoolService
 from statepool_server.service.reaper import Reaper
 from statepool_server.service.schedule_streams import ScheduleStreams
@@ -51,140 +48,6 @@ _DESCRIPTORS = {
 }
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = structlog.get_logger("statepool.server")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a configuration comes to, checked before any memory is taken."""
-
-    description: PoolDescription
-    """The pool."""
-    limits: Limits
-    """Bounds of requests."""
-    addresses: tuple[Address, ...]
-    """Where to listen."""
-    state_dir: Path
-    """Folder of host arenas."""
-
-    @property
-    def attach_socket(self) -> Path:
-        """Where processes attach: beside the first Unix socket, else in the folder of host arenas."""
-        for address in self.addresses:
-            if address.socket_path is not None:
-                return address.socket_path.absolute().with_name(f"{address.socket_path.name}.attach")
-        return self.state_dir.absolute() / "attach.sock"
-
-    @classmethod
-    def of(cls, config: ServerConfig) -> "Plan":
-        """Checks a configuration as a whole.
-
-        Raises:
-            ValueError: Any setting that cannot be, with the numbers.
-        """
-        model = read_model(config.model_config)
-        ranks = tuple(range(config.tp_size)) if config.tp_ranks is None else config.tp_ranks
-        if not ranks or len(set(ranks)) != len(ranks) or not all(0 <= rank < config.tp_size for rank in ranks):
-            raise ValueError(f"tp-ranks {list(ranks)}: must be different ranks of 0 to {config.tp_size - 1}")
-        layout = arena_layout(config, model)
-        check_align_mode(config, model)
-        devices = parse_devices(config.device, len(ranks))
-        description = PoolDescription(
-            model_type=model.model_type,
-            layout=layout,
-            block_tokens=config.block_tokens,
-            tp_size=config.tp_size,
-            tp_ranks=ranks,
-            num_spec=config.num_spec,
-            devices=devices,
-            features=(f"copy_engine:{engine_for(devices[0], config.copy_engine)}",),
-        )
-        return cls(
-            description,
-            limits_of(config),
-            tuple(Address.parse(text) for text in config.listen),
-            config.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"),  # noqa: S108 — private: 0700 and locked
-        )
-
-
-def read_model(name: str) -> ModelStates:
-    """Reads a model's config: a bundled model by its name, else a file or a folder.
-
-    Raises:
-        ValueError: Neither, or a config that says nothing usable.
-    """
-    path = bundled_models().get(name, Path(name))
-    if not path.exists():
-        raise ValueError(f"model-config {name!r}: no such file, and none of {', '.join(sorted(bundled_models()))}")
-    return read_model_config(path)
-
-
-def arena_layout(config: ServerConfig, model: ModelStates) -> ArenaLayout:
-    """Sizes the arena of a rank.
-
-    Raises:
-        ValueError: Neither or both of blocks and memory are given, or not even two blocks fit.
-    """
-    block = model_layout(
-        model,
-        tp_size=config.tp_size,
-        num_spec=config.num_spec,
-        conv_layout=config.conv_layout,
-        conv_dtype=config.conv_dtype,
-        temporal_dtype=config.temporal_dtype,
-    )
-    return ArenaLayout(block, _block_count(config, block), config.arrangement)
-
-
-def check_align_mode(config: ServerConfig, model: ModelStates) -> None:
-    """Checks that speculative states have room: in the columns of block tables, and in the conv states.
-
-    Raises:
-        ValueError: As many speculative tokens as a block has tokens, or conv states without a row for each.
-    """
-    if config.num_spec >= config.block_tokens:
-        raise ValueError(f"num-spec: {config.num_spec} must be below block-tokens, {config.block_tokens}")
-    if not model.has_spec_rows(config.num_spec):
-        raise ValueError(f"num-spec: conv states of {model.model_type} have no {config.num_spec} extra rows")
-
-
-def _block_count(config: ServerConfig, block: BlockLayout) -> int:
-    if (config.blocks is None) == (config.memory is None):
-        raise ValueError("exactly one of blocks and memory must be given")
-    if config.memory is None:
-        return config.blocks or 0
-    count = min(blocks_that_fit(block, config.memory, config.arrangement), 2**31 - 1)
-    if count < 2:
-        raise ValueError(
-            f"memory: {config.memory} bytes hold {count} blocks of {block.image_bytes} bytes, and a pool needs 2 "
-            "(block 0 is the null block)"
-        )
-    return count
-
-
-def limits_of(config: ServerConfig) -> Limits:
-    """Takes the bounds of requests out of a configuration.
-
-    Raises:
-        ValueError: Chunks that do not fit into messages, or a longest ttl below the shortest.
-    """
-    if config.max_chunk_bytes + 4096 > config.max_message_bytes or config.max_chunk_bytes < 1:
-        raise ValueError("max-chunk-bytes: must be positive and leave 4 KiB of max-message-bytes for the rest")
-    if not 0 < config.min_ttl <= config.max_ttl:
-        raise ValueError("min-ttl: must be positive and not above max-ttl")
-    return Limits(
-        max_batch=config.max_batch,
-        max_copy_specs=config.max_copy_specs,
-        max_message_bytes=config.max_message_bytes,
-        max_chunk_bytes=config.max_chunk_bytes,
-        max_sessions=config.max_sessions,
-        max_waiting_allocations=config.max_waiting_allocations,
-        max_replays=config.max_replays,
-        min_ttl_ms=round(config.min_ttl * 1000),
-        max_ttl_ms=round(config.max_ttl * 1000),
-        max_sequences=config.max_sequences,
-        max_step_hashes=config.max_step_hashes,
-        max_attachments=config.max_attachments,
-    )
 
 
 @contextlib.asynccontextmanager

@@ -18,6 +18,7 @@ from statepool_server.changes import Changes, Listener
 from statepool_server.events import NO_IDS
 from statepool_server.guards import Guards, check_boundaries, check_lengths
 from statepool_server.holdings import counted
+from statepool_server.sequences.applying import StepChanges
 from statepool_server.sequences.context import StepContext
 from statepool_server.sequences.outcomes import StepOutcome, StepWork
 from statepool_server.sequences.requests import StepRequest
@@ -45,7 +46,8 @@ class Pool(PoolView):
         context = StepContext(
             self.blocks, self.prefixes, self._guards, config.block_tokens, config.num_spec, config.max_sequences
         )
-        self._stepping = Stepping(context, self.sequences, self.blocks, self.holdings, self._changes)
+        self._step_changes = StepChanges(config.block_tokens, self.blocks, self.holdings, self._changes)
+        self._stepping = Stepping(context, self.sequences, self.holdings, self._step_changes)
 
     # Sessions
 
@@ -248,7 +250,7 @@ class Pool(PoolView):
             Blocks that became findable.
         """
         session = self.sessions.find(work.session_id) if succeeded else None
-        return self._stepping.finish_work(session, work)
+        return self._step_changes.finish_work(session, work)
 
     # Attachments
 

@@ -10,10 +10,10 @@ from statepool.copies import Column, CopyPlan
 from statepool.errors import StateLostError
 from statepool.layout import ArenaLayout, BlockLayout, ConvLayout, Dtype, StateKind, StateSpec
 from statepool.v1 import sequence_pb2 as pb
-from statepool_server.app import limits_of
 from statepool_server.arena import StateDir
 from statepool_server.config import ServerConfig
 from statepool_server.memory import Memory
+from statepool_server.planning import limits_of
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.service.copying import CopyThreads
 from statepool_server.service.core import Core, PoolDescription

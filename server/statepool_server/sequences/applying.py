@@ -80,7 +80,15 @@ class StepChanges:
         return StepOutcome(request.step, table.digest, usage=counts)
 
     def finish_work(self, session: Session | None, work: StepWork) -> int:
-        """Publishes what was copied, and takes the pin back; see `Stepping.finish_work`."""
+        """Publishes what the server has copied, and takes its pin back.
+
+        Args:
+            session: The session of the step; None: nothing is published, since it has ended or the work failed.
+            work: The work.
+
+        Returns:
+            Blocks that became findable.
+        """
         clear = work.publication.take(np.flatnonzero(self._blocks.fences[work.publication.blocks] == 0))
         published = 0 if session is None else self._publish(session, clear)
         self._changes.unpin(work.pin)

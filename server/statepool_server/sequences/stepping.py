@@ -4,14 +4,13 @@ from collections.abc import Callable
 
 from statepool.errors import BadFieldError, StepOutOfOrderError
 from statepool_server.answers import Usage
-from statepool_server.blocks import ONE, ZERO, BlockTable, first_true
-from statepool_server.changes import Changes
+from statepool_server.blocks import ONE, ZERO, first_true
 from statepool_server.holdings import Holdings, counted
 from statepool_server.sequences.admissions import plan_admissions, plan_finishes
 from statepool_server.sequences.applying import StepChanges
 from statepool_server.sequences.commits import plan_commits, plan_settlement
 from statepool_server.sequences.context import StepContext
-from statepool_server.sequences.outcomes import StepOutcome, StepWork
+from statepool_server.sequences.outcomes import StepOutcome
 from statepool_server.sequences.plan import StepPlan
 from statepool_server.sequences.requests import StepRequest
 from statepool_server.sequences.room import admissions_that_fit
@@ -28,14 +27,13 @@ class Stepping:
         self,
         context: StepContext,
         sequences: SequenceTables,
-        blocks: BlockTable,
         holdings: Holdings,
-        changes: Changes,
+        changes: StepChanges,
     ) -> None:
         self._context = context
         self._sequences = sequences
         self._holdings = holdings
-        self._changes = StepChanges(context.block_tokens, blocks, holdings, changes)
+        self._changes = changes
 
     def step(self, session: Session, request: StepRequest, usage: Callable[[], Usage]) -> StepOutcome:
         """Applies a step; see `Pool.step`.
@@ -57,18 +55,6 @@ class Stepping:
         sequences.tables[session.session_id] = table
         sequences.count += len(plan.admitted_slots) - len(plan.finished_slots)
         return self._changes.apply(session, plan, usage)
-
-    def finish_work(self, session: Session | None, work: StepWork) -> int:
-        """Publishes what the server has copied, and takes its pin back.
-
-        Args:
-            session: The session of the step; None: nothing is published, since it has ended or the work failed.
-            work: The work.
-
-        Returns:
-            Blocks that became findable.
-        """
-        return self._changes.finish_work(session, work)
 
     def forget(self, session: Session) -> None:
         """Forgets the sequences of a session that ends; their references are the session's, which drops them."""
