@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Callable
 
 from statepool import calls
 from statepool.backoff import Backoff
-from statepool.errors import DeadlineExceededError, StatepoolError, UnavailableError
+from statepool.errors import DeadlineExceededError, StatepoolError, StreamReplacedError, UnavailableError
 from statepool.leases import Lease, Leases, tell
 from statepool.pipeline import Pipeline
 from statepool.sequences import Execution, Notice, NoticeKind
@@ -90,6 +91,8 @@ class SchedulerHandle:
         self._backoff = Backoff()
         self._retry_at = 0.0
         self._broken_by: StatepoolError | None = None
+        self._replaced_by: StatepoolError | None = None
+        self._is_closed = False
 
     @property
     def unreceived_steps(self) -> tuple[int, ...]:
@@ -122,10 +125,19 @@ class SchedulerHandle:
     def _broke(self, error: StatepoolError) -> None:
         """Notes that the stream ended, and raises unless another is to be opened."""
         self._leases.failed(self._lease, error)
+        if isinstance(error, StreamReplacedError):
+            self._replaced_by = error
         if not isinstance(error, UnavailableError):
             raise error
         self._broken_by = error
         self._retry_at = time.monotonic() + self._backoff.broke()
+
+    def _check_stream(self) -> None:
+        """Raises if no stream is to be opened any more: two schedulers of a session would end each other's for ever."""
+        if self._is_closed:
+            raise RuntimeError("the scheduler is closed")
+        if self._replaced_by is not None:
+            raise copy.copy(self._replaced_by)
 
     def _late(self) -> StatepoolError:
         """Makes the error of a caller whose deadline has passed: why there is no stream, or that an answer lacks."""

@@ -22,6 +22,7 @@ from statepool import (
     Schedules,
     Session,
     StepOutOfOrderError,
+    StreamReplacedError,
 )
 
 STEPS = 24
@@ -158,6 +159,33 @@ def test_three_steps_under_way(session: Session) -> None:
         with pytest.raises(RuntimeError, match="not received yet"):
             scheduler.send()
         assert [scheduler.receive().step for _ in range(2)] == [1, 2]
+
+
+def test_another_scheduler_of_the_session(session: Session) -> None:
+    """It takes the steps over; the former one raises from then on, and does not take them back."""
+    with session.scheduler() as former, session.scheduler() as later:
+        later.step(admit=[Admission(1, 4)])
+        with pytest.raises(StreamReplacedError):
+            former.step()
+        with pytest.raises(StreamReplacedError):
+            former.receive()
+        assert later.step(finish=[1]).usage.sequences == 0
+
+
+async def test_another_scheduler_of_the_session_async(server: Server, client: Client) -> None:
+    """So do those for asyncio."""
+    async with (
+        AsyncClient(server.target, timeout=DEADLINE_SECONDS) as aio,
+        await aio.create_session(60.0) as session,
+        session.scheduler() as former,
+        session.scheduler() as later,
+    ):
+        await later.step(admit=[Admission(1, 4)])
+        with pytest.raises(StreamReplacedError):
+            await former.step()
+        with pytest.raises(StreamReplacedError):
+            await former.receive()
+        assert (await later.step(finish=[1])).usage.sequences == 0
 
 
 def test_notices(client: Client, server: Server) -> None:

@@ -49,7 +49,6 @@ class AsyncScheduler(SchedulerHandle):
         super().__init__(transport.leases, lease, execution, on_notice)
         self._transport = transport
         self._stream: ScheduleStream | None = None
-        self._is_closed = False
 
     async def open(self, *, timeout: float | None = None) -> None:
         """Opens the stream, from whose answer the steps are numbered; see `Scheduler.open`."""
@@ -198,8 +197,7 @@ class AsyncScheduler(SchedulerHandle):
 
     def _check(self) -> None:
         self._transport.check(self._lease)
-        if self._is_closed:
-            raise RuntimeError("the scheduler is closed")
+        self._check_stream()
 
     async def __aenter__(self) -> Self:
         try:

@@ -75,7 +75,7 @@ class Scheduler(SchedulerHandle):
     """Sends engine steps over one stream and receives their outcomes.
 
     Made by `Session.scheduler`; a context manager that opens and closes the stream. A session has one scheduler at a
-    time, used by one thread at a time.
+    time, used by one thread at a time; another one's stream ends this one for good (`StreamReplacedError`).
 
     A lost connection is opened again within the deadline of the call that waits, and the steps that are not answered
     are sent again under their numbers: the server applies each of them once. When a deadline passes, the step stays
@@ -91,7 +91,6 @@ class Scheduler(SchedulerHandle):
         self._transport = transport
         self._inbox: SimpleQueue[_Event] = SimpleQueue()
         self._stream: _Stream | None = None
-        self._is_closed = False
 
     def open(self, *, timeout: float | None = None) -> None:
         """Opens the stream, from whose answer the steps are numbered; done by the context manager.
@@ -245,8 +244,7 @@ class Scheduler(SchedulerHandle):
 
     def _check(self) -> None:
         self._transport.check(self._lease)
-        if self._is_closed:
-            raise RuntimeError("the scheduler is closed")
+        self._check_stream()
 
     def __enter__(self) -> Self:
         try:
