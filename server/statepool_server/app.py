@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
@@ -17,24 +18,17 @@ from grpc_reflection.v1alpha import reflection
 
 from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 from statepool_server.addresses import Address
+from statepool_server.arena import StateDir
+from statepool_server.assembly import Assembly
 from statepool_server.config import ServerConfig
+from statepool_server.journal.columns import new_column
+from statepool_server.journal.journal import Journal
 from statepool_server.limits import Limits
 from statepool_server.memory import Memory
 from statepool_server.planning import Plan
-from statepool_server.pool import Pool, PoolConfig
-from statepool_server.service.admin_service import AdminService
+from statepool_server.recovery import GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
 from statepool_server.service.attach_listener import AttachListener
 from statepool_server.service.attach_processes import AttachedProcesses
-from statepool_server.service.block_service import BlockService
-from statepool_server.service.calls import Calls
-from statepool_server.service.copying import CopyThreads
-from statepool_server.service.core import Core
-from statepool_server.service.pool_service import PoolService
-from statepool_server.service.reaper import Reaper
-from statepool_server.service.schedule_streams import ScheduleStreams
-from statepool_server.service.sequence_service import SequenceService
-from statepool_server.service.session_service import SessionService
-from statepool_server.service.steps import Steps
 
 _DESCRIPTORS = {
     name: module.DESCRIPTOR.services_by_name[name]
@@ -51,57 +45,47 @@ _log = structlog.get_logger("statepool.server")
 
 
 @contextlib.asynccontextmanager
-async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIterator[grpc.aio.Server]:
+async def serving(
+    config: ServerConfig, plan: Plan, memory: Memory, journal: Journal | None = None, state: ServerState | None = None
+) -> AsyncIterator[grpc.aio.Server]:
     """Serves until the block ends; then drains.
 
     Args:
         config: The configuration.
         plan: What it comes to.
         memory: The open arenas.
+        journal: Where to write down what happens; None: nowhere.
+        state: What a server before this one has left; None: nothing.
 
     Yields:
         The started server.
 
     Raises:
         ValueError: An address cannot be bound.
+        OSError: The journal cannot be begun.
     """
-    limits = plan.limits
-    pool = Pool(
-        PoolConfig(
-            block_count=plan.description.layout.block_count,
-            block_tokens=plan.description.block_tokens,
-            max_sessions=limits.max_sessions,
-            num_spec=plan.description.num_spec,
-            max_sequences=limits.max_sequences,
-            max_attachments=limits.max_attachments,
-        )
-    )
-    copies = CopyThreads(config.copy_threads, config.max_queued_copies)
-    core = Core(description=plan.description, limits=limits, pool=pool, memory=memory, copies=copies)
-    calls, reaper, health = Calls(), Reaper(core), health_aio.HealthServicer()
-    steps, streams = Steps(core, calls.draining), ScheduleStreams(core, config.pressure)
-    core.block_listeners.append(streams.blocks_changed)
-    core.session_listeners += [steps.sessions_ended, streams.sessions_changed]
-    processes = AttachedProcesses(core, str(plan.attach_socket), config.attach_timeout)
-    core.session_listeners.append(lambda _ended: processes.fences_changed())
-    server = _new_server(limits)
-    servicers = {
-        "AdminService": AdminService(core, calls.counts, processes),
-        "BlockService": BlockService(core, config.stall_timeout),
-        "PoolService": PoolService(core, processes),
-        "SequenceService": SequenceService(core, steps, streams),
-        "SessionService": SessionService(core, reaper.lease_changed, calls.draining),
-    }
-    for name, servicer in servicers.items():
+    assembly, health, server = Assembly.of(config, plan, memory), health_aio.HealthServicer(), _new_server(plan.limits)
+    core, calls, processes = assembly.core, assembly.calls, assembly.processes
+    if state is not None:
+        load(assembly, state)
+        core.goes_by(core.incarnation)
+        core.pool.prolong_leases(time.monotonic_ns() + round(config.recovery_grace * 1e9))
+    for name, servicer in assembly.servicers.items():
         calls.register(server, _DESCRIPTORS[name], servicer)
     _add_standard_services(server, health)
     _bind(server, plan.addresses)
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
+    if journal is not None:
+        journal.begin(core.incarnation, dump(assembly))
+        core.pool.blocks.keep_generations_in(new_column(plan.state_dir / GENERATIONS, core.pool.blocks.block_count))
+        core.ledger.write_to(journal, lambda: dump(assembly))
+    core.works.resume()
+    processes.resume()
     await server.start()
     gc.collect()
     gc.freeze()  # torch's modules are a million objects that no later collection has to look at
     background = [
-        asyncio.create_task(supervised(reaper.run(), health, "sessions no longer expire")),
+        asyncio.create_task(supervised(assembly.reaper.run(), health, "sessions no longer expire")),
         asyncio.create_task(supervised(listener.run(), health, "nothing can be attached any more")),
     ]
     await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
@@ -113,6 +97,7 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
         arena_bytes=plan.description.layout.nbytes,
         ranks=list(plan.description.tp_ranks),
         incarnation=f"{core.incarnation:016x}",
+        continues=[f"{incarnation:016x}" for incarnation in core.continued_incarnations[-1:]],
     )
     try:
         yield server
@@ -121,13 +106,15 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
         calls.draining.set()
         await health.enter_graceful_shutdown()
         core.waiting.close()
-        await streams.drain(config.drain_timeout)
+        await assembly.streams.drain(config.drain_timeout)
         await server.stop(config.drain_timeout)
         for task in background:
             task.cancel()
         await listener.close()
         await processes.close()
-        await copies.close()
+        await core.copies.close()
+        if journal is not None:
+            journal.begin(core.incarnation, dump(assembly))
         _log.info("stopped")
 
 
@@ -137,6 +124,7 @@ async def run(config: ServerConfig) -> None:
     Raises:
         ValueError: The configuration cannot be.
         ArenaError: The memory cannot be had.
+        OSError: The journal cannot be begun.
     """
     plan = Plan.of(config)
     for address in plan.addresses:
@@ -144,22 +132,53 @@ async def run(config: ServerConfig) -> None:
     stop = asyncio.Event()
     for signal_number in _STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
-    known = plan.description
-    with contextlib.closing(
-        Memory.open(
-            known.layout,
-            tp_ranks=known.tp_ranks,
-            devices=known.devices,
-            state_dir=plan.state_dir,
-            engine=config.copy_engine,
-            threads=config.copy_threads,
-        )
-    ) as memory:
-        async with serving(config, plan, memory):
+    with contextlib.ExitStack() as opened:
+        opened.callback(StateDir(plan.state_dir).close)
+        journal = Journal(plan.state_dir, config.journal_bytes)
+        opened.callback(journal.close)
+        estate = _estate(config, plan, journal)
+        memory = _open_memory(config, plan, estate)
+        opened.callback(memory.close, keep=plan.outlives_process)
+        kept, state = (journal if plan.outlives_process else None), (estate.state if estate else None)
+        async with serving(config, plan, memory, kept, state):
             await stop.wait()
     for signal_number in _STOP_SIGNALS:  # a second signal must not turn a clean end into a death by signal
         asyncio.get_running_loop().remove_signal_handler(signal_number)
         signal.signal(signal_number, signal.SIG_IGN)
+
+
+def _estate(config: ServerConfig, plan: Plan, journal: Journal) -> Estate | None:
+    """Reads what a server has left in the folder; removes it where it cannot be used as it is."""
+    history = journal.read() if plan.outlives_process else None
+    blank = Assembly.of(config, plan, Memory.none(plan.description.layout))
+    estate = None if history is None else make_sense(history, plan, blank)
+    if estate is None or estate.rescued is not None:  # who dies from here on has left nothing, rather than half of it
+        journal.remove()
+        forget_locks(plan.state_dir)
+    return estate
+
+
+def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None) -> Memory:
+    known = plan.description
+
+    def opened(*, is_kept: bool) -> Memory:
+        return Memory.open(
+            known.layout,
+            tp_ranks=known.tp_ranks,
+            devices=known.devices,
+            folder=plan.state_dir,
+            engine=config.copy_engine,
+            threads=config.copy_threads,
+            is_kept=is_kept,
+        )
+
+    if estate is None or estate.rescued is None:
+        return opened(is_kept=estate is not None)
+    former = opened(is_kept=True)
+    memory = opened(is_kept=False)
+    memory.rescue(former, estate.rescued)
+    former.close(keep=True)  # its files are gone already: those there are the new ones
+    return memory
 
 
 def _new_server(limits: Limits) -> grpc.aio.Server:

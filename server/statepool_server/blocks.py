@@ -18,6 +18,7 @@ A held or releasing block may be in quarantine beside: fences stand around it, a
 released nor used.
 """
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -60,6 +61,28 @@ class BlockState(IntEnum):
     EVICTABLE = 4
     RELEASING = 5
     QUARANTINED = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlocksState:
+    """A table of blocks at a moment; columns as of `BlockTable`."""
+
+    generations: Ids
+    """``[block_count]``."""
+    references: Ids
+    """``[block_count]``."""
+    committed: NDArray[np.bool_]
+    """``[block_count]``."""
+    listed: NDArray[np.bool_]
+    """``[block_count]``."""
+    busy: Ids
+    """``[block_count]``."""
+    fences: Ids
+    """``[block_count]``."""
+    free: Ids
+    """Blank blocks, the next to be handed out first."""
+    evictable: Ids
+    """Evictable blocks, the next to be evicted first."""
 
 
 def first_true(mask: NDArray[np.bool_]) -> int:
@@ -341,6 +364,38 @@ class BlockTable:
     def free(self) -> Ids:
         """Lists the blank blocks, the next to be handed out first."""
         return self._free[: self._free_count][::-1]
+
+    # As a whole
+
+    def dump(self) -> BlocksState:
+        """Shows everything, without copying the columns."""
+        columns = (self.generations, self.references, self.committed, self.listed, self.busy, self.fences)
+        return BlocksState(*columns, self.free(), self.evictable.block_ids())
+
+    def load(self, state: BlocksState) -> None:
+        """Takes a state over; the table must be new and of the same size."""
+        for name in ("generations", "references", "committed", "listed", "busy", "fences"):
+            getattr(self, name)[:] = getattr(state, name)
+        self._free_count = len(state.free)
+        self._free[: self._free_count] = state.free[::-1]
+        self.evictable.append(state.evictable)
+        self.held_count = int(np.count_nonzero(self.references))
+        self.busy_count = int(np.count_nonzero(self.busy))
+        self.quarantined_count = int(np.count_nonzero(self.fences))
+
+    def outdate(self, block_ids: Ids, generations: Ids) -> None:
+        """Makes sure that no ref to blank blocks can be good.
+
+        Args:
+            block_ids: Distinct blank blocks, ``[n]``.
+            generations: Generations that they may have had beside those that are known, ``[n]``.
+        """
+        self.generations[block_ids] = (np.maximum(self.generations[block_ids], generations) | ONE) + ONE
+
+    def keep_generations_in(self, column: Ids) -> None:
+        """Moves the generations to other memory, ``[block_count]``."""
+        column[:] = self.generations
+        self.generations = column
 
     # Steps
 

@@ -44,7 +44,11 @@ class ServerConfig:
         temporal_dtype: Element type of temporal states (mamba_ssm_cache_dtype); auto is as conv.
         arrangement: block_major makes a block one run of bytes, layer_major makes a tensor one run over all blocks.
         device: cpu, or cuda:N for all ranks, or cuda:N,M,… one for each rank.
-        state_dir: Private folder for host arenas, on tmpfs; by default /dev/shm/statepool-UID.
+        state_dir: Private folder for host arenas and the journal, on tmpfs; by default /dev/shm/statepool-UID.
+        recovery: Keep a journal beside host arenas, so that the next server on the same --state-dir goes on where this
+            one ends, whatever ends it. Device memory ends with its server, and is not covered.
+        recovery_grace: How long sessions live at least after such a restart, for their owners to come back.
+        journal_bytes: Size of a file of the journal; there are two or three, and their pages are taken as needed.
         copy_engine: host copies on threads, or on a device by triton where that is installed; triton, or reference, the
             plain torch one that the tests compare with.
         copy_threads: Threads of the copy engine, and copies that run at a time.
@@ -83,6 +87,9 @@ class ServerConfig:
     arrangement: Arrangement = Arrangement.BLOCK_MAJOR
     device: str = "cpu"
     state_dir: Path | None = None
+    recovery: bool = True
+    recovery_grace: Seconds = 30.0
+    journal_bytes: ByteSize = 64 * 2**20
     copy_engine: Literal["host", "reference", "triton"] = "host"
     copy_threads: Count = 2
     listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])

@@ -1,15 +1,20 @@
 """The memory of the pool: an arena and a copy engine per local rank, the same block ids on each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeAlias
+
+import torch
 
 from statepool.copies import Column, CopyPlan
 from statepool.layout import ArenaLayout
 from statepool.torch.engine import ENGINES, CopyEngine
 from statepool.torch.images import read_image, write_image
-from statepool_server.arena import Arena, StateDir, open_arenas
+from statepool.torch.regions import hazards, zero_regions
+from statepool_server.arena import Arena, open_arenas
+from statepool_server.work import MemoryWork
 
 EngineName: TypeAlias = Literal["host", "reference", "triton"]
 """Names of `statepool.torch.ENGINES`."""
@@ -22,19 +27,34 @@ def engine_for(device: str, asked: EngineName) -> EngineName:
     return "triton" if find_spec("triton") else "reference"
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of memory work; it sees what the stage before has done."""
+
+    run: Callable[[], None]
+    """Does it, on every rank; blocking."""
+    copies: CopyPlan
+    """The copies in it."""
+
+    @property
+    def is_restartable(self) -> bool:
+        """Whether it comes to the same when it is run again after having been cut off at any moment."""
+        if not len(self.copies):
+            return True
+        shifted = (self.copies.src_blocks == self.copies.dst_blocks) & (self.copies.token_biases > 0)
+        return not (shifted | hazards(self.copies)).any()
+
+
 class Memory:
     """Everything that touches the bytes of blocks; blocking, so it is called from copy threads.
 
     Calls may run at the same time as long as they touch different blocks; the pool's pins see to it.
     """
 
-    def __init__(
-        self, layout: ArenaLayout, arenas: Sequence[Arena], engines: Sequence[CopyEngine], state_dir: StateDir
-    ) -> None:
+    def __init__(self, layout: ArenaLayout, arenas: Sequence[Arena], engines: Sequence[CopyEngine]) -> None:
         self._layout = layout
         self._arenas = arenas
         self._engines = engines
-        self._state_dir = state_dir
 
     @classmethod
     def open(
@@ -43,9 +63,10 @@ class Memory:
         *,
         tp_ranks: Sequence[int],
         devices: Sequence[str],
-        state_dir: Path,
+        folder: Path,
         engine: EngineName,
         threads: int,
+        is_kept: bool = False,
     ) -> "Memory":
         """Takes the memory of every rank.
 
@@ -53,29 +74,53 @@ class Memory:
             layout: Layout of each rank's arena.
             tp_ranks: Local ranks.
             devices: Device of each rank.
-            state_dir: Folder of host arenas.
+            folder: Folder of host arenas, which belongs to this process (`StateDir`).
             engine: Copy engine, see `engine_for`.
             threads: Threads of a host engine.
+            is_kept: Whether the arenas that a server has left there are used again, with what they hold.
 
         Raises:
             ArenaError: The memory cannot be had.
             RuntimeError: The engine is not installed.
             ValueError: The engine cannot copy such memory.
         """
-        folder = StateDir(state_dir)
-        arenas: list[Arena] = []
+        arenas = open_arenas(layout.nbytes, tp_ranks, devices, folder, is_kept=is_kept)
         try:
-            arenas = open_arenas(layout.nbytes, tp_ranks, devices, state_dir)
             engines = [
                 ENGINES[engine_for(device, engine)](arena.tensor, layout, threads)
                 for device, arena in zip(devices, arenas, strict=True)
             ]
         except BaseException:
             for arena in arenas:
-                arena.close()
-            folder.close()
+                arena.close(keep=is_kept)
             raise
-        return cls(layout, arenas, engines, folder)
+        return cls(layout, arenas, engines)
+
+    @classmethod
+    def none(cls, layout: ArenaLayout) -> "Memory":
+        """Stands for memory where none is touched."""
+        return cls(layout, [], [])
+
+    def rescue(self, other: "Memory", block_ids: Column) -> None:
+        """Copies blocks from another memory of the same layout, on every rank."""
+        regions = zero_regions(block_ids, self._layout)
+        spans = list(zip(regions.destinations.tolist(), regions.nbytes.tolist(), strict=True))
+        for ours, theirs in zip(self._tensors(), other._tensors(), strict=True):  # noqa: SLF001 — of our own kind
+            for start, nbytes in spans:
+                ours[start : start + nbytes] = theirs[start : start + nbytes]
+
+    def stages(self, work: MemoryWork) -> list[Stage]:
+        """Divides work into what may be done at a time."""
+
+        def rest() -> None:
+            if len(work.zeroed_blocks):
+                self.zero(work.zeroed_blocks)
+            if len(work.pre_copies):
+                self.copy(work.pre_copies)
+
+        post = [Stage(lambda: self.copy(work.post_copies), work.post_copies)] if len(work.post_copies) else []
+        has_rest = len(work.zeroed_blocks) or len(work.pre_copies)
+        return [*post, *([Stage(rest, work.pre_copies)] if has_rest else [])]
 
     def zero(self, block_ids: Column) -> None:
         """Fills blocks with zero bytes, on every rank."""
@@ -111,8 +156,14 @@ class Memory:
         """
         return self._arenas[rank_index].open_descriptor(read_only=read_only)
 
-    def close(self) -> None:
-        """Gives all memory back."""
+    def _tensors(self) -> list[torch.Tensor]:
+        return [arena.tensor for arena in self._arenas]
+
+    def close(self, *, keep: bool = False) -> None:
+        """Gives all memory back, or leaves it for another process.
+
+        Args:
+            keep: Whether host arenas stay where they are.
+        """
         for arena in self._arenas:
-            arena.close()
-        self._state_dir.close()
+            arena.close(keep=keep)

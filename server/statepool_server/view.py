@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from statepool_server.answers import BlockRows, SequenceRows, SessionInfo, Usage
-from statepool_server.attachments import AttachmentTable
-from statepool_server.blocks import BlockState, BlockTable
-from statepool_server.holdings import Holdings
-from statepool_server.prefix import PrefixIndex
-from statepool_server.sequences.table import IDLE, SequenceTables
-from statepool_server.sessions import Session, SessionTable
+from statepool_server.attachments import AttachmentsState, AttachmentTable
+from statepool_server.blocks import BlocksState, BlockState, BlockTable
+from statepool_server.holdings import Holdings, HoldingsState
+from statepool_server.prefix import PrefixesState, PrefixIndex
+from statepool_server.sequences.table import IDLE, SequencesState, SequenceTables
+from statepool_server.sessions import Session, SessionsState, SessionTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,24 @@ class PoolConfig:
     """Live sequences of all sessions."""
     max_attachments: int = 64
     """Attached processes at a time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoolState:
+    """A pool at a moment."""
+
+    blocks: BlocksState
+    """The table of blocks."""
+    holdings: HoldingsState
+    """Who holds them."""
+    prefixes: list[PrefixesState]
+    """The prefix index."""
+    sessions: SessionsState
+    """The sessions."""
+    sequences: dict[int, SequencesState]
+    """Their sequences, by session id."""
+    attachments: AttachmentsState
+    """Attached processes and fences."""
 
 
 class PoolView:
@@ -174,6 +192,25 @@ class PoolView:
             last_step=table.last_step,
             settled_step=table.settled_step,
         )
+
+    def dump(self) -> PoolState:
+        """Shows everything, mostly without copying it: to be written down before the next change."""
+        return PoolState(
+            self.blocks.dump(),
+            self.holdings.dump(),
+            self.prefixes.dump(),
+            self.sessions.dump(),
+            self.sequences.dump(),
+            self.attachments.dump(),
+        )
+
+    def sums(self) -> int:
+        """Sums the counts up to 32 bits, in constant time: pools that have decided differently rarely agree in it."""
+        blocks, total = self.blocks, self.sessions.last_id
+        counts = (blocks.free_count, len(blocks.evictable), blocks.held_count, blocks.busy_count)
+        for count in (*counts, blocks.quarantined_count, len(self.sessions), self.sequences.count):
+            total = (total * 1_000_003 + count) & 0xFFFF_FFFF
+        return total
 
     def digest(self) -> bytes:
         """Digests everything that decides the pool's answers: two pools with one digest behave alike.

@@ -62,7 +62,7 @@ def arguments(model: Path, target: str, state_dir: Path, *flags: str) -> list[st
         "--state-dir": str(state_dir),
     }
     settings |= dict(zip(flags[::2], flags[1::2], strict=True))
-    return [word for setting in settings.items() for word in setting]
+    return [word for setting in settings.items() for word in setting if word]  # a flag without a value has an empty one
 
 
 @contextlib.contextmanager
