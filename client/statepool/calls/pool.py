@@ -127,6 +127,7 @@ def _server_info(response: admin_pb2.GetServerInfoResponse) -> ServerInfo:
         uptime=response.uptime.ToNanoseconds() / 1e9,
         runtime_versions=dict(response.runtime_versions),
         calls=dict(response.calls),
+        continued_incarnations=tuple(response.continued_incarnations),
     )
 
 

@@ -90,6 +90,7 @@ class GetServerInfoResponse(_message.Message):
     UPTIME_FIELD_NUMBER: _builtins.int
     RUNTIME_VERSIONS_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    CONTINUED_INCARNATIONS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The server process."""
     version: _builtins.str
@@ -112,6 +113,10 @@ class GetServerInfoResponse(_message.Message):
     def calls(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Calls answered since the start, by full method name and status code: "statepool.v1.PoolService/GetPool:OK"."""
 
+    @_builtins.property
+    def continued_incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Former server processes whose state this one has recovered: their sessions can be resumed."""
+
     def __init__(
         self,
         *,
@@ -122,10 +127,11 @@ class GetServerInfoResponse(_message.Message):
         uptime: _duration_pb2.Duration | None = ...,
         runtime_versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         calls: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        continued_incarnations: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "incarnation", b"incarnation", "pid", b"pid", "runtime_versions", b"runtime_versions", "start_time", b"start_time", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "continued_incarnations", b"continued_incarnations", "incarnation", b"incarnation", "pid", b"pid", "runtime_versions", b"runtime_versions", "start_time", b"start_time", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

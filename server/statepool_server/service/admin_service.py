@@ -31,6 +31,7 @@ class AdminService:
             uptime=convert.duration(core.uptime_ns),
             runtime_versions={"python": platform.python_version()}
             | {name: version(name) for name in ("grpcio", "protobuf", "torch")},
+            continued_incarnations=sorted(core.continued_incarnations),
             calls={f"{method}:{code}": count for (method, code), count in self._counts.items()},
         )
 

@@ -50,6 +50,8 @@ class Core:
     """State of one serving process; lives on one event loop.
 
     Attributes:
+        continued_incarnations: Former server processes whose state this one has recovered; their sessions are resumed by
+            renewing them.
         block_listeners: Called when blocks were taken or given back.
         session_listeners: Called with the ids of sessions that ended, or with none when one was taken over.
     """
@@ -58,6 +60,7 @@ class Core:
         self, *, description: PoolDescription, limits: Limits, pool: Pool, memory: Memory, copies: CopyThreads
     ) -> None:
         self.incarnation = new_incarnation()
+        self.continued_incarnations: frozenset[int] = frozenset()
         self.description = description
         self.limits = limits
         self.pool = pool

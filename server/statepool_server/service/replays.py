@@ -8,6 +8,7 @@ import xxhash
 from google.protobuf.message import Message
 
 from statepool.errors import BadFieldError, RequestIdReusedError
+from statepool.v1.types_pb2 import SessionRef
 
 MAX_REQUEST_ID_BYTES = 64
 """Longest request id."""
@@ -61,7 +62,7 @@ class Replays:
             return Ticket(scope, "", b"")
         if len(request_id.encode()) > MAX_REQUEST_ID_BYTES:
             raise BadFieldError(f"request_id is longer than {MAX_REQUEST_ID_BYTES} bytes", field="request_id")
-        content = request.DESCRIPTOR.full_name.encode() + request.SerializeToString(deterministic=True)
+        content = request.DESCRIPTOR.full_name.encode() + _timeless(request)
         return Ticket(scope, request_id, xxhash.xxh3_128_digest(content))
 
     def find(self, ticket: Ticket) -> Reply | None:
@@ -90,3 +91,15 @@ class Replays:
     def forget(self, scope: int) -> None:
         """Forgets a session that has ended."""
         self._replies.pop(scope, None)
+
+
+def _timeless(request: Message) -> bytes:
+    """Encodes a request without the incarnation, under which it may come again after a restart."""
+    session: SessionRef | None = getattr(request, "session", None)
+    if session is None:
+        return request.SerializeToString(deterministic=True)
+    incarnation, session.incarnation = session.incarnation, 0
+    try:
+        return request.SerializeToString(deterministic=True)
+    finally:
+        session.incarnation = incarnation
