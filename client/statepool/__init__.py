@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from statepool.outcomes import AdmissionResults, SequencePage, StepCopies, StepOutcome, TableChanges
     from statepool.refs import BlockRefs
     from statepool.results import BlockPage, BlockState, Chunk, Commit, CopySpecs, Eviction, Hit
+    from statepool.retries import ClientStats
     from statepool.sequences import (
         ALL_RUNNING,
         Admission,
@@ -123,6 +124,7 @@ __all__ = [
     "ChecksumMismatchError",
     "Chunk",
     "Client",
+    "ClientStats",
     "ColumnLengthMismatchError",
     "Commit",
     "Commits",
@@ -195,6 +197,7 @@ _HOMES = {
     "statepool.outcomes": ("AdmissionResults", "SequencePage", "StepCopies", "StepOutcome", "TableChanges"),
     "statepool.refs": ("BlockRefs",),
     "statepool.results": ("BlockPage", "BlockState", "Chunk", "Commit", "CopySpecs", "Eviction", "Hit"),
+    "statepool.retries": ("ClientStats",),
     "statepool.sequences": (
         *("ALL_RUNNING", "Admission", "Commits", "Execution"),
         *("ImportedState", "Notice", "NoticeKind", "Schedules"),

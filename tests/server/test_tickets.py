@@ -16,9 +16,7 @@ def _digest(request: Message) -> bytes:
 def test_the_incarnation_is_not_part_of_a_request() -> None:
     """A request that is sent again after a restart is the same; and making its ticket leaves it as it was."""
     before = block_pb2.AllocateBlocksRequest(session=SESSION, count=4)
-    after = block_pb2.AllocateBlocksRequest(
-        session=types_pb2.SessionRef(session_id=3, epoch=2, incarnation=8), count=4
-    )
+    after = block_pb2.AllocateBlocksRequest(session=types_pb2.SessionRef(session_id=3, epoch=2, incarnation=8), count=4)
 
     assert _digest(before) == _digest(after)
     assert (before.session.incarnation, after.session.incarnation) == (7, 8)

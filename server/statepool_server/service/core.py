@@ -50,8 +50,8 @@ class Core:
     """State of one serving process; lives on one event loop.
 
     Attributes:
-        continued_incarnations: Former server processes whose state this one has recovered; their sessions are resumed by
-            renewing them.
+        continued_incarnations: Former server processes whose state this one has recovered; their sessions are resumed
+            by renewing them.
         block_listeners: Called when blocks were taken or given back.
         session_listeners: Called with the ids of sessions that ended, or with none when one was taken over.
     """
