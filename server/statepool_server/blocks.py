@@ -15,7 +15,8 @@ releasing             odd         0           not 0  any     blank or evictable 
 ====================  ==========  ==========  =====  ======  ==========================
 
 A held or releasing block may be in quarantine beside: fences stand around it, and until the last is gone it is neither
-released nor used.
+released nor used. A block is condemned when the bytes of its state are not what was committed: one more fence stands
+around it until it is pardoned.
 """
 
 from enum import IntEnum
@@ -27,6 +28,7 @@ from statepool.errors import (
     BadFieldError,
     BlockBusyError,
     BlockIndexOutOfRangeError,
+    ChecksumMismatchError,
     GenerationStaleError,
     PoolExhaustedError,
 )
@@ -81,6 +83,7 @@ class BlockTable:
         listed: ``[block_count]``; whether the prefix index names the block.
         busy: ``[block_count]``; readers, or `WRITER`.
         fences: ``[block_count]``; fences around the block: while there are any, it is in quarantine.
+        condemned: ``[block_count]``; whether one of the fences is there since the block's bytes have changed.
         evictable: The blocks that nobody holds or uses, but that can still be found, in the order of their last use.
         held_count: Blocks with a reference.
         busy_count: Blocks that are read or written.
@@ -95,6 +98,7 @@ class BlockTable:
         self.listed = np.zeros(block_count, np.bool_)
         self.busy = np.zeros(block_count, np.int64)
         self.fences = np.zeros(block_count, np.int64)
+        self.condemned = np.zeros(block_count, np.bool_)
         self.evictable = RecencyLog(block_count)
         self.held_count = self.busy_count = self.quarantined_count = 0
         self._free = np.arange(block_count - 1, 0, -1, dtype=np.int64)  # a stack: block 1 is on top
@@ -195,10 +199,17 @@ class BlockTable:
 
         Raises:
             BlockBusyError: One is; a retry helps as soon as the processes that may write it have answered.
+            ChecksumMismatchError: One is condemned.
         """
         if not self.quarantined_count:
             return
         row = first_true(self.fences[block_ids] != ZERO)
+        if row >= 0 and self.condemned[block_ids[row]]:
+            raise ChecksumMismatchError(
+                f"{field}: the bytes of block {block_ids[row]} have changed since it was committed",
+                field=field,
+                block=int(block_ids[row]),
+            )
         if row >= 0:
             raise BlockBusyError(
                 f"{field}: block {block_ids[row]} is in quarantine, an attached process may still write it",
@@ -297,7 +308,7 @@ class BlockTable:
         return self.release(np.concatenate((readers, writers)))
 
     def quarantine(self, block_ids: Ids) -> None:
-        """Puts a fence around distinct blocks, which are held or in use, and not committed."""
+        """Puts a fence around distinct blocks, which are allocated and not among the evictable."""
         before = self.fences[block_ids]
         self.fences[block_ids] = before + 1
         self.quarantined_count += len(block_ids) - int(np.count_nonzero(before))
@@ -313,6 +324,22 @@ class BlockTable:
         cleared: Ids = block_ids[left == 0]
         self.quarantined_count -= len(cleared)
         return cleared
+
+    def condemn(self, block_ids: Ids) -> None:
+        """Puts the fence of the condemned around distinct blocks, which are allocated and not condemned yet."""
+        self.evictable.discard(block_ids)
+        self.condemned[block_ids] = True
+        self.quarantine(block_ids)
+
+    def pardon(self) -> Ids:
+        """Makes the condemned blocks ordinary ones in quarantine.
+
+        Returns:
+            The blocks; `clear` them.
+        """
+        ids = self.condemned.nonzero()[0]
+        self.condemned[ids] = False
+        return ids
 
     def release(self, block_ids: Ids) -> Ids:
         """Puts those of the blocks that nobody holds or uses where they belong.

@@ -187,6 +187,7 @@ class PoolView:
             blocks.committed,
             blocks.busy,
             blocks.fences,
+            blocks.condemned,
             self.holdings.holder,
             self.holdings.held,
             self.holdings.in_sequences,
