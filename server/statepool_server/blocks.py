@@ -87,7 +87,8 @@ class BlockTable:
         evictable: The blocks that nobody holds or uses, but that can still be found, in the order of their last use.
         held_count: Blocks with a reference.
         busy_count: Blocks that are read or written.
-        quarantined_count: Blocks in quarantine.
+        quarantined_count: Blocks in quarantine, condemned ones included.
+        condemned_count: Condemned blocks.
     """
 
     def __init__(self, block_count: int) -> None:
@@ -100,7 +101,7 @@ class BlockTable:
         self.fences = np.zeros(block_count, np.int64)
         self.condemned = np.zeros(block_count, np.bool_)
         self.evictable = RecencyLog(block_count)
-        self.held_count = self.busy_count = self.quarantined_count = 0
+        self.held_count = self.busy_count = self.quarantined_count = self.condemned_count = 0
         self._free = np.arange(block_count - 1, 0, -1, dtype=np.int64)  # a stack: block 1 is on top
         self._free_count = block_count - 1
         self._mark = np.zeros(block_count, np.int64)
@@ -198,18 +199,27 @@ class BlockTable:
         """Refuses blocks in quarantine.
 
         Raises:
-            BlockBusyError: One is; a retry helps as soon as the processes that may write it have answered.
             ChecksumMismatchError: One is condemned.
+            BlockBusyError: As `check_quiesced`.
         """
-        if not self.quarantined_count:
-            return
-        row = first_true(self.fences[block_ids] != ZERO)
-        if row >= 0 and self.condemned[block_ids[row]]:
+        row = first_true(self.condemned[block_ids]) if self.condemned_count else -1
+        if row >= 0:
             raise ChecksumMismatchError(
                 f"{field}: the bytes of block {block_ids[row]} have changed since it was committed",
                 field=field,
                 block=int(block_ids[row]),
             )
+        self.check_quiesced(block_ids, field)
+
+    def check_quiesced(self, block_ids: Ids, field: str) -> None:
+        """Refuses blocks that attached processes may still write for a session that lost them.
+
+        Raises:
+            BlockBusyError: There is one; a retry helps as soon as these processes have answered.
+        """
+        if self.quarantined_count == self.condemned_count:
+            return
+        row = first_true(self.fences[block_ids] > self.condemned[block_ids])
         if row >= 0:
             raise BlockBusyError(
                 f"{field}: block {block_ids[row]} is in quarantine, an attached process may still write it",
@@ -329,6 +339,7 @@ class BlockTable:
         """Puts the fence of the condemned around distinct blocks, which are allocated and not condemned yet."""
         self.evictable.discard(block_ids)
         self.condemned[block_ids] = True
+        self.condemned_count += len(block_ids)
         self.quarantine(block_ids)
 
     def pardon(self) -> Ids:
@@ -339,6 +350,7 @@ class BlockTable:
         """
         ids = self.condemned.nonzero()[0]
         self.condemned[ids] = False
+        self.condemned_count = 0
         return ids
 
     def release(self, block_ids: Ids) -> Ids:

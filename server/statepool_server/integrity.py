@@ -95,6 +95,7 @@ def _check_quarantine(pool: PoolView) -> None:
     standing = np.bincount(around, minlength=blocks.block_count) + blocks.condemned
     _same("fences and blocks in quarantine", standing, blocks.fences)
     _true("the count of blocks in quarantine", blocks.quarantined_count == np.count_nonzero(blocks.fences))
+    _true("the count of condemned blocks", blocks.condemned_count == np.count_nonzero(blocks.condemned))
     fenced = (blocks.fences > 0) & ~blocks.condemned
     _true("blocks in quarantine are not committed", not blocks.committed[fenced].any())
     _true("condemned blocks are committed", bool(blocks.committed[blocks.condemned].all()))

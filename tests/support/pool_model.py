@@ -279,10 +279,14 @@ class ModelPool:
         self._stack(blank)
         return len(around)
 
+    def check_uncondemned(self, ids: list[int]) -> None:
+        if any(self.blocks[block_id].condemned for block_id in ids):
+            raise errors.ChecksumMismatchError("")
+
     def _check_clear(self, ids: list[int]) -> None:
-        fenced = [self.blocks[block_id] for block_id in ids if self.blocks[block_id].fences]
-        if fenced:
-            raise (errors.ChecksumMismatchError if fenced[0].condemned else errors.BlockBusyError)("")
+        self.check_uncondemned(ids)
+        if any(self.blocks[block_id].fences for block_id in ids):
+            raise errors.BlockBusyError("")
 
     def _check_attached(self, attachment_id: int) -> None:
         if attachment_id not in self.attachments:
