@@ -35,6 +35,7 @@ from statepool_server.service.schedule_streams import ScheduleStreams
 from statepool_server.service.sequence_service import SequenceService
 from statepool_server.service.session_service import SessionService
 from statepool_server.service.steps import Steps
+from statepool_server.service.verifying import Verifier
 
 _DESCRIPTORS = {
     name: module.DESCRIPTOR.services_by_name[name]
@@ -79,15 +80,16 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
     copies = CopyThreads(config.copy_threads, config.max_queued_copies)
     core = Core(description=plan.description, limits=limits, pool=pool, memory=memory, copies=copies)
     calls, reaper, health = Calls(), Reaper(core), health_aio.HealthServicer()
-    steps, streams = Steps(core, calls.draining), ScheduleStreams(core, config.pressure)
+    verifier = Verifier(core, config.checksums, config.scrub_rate)
+    steps, streams = Steps(core, calls.draining, verifier), ScheduleStreams(core, config.pressure)
     core.block_listeners.append(streams.blocks_changed)
     core.session_listeners += [steps.sessions_ended, streams.sessions_changed]
     processes = AttachedProcesses(core, str(plan.attach_socket), config.attach_timeout)
     core.session_listeners.append(lambda _ended: processes.fences_changed())
     server = _new_server(limits)
     servicers = {
-        "AdminService": AdminService(core, calls.counts, processes),
-        "BlockService": BlockService(core, config.stall_timeout),
+        "AdminService": AdminService(core, calls.counts, processes, verifier),
+        "BlockService": BlockService(core, config.stall_timeout, verifier),
         "PoolService": PoolService(core, processes),
         "SequenceService": SequenceService(core, steps, streams),
         "SessionService": SessionService(core, reaper.lease_changed, calls.draining),
@@ -103,6 +105,7 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
     background = [
         asyncio.create_task(supervised(reaper.run(), health, "sessions no longer expire")),
         asyncio.create_task(supervised(listener.run(), health, "nothing can be attached any more")),
+        asyncio.create_task(supervised(verifier.run(), health, "checksums are neither taken nor compared")),
     ]
     await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
     _log.info(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from statepool.descriptions import Attachment, AttachOffer, CalculatedShapes, Pool, ServerInfo, SessionInfo
     from statepool.layout import ConvLayout, Dtype, StateSpec
     from statepool.outcomes import SequencePage
-    from statepool.results import BlockPage, BlockState, CopySpecs
+    from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
     from statepool.retries import ClientStats
 
 
@@ -211,9 +211,15 @@ class AsyncClient:
         """Lists the attached processes in the order of their ids; see `Client.list_attachments`."""
         return await self._transport.execute(calls.attachments.list_attachments(), timeout)
 
-    async def release_quarantine(self, attachment_id: int = 0, *, timeout: float | None = None) -> int:
+    async def verify_integrity(self, *, timeout: float | None = None) -> IntegrityReport:
+        """Compares the bytes of every committed block with its checksum; see `Client.verify_integrity`."""
+        return await self._transport.execute(calls.pool.verify_integrity(), timeout)
+
+    async def release_quarantine(
+        self, attachment_id: int = 0, *, condemned: bool = False, timeout: float | None = None
+    ) -> int:
         """Ends quarantine on the operator's word; see `Client.release_quarantine`."""
-        return await self._transport.execute(calls.attachments.release_quarantine(attachment_id), timeout)
+        return await self._transport.execute(calls.attachments.release_quarantine(attachment_id, condemned), timeout)
 
     async def close(self) -> None:
         """Ends the client's sessions, as well as it can, and the connection; closing twice does nothing.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from statepool.descriptions import Attachment, AttachOffer, CalculatedShapes, Pool, ServerInfo, SessionInfo
     from statepool.layout import ConvLayout, Dtype, StateSpec
     from statepool.outcomes import SequencePage
-    from statepool.results import BlockPage, BlockState, CopySpecs
+    from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
     from statepool.retries import ClientStats
 
 
@@ -321,7 +321,24 @@ class Client:
         """Lists the attached processes in the order of their ids."""
         return self._transport.execute(calls.attachments.list_attachments(), timeout)
 
-    def release_quarantine(self, attachment_id: int = 0, *, timeout: float | None = None) -> int:
+    def verify_integrity(self, *, timeout: float | None = None) -> IntegrityReport:
+        """Compares the bytes of every committed block with the checksum taken when it was committed.
+
+        A block that has changed cannot be found, read or copied any more (`ChecksumMismatchError`), and is not handed
+        out again until ``release_quarantine(condemned=True)``.
+
+        Args:
+            timeout: Deadline in seconds; reading the whole memory may take longer than the client's. What was found
+                until then stays found.
+
+        Raises:
+            FeatureUnavailableError: The server takes no checksums.
+        """
+        return self._transport.execute(calls.pool.verify_integrity(), timeout)
+
+    def release_quarantine(
+        self, attachment_id: int = 0, *, condemned: bool = False, timeout: float | None = None
+    ) -> int:
         """Ends quarantine on the operator's word: an attachment is treated as if it had answered every fence so far.
 
         Safe only when its process will not write for a session that is lost. It stays attached, and later fences wait
@@ -329,6 +346,7 @@ class Client:
 
         Args:
             attachment_id: The attachment; 0: all of them.
+            condemned: Release the blocks that were found changed, and nothing else.
             timeout: Deadline in seconds.
 
         Returns:
@@ -337,7 +355,7 @@ class Client:
         Raises:
             AttachmentNotFoundError: No such attachment.
         """
-        return self._transport.execute(calls.attachments.release_quarantine(attachment_id), timeout)
+        return self._transport.execute(calls.attachments.release_quarantine(attachment_id, condemned), timeout)
 
     def close(self) -> None:
         """Ends the client's sessions, as well as it can, and the connection; closing twice does nothing."""

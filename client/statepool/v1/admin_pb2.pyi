@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from statepool.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -144,16 +145,20 @@ class ReleaseQuarantineRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ATTACHMENT_ID_FIELD_NUMBER: _builtins.int
+    CONDEMNED_FIELD_NUMBER: _builtins.int
     attachment_id: _builtins.int
     """The attachment; 0: all of them."""
+    condemned: _builtins.bool
+    """Release the condemned blocks, and nothing else."""
     def __init__(
         self,
         *,
         attachment_id: _builtins.int = ...,
+        condemned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_id", b"attachment_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_id", b"attachment_id", "condemned", b"condemned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,3 +189,60 @@ class ReleaseQuarantineResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseQuarantineResponse: _TypeAlias = ReleaseQuarantineResponse  # noqa: Y015
+
+@_typing.final
+class VerifyIntegrityRequest(_message.Message):
+    """Request of VerifyIntegrity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyIntegrityRequest: _TypeAlias = VerifyIntegrityRequest  # noqa: Y015
+
+@_typing.final
+class VerifyIntegrityResponse(_message.Message):
+    """Response of VerifyIntegrity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    VERIFIED_BLOCKS_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_BLOCKS_FIELD_NUMBER: _builtins.int
+    CONDEMNED_FIELD_NUMBER: _builtins.int
+    CONDEMNED_BLOCKS_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The server process."""
+    verified_blocks: _builtins.int
+    """Blocks that were compared, on every rank."""
+    unverified_blocks: _builtins.int
+    """Committed blocks without a checksum: they were committed a moment ago."""
+    condemned_blocks: _builtins.int
+    """All blocks that are condemned now."""
+    @_builtins.property
+    def condemned(self) -> _types_pb2.BlockRefs:
+        """Blocks that this call has condemned."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        verified_blocks: _builtins.int = ...,
+        unverified_blocks: _builtins.int = ...,
+        condemned: _types_pb2.BlockRefs | None = ...,
+        condemned_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["condemned", b"condemned"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condemned", b"condemned", "condemned_blocks", b"condemned_blocks", "incarnation", b"incarnation", "unverified_blocks", b"unverified_blocks", "verified_blocks", b"verified_blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyIntegrityResponse: _TypeAlias = VerifyIntegrityResponse  # noqa: Y015

@@ -16,6 +16,7 @@ from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
 from statepool_server.service.replays import Replays, Reply, Ticket
 from statepool_server.service.streams import BlockStreams
+from statepool_server.service.verifying import Verifier
 
 MAX_WAIT_NS = 3600 * 10**9
 """Longest wait for blocks, in nanoseconds; the caller's deadline is usually much shorter."""
@@ -24,9 +25,10 @@ MAX_WAIT_NS = 3600 * 10**9
 class BlockService(BlockStreams):
     """Handlers of ``statepool.v1.BlockService``; those of byte streams are inherited."""
 
-    def __init__(self, core: Core, stall_timeout: float) -> None:
+    def __init__(self, core: Core, stall_timeout: float, verifier: Verifier) -> None:
         super().__init__(core, stall_timeout)
         self._core = core
+        self._verifier = verifier
 
     async def AllocateBlocks(self, request: pb.AllocateBlocksRequest, context: Context) -> Message:
         """Hands out blocks, zeroed, now or within max_wait."""
@@ -136,6 +138,8 @@ class BlockService(BlockStreams):
         namespace = core.convert.name(request.namespace, "namespace")
         core.convert.batch(len(request.prefix_hashes), "prefix_hashes")
         hashes = core.convert.hashes(request.prefix_hashes, "prefix_hashes")
+        core.pool.check_session(*session)
+        await self._verifier.vouch_for(lambda: core.pool.found(namespace, hashes))
 
         def act() -> pb.LookupPrefixResponse:
             hit = core.pool.lookup(*session, namespace, hashes)

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from statepool.errors import StateLostError, StatepoolError, StepOutOfOrderError
+from statepool.errors import ChecksumMismatchError, StateLostError, StatepoolError, StepOutOfOrderError
 from statepool.v1 import sequence_pb2 as pb
+from statepool_server.events import NO_IDS
 from statepool_server.memory import Memory
 from statepool_server.sequences.outcomes import StepWork
 from statepool_server.service.calls import draining_error
 from statepool_server.service.core import Core
+from statepool_server.service.verifying import Verifier
 from statepool_server.step_convert import StepConvert, outcome_to_wire
 
 REMEMBERED = 2
@@ -55,8 +57,9 @@ class Steps:
     The queue of copies has always room for a step: a session has one at a time, and sessions are bounded.
     """
 
-    def __init__(self, core: Core, draining: asyncio.Event) -> None:
+    def __init__(self, core: Core, draining: asyncio.Event, verifier: Verifier) -> None:
         self._core = core
+        self._verifier = verifier
         self._draining = draining
         self._convert = StepConvert(core.convert, core.limits)
         self._lines: dict[int, _Line] = {}
@@ -70,12 +73,15 @@ class Steps:
 
         Raises:
             StepOutOfOrderError: The number was used for another step.
+            ChecksumMismatchError: A state that an admission would begin with has changed; nothing was applied.
             StateLostError: Its copies failed.
             DrainingError: It admits sequences, and the server is shutting down.
             StatepoolError: Whatever else the pool has against it.
         """
         self._core.pool.check_session(*session)
         line = self._lines.setdefault(session[0], _Line())
+        if self._verifier.vouches and step.admissions.prefix_hashes:
+            await self._vouch_for_hits(line, step)
         while line.busy is not None and not line.busy.done():
             await asyncio.shield(line.busy)
             self._core.pool.check_session(*session)
@@ -90,6 +96,15 @@ class Steps:
         if answer.error is not None:
             raise answer.error
         return answer.outcome
+
+    async def _vouch_for_hits(self, line: _Line, step: pb.EngineStep) -> None:
+        """Refuses a step, before any of it is applied, that would begin a sequence with bytes that have changed."""
+        pool, admissions = self._core.pool, self._convert.step(step).admissions
+        try:
+            await self._verifier.vouch_for(lambda: NO_IDS if step.step in line.answers else pool.hits(admissions))
+        except ChecksumMismatchError:
+            if step.step not in line.answers:
+                raise
 
     def sessions_ended(self, session_ids: Sequence[int]) -> None:
         """Forgets sessions."""

@@ -21,7 +21,7 @@ def pool() -> Pool:
 
 
 def committed(pool: Pool, count: int) -> BlockRefs:
-    """Commits blocks under the hashes b"0", b"1", …"""
+    """Commits blocks under the hashes b"0", b"1" and so on."""
     refs = pool.allocate(1, 1, count)
     hashes = [b"%d" % row for row in range(count)]
     pool.commit(1, 1, refs, "", hashes, np.ones(count, np.int64), np.ones(count, np.int64))
