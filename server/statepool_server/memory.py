@@ -6,12 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from statepool.copies import Column, CopyPlan
 from statepool.layout import ArenaLayout
 from statepool.torch.engine import ENGINES, CopyEngine
-from statepool.torch.images import read_image, write_image
+from statepool.torch.images import image_checksum, read_image, write_image
 from statepool.torch.regions import hazards, zero_regions
 from statepool_server.arena import Arena, open_arenas
 from statepool_server.work import MemoryWork
@@ -139,6 +141,11 @@ class Memory:
     def write_image(self, rank_index: int, block_id: int, offset: int, data: bytes) -> None:
         """Writes bytes of a block image; the range must lie in it."""
         write_image(self._arenas[rank_index].tensor, self._layout, block_id, offset, data)
+
+    def checksums(self, block_ids: Sequence[int]) -> NDArray[np.uint64]:
+        """Computes a checksum of each block's states on each rank, ``[n, ranks]``; the blocks need not stand still."""
+        sums = [[image_checksum(arena.tensor, self._layout, block) for arena in self._arenas] for block in block_ids]
+        return np.array(sums, np.uint64).reshape(len(block_ids), len(self._arenas))
 
     def base_address(self, rank_index: int) -> int:
         """Tells where a rank's arena begins in this process."""
