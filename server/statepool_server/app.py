@@ -172,6 +172,7 @@ def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None) -> Mem
             engine=config.copy_engine,
             threads=config.copy_threads,
             is_kept=is_kept,
+            saves=plan.outlives_process,
         )
 
     if estate is None or estate.rescued is None:
