@@ -64,7 +64,13 @@ def test_phases(tmp_path: Path, phase: str) -> None:
     """A phase that overwrites its sources has a stage to save them in; blocks are zeroed with the last phase."""
     layout = layout_of(ConvLayout.SD, Arrangement.BLOCK_MAJOR)
     memory, arena = _open(tmp_path, layout)
-    work = MemoryWork(1, NO_PIN, zeroed_blocks=np.array([4]), **{phase: SHIFT})
+    work = MemoryWork(
+        1,
+        NO_PIN,
+        post_copies=SHIFT if phase == "post_copies" else plan_of([]),
+        zeroed_blocks=np.array([4]),
+        pre_copies=SHIFT if phase == "pre_copies" else plan_of([]),
+    )
 
     stages = memory.stages(work, 7)
     for stage in stages:

@@ -5,6 +5,7 @@ returns. What it leaves to be done off the event loop is memory work (`works`), 
 written down. Nothing else changes the pool, the answers that are remembered, or the work under way.
 """
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from google.protobuf.message import Message
 
 from statepool.errors import OverloadedError
 from statepool_server.journal.encoding import decode, encode
-from statepool_server.journal.journal import Journal
+from statepool_server.journal.journal import Journal, JournalFullError
 from statepool_server.journal.segment import Record
 from statepool_server.pool import Pool
 
@@ -151,8 +152,8 @@ class Ledger:
             What it returned.
 
         Raises:
-            OverloadedError: The journal has no room left; nothing was done.
-            JournalFullError: It has none for what cannot be refused either.
+            OverloadedError: The journal has no room left; nothing was done. Where it has none even for what cannot be
+                refused, the process ends.
             StatepoolError: Whatever the act raised; nothing was done.
         """
         act, now_ns, journal = self._acts[kind], time.monotonic_ns(), self._journal
@@ -163,7 +164,11 @@ class Ledger:
             if act.can_be_refused and not journal.has_room(len(payload)):
                 raise OverloadedError("the journal has no room for more requests", retry_after=RETRY_SECONDS)
             result = act.run(request, now_ns)
-            journal.append(Record(kind, now_ns, self._pool.sums(), payload))
+            try:
+                journal.append(Record(kind, now_ns, self._pool.sums(), payload))
+            except JournalFullError as error:  # nobody may hear of what the next server would not know
+                _log.critical("stops at once: what has happened cannot be written down", error=str(error))
+                os._exit(os.EX_IOERR)
             if journal.wants_snapshot:
                 journal.turn(self._snapshot).add_done_callback(_tell_failure)
         for listener in self.then:
