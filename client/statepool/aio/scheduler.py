@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import grpc
 
+from statepool.aio.alarm import Alarm
 from statepool.aio.transport import AsyncTransport, ScheduleStream
 from statepool.channel import error_of_rpc
 from statepool.errors import CancelledError, UnavailableError
@@ -49,6 +49,7 @@ class AsyncScheduler(SchedulerHandle):
         super().__init__(transport.leases, lease, execution, on_notice)
         self._transport = transport
         self._stream: ScheduleStream | None = None
+        self._alarm = Alarm(self._abandon)
 
     async def open(self, *, timeout: float | None = None) -> None:
         """Opens the stream, from whose answer the steps are numbered; see `Scheduler.open`."""
@@ -115,6 +116,7 @@ class AsyncScheduler(SchedulerHandle):
     async def close(self) -> None:
         """Ends the stream; see `Scheduler.close`."""
         self._is_closed = True
+        self._alarm.stop()
         self._abandon()
 
     async def _send(self, arguments: StepArguments, deadline: float) -> int:
@@ -168,24 +170,27 @@ class AsyncScheduler(SchedulerHandle):
 
     async def _write(self, stream: ScheduleStream, request: ScheduleRequest, deadline: float) -> None:
         """Writes a message; when the stream is broken, the next read says why, and another stream is sent it."""
-        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+        try:
             await self._within(deadline, stream.write(request))
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            return
 
     async def _within(self, deadline: float, operation: Awaitable[T]) -> T:
         """Awaits a read or a write; to give one up ends a stream of grpc.aio, so that another is to be opened."""
+        self._alarm.set(deadline)
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await operation
-        except TimeoutError:
-            self._abandon()
-            self._check()
-            raise self._late() from None
+            return await operation
         except asyncio.CancelledError:
             self._abandon()
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise CancelledError("the client was closed") from None  # what grpc.aio makes of it
+            if not self._alarm.has_rung:
+                raise CancelledError("the client was closed") from None  # what grpc.aio makes of it
+            self._check()
+            raise self._late() from None
+        finally:
+            self._alarm.clear()
 
     def _abandon(self) -> None:
         if self._stream is not None:
