@@ -12,7 +12,7 @@ from statepool_server.answers import SequenceRows
 from statepool_server.convert import Convert
 from statepool_server.limits import Limits
 from statepool_server.sequences.outcomes import StepOutcome, TableChanges
-from statepool_server.sequences.requests import Admissions, Commits, Schedules, StepRequest
+from statepool_server.sequences.requests import COMMIT_EACH, DECODE_EACH, Admissions, Commits, Schedules, StepRequest
 from statepool_server.sequences.rules import Moves
 from statepool_server.sequences.tables import NO_INTS
 
@@ -25,10 +25,10 @@ _SCHEDULES: Dtypes = {1: FIXED64, 2: FIXED32, 3: FIXED32}
 _NO_COMMITS, _NO_ADMISSIONS, _NO_SCHEDULES = Commits(), Admissions(), Schedules()
 _UNBOUNDED = 2**62
 _EXECUTIONS = frozenset(pb.Execution.values())
-_COMMIT_EACH = pb.Commits(accepted_tokens=[1], all_running=True)
-_DECODE_EACH = tuple(pb.Schedules(num_tokens=[1], num_draft_tokens=drafts, all_running=True) for drafts in ([0], []))
-_ONE_ACCEPTED = Commits(None, np.ones(1, np.int64))
-_ONE_TOKEN = Schedules(None, np.ones(1, np.int64), np.zeros(1, np.int64))
+_WIRE_COMMIT_EACH = pb.Commits(accepted_tokens=[1], all_running=True)
+_WIRE_DECODE_EACH = tuple(
+    pb.Schedules(num_tokens=[1], num_draft_tokens=drafts, all_running=True) for drafts in ([0], [])
+)
 _NO_DRAFTS = np.zeros(1, np.int64)
 
 
@@ -64,8 +64,8 @@ class StepConvert:
         return np.fromiter(message.finishes, np.uint64, count).astype(np.int64)
 
     def _commits(self, message: pb.Commits) -> Commits:
-        if message == _COMMIT_EACH:
-            return _ONE_ACCEPTED
+        if message == _WIRE_COMMIT_EACH:
+            return COMMIT_EACH
         columns = columns_of_message(message, _COMMITS)
         ids, rows, boundaries = self._rows(columns[1], message.all_running, "commits"), columns[3], columns[4]
         if not len(rows) and not len(message.prefix_hashes) and not len(boundaries):
@@ -81,8 +81,8 @@ class StepConvert:
         return Commits(ids, columns[2], rows, boundaries, hashes)
 
     def _schedules(self, message: pb.Schedules) -> Schedules:
-        if message in _DECODE_EACH:
-            return _ONE_TOKEN
+        if message in _WIRE_DECODE_EACH:
+            return DECODE_EACH
         columns = columns_of_message(message, _SCHEDULES)
         drafts = columns[3] if len(columns[3]) else _NO_DRAFTS
         return Schedules(self._rows(columns[1], message.all_running, "schedules"), columns[2], drafts)
