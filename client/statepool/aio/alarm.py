@@ -1,63 +1,79 @@
-"""A deadline for operations that follow one another."""
+"""Deadlines of operations that follow one another."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Alarm:
-    """Rings when an operation has not ended by its deadline; one operation at a time.
+    """Gives up operations that have not ended by their deadlines, as `asyncio.timeout` does; one at a time.
 
-    Nearly all of them end long before. `asyncio.timeout` makes a timer for each and takes it back, which costs a
+    Nearly all operations end long before. `asyncio.timeout` makes a timer for each and takes it back, which costs a
     scheduler a tenth of an engine step; here one timer stays as it is while deadlines move away from it, and is set
     anew when it runs out too early.
-
-    Attributes:
-        has_rung: Whether the deadline that was set last has passed.
     """
 
-    def __init__(self, ring: Callable[[], object]) -> None:
-        """Builds an alarm without a deadline.
-
-        Args:
-            ring: Called on the event loop when a deadline passes; has to end the operation.
-        """
-        self._ring = ring
+    def __init__(self) -> None:
+        self._cancel: Callable[[], object] | None = None
         self._deadline = math.inf
         self._due = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        self.has_rung = False
+        self._has_rung = False
 
-    def set(self, deadline: float) -> None:
-        """Begins an operation that is to end by a deadline, by `time.monotonic`."""
-        self._deadline, self.has_rung = deadline, False
-        if deadline < self._due:
-            self._start()
+    async def within(self, deadline: float, operation: Awaitable[T]) -> T:
+        """Awaits an operation.
 
-    def clear(self) -> None:
-        """Notes that the operation has ended."""
-        self._deadline = math.inf
+        Args:
+            deadline: When to give it up, by `time.monotonic`.
+            operation: The operation; cancelled when the deadline passes.
+
+        Raises:
+            TimeoutError: The deadline passed.
+            asyncio.CancelledError: The operation, or the task that awaits it, was cancelled by somebody else.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in one
+        cancellations = task.cancelling()
+        self._set(deadline, task.cancel)
+        try:
+            return await operation
+        except asyncio.CancelledError:
+            if self._has_rung and task.cancelling() <= cancellations + 1:
+                raise TimeoutError from None
+            raise
+        finally:
+            self._deadline, self._cancel = math.inf, None
+            if self._has_rung:
+                task.uncancel()
 
     def stop(self) -> None:
-        """Takes the timer back, which would keep the alarm's owner alive."""
-        self.clear()
+        """Takes the timer back, which else runs on until the deadline that set it."""
         self._due = math.inf
         if self._timer is not None:
             self._timer.cancel()
 
+    def _set(self, deadline: float, cancel: Callable[[], object]) -> None:
+        self._deadline, self._cancel, self._has_rung = deadline, cancel, False
+        if deadline < self._due:
+            self._start()
+
     def _start(self) -> None:
-        deadline = self._deadline
         self.stop()
-        self._deadline = self._due = deadline
-        self._timer = asyncio.get_running_loop().call_later(deadline - time.monotonic(), self._ran_out)
+        self._due = self._deadline
+        self._timer = asyncio.get_running_loop().call_later(self._due - time.monotonic(), self._ran_out)
 
     def _ran_out(self) -> None:
         self._due = math.inf
+        if self._cancel is None:
+            return
         if time.monotonic() >= self._deadline:
-            self.has_rung = True
-            self._ring()
-        elif self._deadline < math.inf:
+            self._has_rung = True
+            self._cancel()
+        else:
             self._start()

@@ -49,7 +49,7 @@ class AsyncScheduler(SchedulerHandle):
         super().__init__(transport.leases, lease, execution, on_notice)
         self._transport = transport
         self._stream: ScheduleStream | None = None
-        self._alarm = Alarm(self._abandon)
+        self._reading, self._writing = Alarm(), Alarm()
 
     async def open(self, *, timeout: float | None = None) -> None:
         """Opens the stream, from whose answer the steps are numbered; see `Scheduler.open`."""
@@ -116,7 +116,8 @@ class AsyncScheduler(SchedulerHandle):
     async def close(self) -> None:
         """Ends the stream; see `Scheduler.close`."""
         self._is_closed = True
-        self._alarm.stop()
+        self._reading.stop()
+        self._writing.stop()
         self._abandon()
 
     async def _send(self, arguments: StepArguments, deadline: float) -> int:
@@ -149,7 +150,7 @@ class AsyncScheduler(SchedulerHandle):
         stream = self._stream
         assert stream is not None  # noqa: S101 - opened by the caller
         try:
-            response = await self._within(deadline, stream.read())
+            response = await self._within(self._reading, deadline, stream.read())
         except grpc.RpcError as error:
             self._stream = None
             self._broke(error_of_rpc(error))
@@ -171,26 +172,24 @@ class AsyncScheduler(SchedulerHandle):
     async def _write(self, stream: ScheduleStream, request: ScheduleRequest, deadline: float) -> None:
         """Writes a message; when the stream is broken, the next read says why, and another stream is sent it."""
         try:
-            await self._within(deadline, stream.write(request))
+            await self._within(self._writing, deadline, stream.write(request))
         except (grpc.RpcError, asyncio.InvalidStateError):
             return
 
-    async def _within(self, deadline: float, operation: Awaitable[T]) -> T:
+    async def _within(self, alarm: Alarm, deadline: float, operation: Awaitable[T]) -> T:
         """Awaits a read or a write; to give one up ends a stream of grpc.aio, so that another is to be opened."""
-        self._alarm.set(deadline)
         try:
-            return await operation
+            return await alarm.within(deadline, operation)
+        except TimeoutError:
+            self._abandon()
+            self._check()
+            raise self._late() from None
         except asyncio.CancelledError:
             self._abandon()
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            if not self._alarm.has_rung:
-                raise CancelledError("the client was closed") from None  # what grpc.aio makes of it
-            self._check()
-            raise self._late() from None
-        finally:
-            self._alarm.clear()
+            raise CancelledError("the client was closed") from None  # what grpc.aio makes of it
 
     def _abandon(self) -> None:
         if self._stream is not None:
