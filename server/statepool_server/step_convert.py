@@ -1,6 +1,6 @@
 """Engine steps on the wire: messages to checked columns, and outcomes to messages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,17 +51,14 @@ class StepConvert:
             by_worker=message.execution == pb.EXECUTION_WORKER,
             partial_admission=message.partial_admission,
             commits=self._commits(message.commits) if message.HasField("commits") else _NO_COMMITS,
-            finishes=self._finishes(message),
+            finishes=self._finishes(message.finishes) if len(message.finishes) else NO_INTS,
             admissions=self._admissions(message.admissions) if message.HasField("admissions") else _NO_ADMISSIONS,
             schedules=self._schedules(message.schedules) if message.HasField("schedules") else _NO_SCHEDULES,
         )
 
-    def _finishes(self, message: pb.EngineStep) -> Column:
-        count = len(message.finishes)
-        if not count:
-            return NO_INTS
-        self._convert.batch(count, "finishes")
-        return np.fromiter(message.finishes, np.uint64, count).astype(np.int64)
+    def _finishes(self, ids: Sequence[int]) -> Column:
+        self._convert.batch(len(ids), "finishes")
+        return np.fromiter(ids, np.uint64, len(ids)).astype(np.int64)
 
     def _commits(self, message: pb.Commits) -> Commits:
         if message == _WIRE_COMMIT_EACH:
@@ -171,11 +168,11 @@ def outcome_to_wire(outcome: StepOutcome) -> pb.StepOutcome:
         message.admissions.CopyFrom(message_of_columns(pb.AdmissionResults, columns))
     if len(outcome.tables.rows):
         message.tables.CopyFrom(_tables(outcome.tables))
-    if len(outcome.post_copies):
+    if len(outcome.post_copies.rows):
         message.post_copies.CopyFrom(_copies(outcome.post_copies))
     if len(outcome.zeroed_blocks):
         message.zeroed_block_ids.extend(outcome.zeroed_blocks.tolist())
-    if len(outcome.pre_copies):
+    if len(outcome.pre_copies.rows):
         message.pre_copies.CopyFrom(_copies(outcome.pre_copies))
     return message
 

@@ -117,7 +117,7 @@ class PoolView:
             free=free,
             evictable=evictable,
             held=held,
-            releasing=self.capacity - free - evictable - held,
+            releasing=blocks.capacity - free - evictable - held,
             committed=len(self.prefixes),
             busy=blocks.busy_count,
             sessions=len(self.sessions),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from statepool.errors import BadFieldError, StepOutOfOrderError
 from statepool_server.answers import Usage
-from statepool_server.blocks import ONE, ZERO, first_true
+from statepool_server.blocks import ONE, ZERO
 from statepool_server.holdings import Holdings, counted
 from statepool_server.sequences.admissions import plan_admissions, plan_finishes
 from statepool_server.sequences.applying import StepChanges
@@ -110,24 +110,24 @@ def _check_numbers(table: SequenceTable, request: StepRequest) -> None:
 
 def _decodes_each(table: SequenceTable, request: StepRequest) -> bool:
     """Tells whether a step is the commonest of all: each running sequence decodes one more token, and nothing else."""
-    if len(request.finishes) or len(request.admissions) or len(table.unsettled):
+    if len(request.finishes) or len(request.admissions.sequence_ids) or len(table.unsettled):
         return False
-    return _commits_each(table, request.commits) and _schedules_each(table, request.schedules)
+    commits, schedules = request.commits, request.schedules
+    return (commits is COMMIT_EACH or _commits_each(table, commits)) and (
+        schedules is DECODE_EACH or _decodes_one_each(table, schedules)
+    )
 
 
 def _commits_each(table: SequenceTable, commits: Commits) -> bool:
-    if commits is COMMIT_EACH:
-        return True
     is_plain = table.is_running(commits.sequence_ids) and not len(commits.hash_rows)
     return is_plain and _is_all(commits.accepted_tokens, ONE, table)
 
 
-def _schedules_each(table: SequenceTable, schedules: Schedules) -> bool:
-    if schedules is DECODE_EACH:
-        return True
+def _decodes_one_each(table: SequenceTable, schedules: Schedules) -> bool:
     is_plain = table.is_running(schedules.sequence_ids) and _is_all(schedules.num_draft_tokens, ZERO, table)
     return is_plain and _is_all(schedules.num_tokens, ONE, table)
 
 
 def _is_all(column: Ints, value: Ints, table: SequenceTable) -> bool:
-    return len(column) in (1, len(table.running_ids)) and first_true(column != value) < 0
+    # Comparing bytes costs half as much as comparing numbers, at the size of a batch.
+    return len(column) in (1, len(table.running_ids)) and column.tobytes() == value.tobytes() * len(column)
