@@ -79,7 +79,8 @@ if TYPE_CHECKING:
     from statepool.hashing import PrefixHasher, prefix_hashes
     from statepool.outcomes import AdmissionResults, SequencePage, StepCopies, StepOutcome, TableChanges
     from statepool.refs import BlockRefs
-    from statepool.results import BlockPage, BlockState, Chunk, Commit, CopySpecs, Eviction, Hit
+    from statepool.results import BlockPage, BlockState, Chunk, Commit, CopySpecs, Eviction, Hit, IntegrityReport
+    from statepool.retries import ClientStats
     from statepool.sequences import (
         ALL_RUNNING,
         Admission,
@@ -123,6 +124,7 @@ __all__ = [
     "ChecksumMismatchError",
     "Chunk",
     "Client",
+    "ClientStats",
     "ColumnLengthMismatchError",
     "Commit",
     "Commits",
@@ -139,6 +141,7 @@ __all__ = [
     "Hit",
     "ImportedState",
     "IncarnationMismatchError",
+    "IntegrityReport",
     "InvalidArgumentError",
     "LayoutMismatchError",
     "Limits",
@@ -194,7 +197,17 @@ _HOMES = {
     "statepool.hashing": ("PrefixHasher", "prefix_hashes"),
     "statepool.outcomes": ("AdmissionResults", "SequencePage", "StepCopies", "StepOutcome", "TableChanges"),
     "statepool.refs": ("BlockRefs",),
-    "statepool.results": ("BlockPage", "BlockState", "Chunk", "Commit", "CopySpecs", "Eviction", "Hit"),
+    "statepool.results": (
+        "BlockPage",
+        "BlockState",
+        "Chunk",
+        "Commit",
+        "CopySpecs",
+        "Eviction",
+        "Hit",
+        "IntegrityReport",
+    ),
+    "statepool.retries": ("ClientStats",),
     "statepool.sequences": (
         *("ALL_RUNNING", "Admission", "Commits", "Execution"),
         *("ImportedState", "Notice", "NoticeKind", "Schedules"),

@@ -87,6 +87,7 @@ async def serving(
     background = [
         asyncio.create_task(supervised(assembly.reaper.run(), health, "sessions no longer expire")),
         asyncio.create_task(supervised(listener.run(), health, "nothing can be attached any more")),
+        asyncio.create_task(supervised(assembly.verifier.run(), health, "checksums are neither taken nor compared")),
     ]
     await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
     _log.info(
@@ -150,8 +151,9 @@ async def run(config: ServerConfig) -> None:
 def _estate(config: ServerConfig, plan: Plan, journal: Journal) -> Estate | None:
     """Reads what a server has left in the folder; removes it where it cannot be used as it is."""
     history = journal.read() if plan.outlives_process else None
-    blank = Assembly.of(config, plan, Memory.none(plan.description.layout))
-    estate = None if history is None else make_sense(history, plan, blank)
+    estate = None
+    if history is not None:
+        estate = make_sense(history, plan, Assembly.of(config, plan, Memory.none(plan.description.layout)))
     if estate is None or estate.rescued is not None:  # who dies from here on has left nothing, rather than half of it
         journal.remove()
         forget_locks(plan.state_dir)
@@ -170,6 +172,7 @@ def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None) -> Mem
             engine=config.copy_engine,
             threads=config.copy_threads,
             is_kept=is_kept,
+            saves=plan.outlives_process,
         )
 
     if estate is None or estate.rescued is None:

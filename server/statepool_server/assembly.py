@@ -19,6 +19,7 @@ from statepool_server.service.schedule_streams import ScheduleStreams
 from statepool_server.service.sequence_service import SequenceService
 from statepool_server.service.session_service import SessionService
 from statepool_server.service.steps import Steps
+from statepool_server.service.verifying import Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Assembly:
     """What every call goes through."""
     reaper: Reaper
     """Ends sessions."""
+    verifier: Verifier
+    """Compares checksums."""
     steps: Steps
     """Applies engine steps."""
     streams: ScheduleStreams
@@ -52,18 +55,19 @@ class Assembly:
         copies = CopyThreads(config.copy_threads, config.max_queued_copies)
         core = Core(description=plan.description, limits=plan.limits, pool=_pool(plan), memory=memory, copies=copies)
         calls, reaper = Calls(), Reaper(core)
-        steps, streams = Steps(core, calls.draining), ScheduleStreams(core, config.pressure)
+        verifier = Verifier(core, config.checksums, config.scrub_rate)
+        steps, streams = Steps(core, calls.draining, verifier), ScheduleStreams(core, config.pressure)
         processes = AttachedProcesses(core, str(plan.attach_socket), config.attach_timeout, plan.state_dir)
         core.block_listeners.append(streams.blocks_changed)
         core.session_listeners += [streams.sessions_changed, lambda _ended: processes.fences_changed()]
         servicers = {
-            "AdminService": AdminService(core, calls.counts, processes),
-            "BlockService": BlockService(core, config.stall_timeout),
+            "AdminService": AdminService(core, calls.counts, processes, verifier),
+            "BlockService": BlockService(core, config.stall_timeout, verifier),
             "PoolService": PoolService(core, processes),
             "SequenceService": SequenceService(core, steps, streams),
             "SessionService": SessionService(core, reaper.lease_changed, calls.draining),
         }
-        return cls(core, calls, reaper, steps, streams, processes, servicers)
+        return cls(core, calls, reaper, verifier, steps, streams, processes, servicers)
 
 
 def _pool(plan: Plan) -> Pool:

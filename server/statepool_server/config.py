@@ -53,6 +53,9 @@ class ServerConfig:
             plain torch one that the tests compare with.
         copy_threads: Threads of the copy engine, and copies that run at a time.
         listen: Addresses: unix:PATH, or HOST:PORT on a loopback host.
+        checksums: off; scrub takes a checksum of every block that is committed and compares it again and again in the
+            background; lookup also compares it before a block that was found is handed out.
+        scrub_rate: Bytes a second, of all ranks, that are compared in the background.
         max_batch: Rows of one request.
         max_copy_specs: Copy-spec entries (requests x tensors) of one ComputeCopySpecs.
         max_message_bytes: Bytes of one message, both ways.
@@ -93,6 +96,8 @@ class ServerConfig:
     copy_engine: Literal["host", "reference", "triton"] = "host"
     copy_threads: Count = 2
     listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
+    checksums: Literal["off", "scrub", "lookup"] = "off"
+    scrub_rate: ByteSize = 256 * 2**20
     max_batch: Count = 4096
     max_copy_specs: Count = 65536
     max_message_bytes: ByteSize = 16 * 2**20

@@ -1,6 +1,6 @@
 """Messages to checked values and back: the one place that decides whether a request is well formed."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -26,8 +26,12 @@ class Convert:
         self._limits = limits
         self.incarnation = incarnation
 
-    def session(self, ref: types_pb2.SessionRef) -> tuple[int, int]:
+    def session(self, ref: types_pb2.SessionRef, continued: Container[int] = ()) -> tuple[int, int]:
         """Reads who calls.
+
+        Args:
+            ref: Who says so.
+            continued: Former server processes whose refs are as good as those of this one.
 
         Returns:
             Session id and epoch.
@@ -35,7 +39,7 @@ class Convert:
         Raises:
             IncarnationMismatchError: The caller knows another server process.
         """
-        if ref.incarnation != self.incarnation:
+        if ref.incarnation != self.incarnation and ref.incarnation not in continued:
             raise IncarnationMismatchError(
                 f"the request is for incarnation {ref.incarnation:#x}, this is {self.incarnation:#x}",
                 field="session.incarnation",

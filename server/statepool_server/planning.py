@@ -60,7 +60,10 @@ class Plan:
             tp_ranks=ranks,
             num_spec=config.num_spec,
             devices=devices,
-            features=(f"copy_engine:{engine_for(devices[0], config.copy_engine)}",),
+            features=(
+                f"checksums:{config.checksums}",
+                f"copy_engine:{engine_for(devices[0], config.copy_engine)}",
+            ),
         )
         return cls(
             description,

@@ -78,6 +78,7 @@ class Pool(PoolView):
             self.detach(attachment_id)
         for session in list(self.sessions):
             self._close(session, expired=True)
+        self.pardon()
         self.sessions.outdate()
         changed = self.blocks.generations != generations
         changed[NULL] = False
@@ -292,6 +293,34 @@ class Pool(PoolView):
         """
         session = self.sessions.find(work.session_id) if succeeded else None
         return self._step_changes.finish_work(session, work)
+
+    # Condemned blocks
+
+    def condemn(self, refs: BlockRefs) -> BlockRefs:
+        """Takes blocks out of use whose bytes are not those that were committed.
+
+        They cannot be found, read or copied any more, and are not handed out again until `pardon`, whoever holds them.
+        Refs that are stale, or of blocks that are not committed or condemned already, are passed over: what was read
+        has become nobody's concern meanwhile.
+
+        Returns:
+            The blocks that were condemned by it, in the order of their ids.
+        """
+        blocks = self.blocks
+        known = refs[(refs.block_ids >= 1) & (refs.block_ids < blocks.block_count)]
+        ids = known.block_ids
+        is_meant = (known.generations == blocks.generations[ids]) & blocks.committed[ids] & ~blocks.condemned[ids]
+        condemned = np.unique(ids[is_meant])
+        self._changes.condemn(condemned)
+        return blocks.refs(condemned)
+
+    def pardon(self) -> int:
+        """Ends the quarantine of all condemned blocks; those that nobody holds become blank.
+
+        Returns:
+            Blocks that left quarantine.
+        """
+        return self._changes.pardon()
 
     # Attachments
 

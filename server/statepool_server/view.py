@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,9 @@ from statepool_server.attachments import AttachmentsState, AttachmentTable
 from statepool_server.blocks import BlocksState, BlockState, BlockTable
 from statepool_server.holdings import Holdings, HoldingsState
 from statepool_server.prefix import PrefixesState, PrefixIndex
+from statepool_server.recency import Ids
+from statepool_server.sequences.admissions import searched
+from statepool_server.sequences.requests import Admissions
 from statepool_server.sequences.table import IDLE, SequencesState, SequenceTables
 from statepool_server.sessions import Session, SessionsState, SessionTable
 
@@ -156,6 +159,17 @@ class PoolView:
             prefix_hashes=[name[1] if name else b"" for name in names],
         )
 
+    def found(self, namespace: str, prefix_hashes: Sequence[bytes]) -> Ids:
+        """Finds the block that `Pool.lookup` would hand out now, if there is one, ``[0 or 1]``."""
+        found = self.prefixes.deepest(namespace, prefix_hashes)
+        return np.array([] if found is None else [found[1]], np.int64)
+
+    def hits(self, admissions: Admissions) -> Ids:
+        """Finds the blocks that `Pool.step` would begin sequences with now, but for those that the step publishes."""
+        rows = searched(admissions, self._config.block_tokens)
+        found = [self.prefixes.deepest(namespace, prefix_hashes) for namespace, prefix_hashes in rows]
+        return np.array([hit[1] for hit in found if hit is not None], np.int64)
+
     def last_steps(self, session_id: int) -> tuple[int, int]:
         """Tells the numbers of a session's last step and of the last that was confirmed as settled; 0: none."""
         table = self.sequences.of(session_id, self._config.num_spec)
@@ -227,6 +241,7 @@ class PoolView:
             blocks.committed,
             blocks.busy,
             blocks.fences,
+            blocks.condemned,
             self.holdings.holder,
             self.holdings.held,
             self.holdings.in_sequences,

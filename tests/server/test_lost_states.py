@@ -16,6 +16,7 @@ from statepool_server.pool import Pool, PoolConfig
 from statepool_server.service.copying import CopyThreads
 from statepool_server.service.core import Core, PoolDescription
 from statepool_server.service.steps import Steps
+from statepool_server.service.verifying import Verifier
 
 BLOCK_TOKENS = 4
 
@@ -57,7 +58,7 @@ def core() -> Core:
 
 async def test_failed_copies(core: Core) -> None:
     """The step is answered by STATE_LOST, again when it is asked again, and the sequence can be finished."""
-    steps = Steps(core, asyncio.Event())
+    steps = Steps(core, asyncio.Event(), Verifier(core, "off", 1))
     session, _ = core.pool.create_session("", 10**12, False, 0)
     who = (session.session_id, session.epoch)
     schedules = pb.Schedules(sequence_ids=[1], num_tokens=[BLOCK_TOKENS])

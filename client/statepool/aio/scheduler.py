@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
@@ -17,7 +18,7 @@ from statepool.aio.transport import AsyncTransport, ScheduleStream
 from statepool.channel import error_of_rpc
 from statepool.errors import CancelledError, UnavailableError
 from statepool.handle import SchedulerHandle
-from statepool.leases import Lease
+from statepool.lease import Lease, suspended_error
 from statepool.sequences import Admission, Commits, Execution, Notice, Schedules
 from statepool.v1.sequence_pb2 import ScheduleRequest, ScheduleResponse
 
@@ -50,6 +51,7 @@ class AsyncScheduler(SchedulerHandle):
         self._transport = transport
         self._stream: ScheduleStream | None = None
         self._sending, self._receiving = Alarm(), Alarm()
+        lease.listen(self._lease_changed)
 
     async def open(self, *, timeout: float | None = None) -> None:
         """Opens the stream, from whose answer the steps are numbered; see `Scheduler.open`."""
@@ -112,6 +114,7 @@ class AsyncScheduler(SchedulerHandle):
     async def close(self) -> None:
         """Ends the stream; see `Scheduler.close`."""
         self._is_closed = True
+        self._lease.forget(self._lease_changed)
         self._sending.stop()
         self._receiving.stop()
         self._abandon()
@@ -155,7 +158,13 @@ class AsyncScheduler(SchedulerHandle):
         else:
             self._took(response)
 
+    def _lease_changed(self) -> None:
+        """Ends the stream of a lost session, whose answers nobody may wait for."""
+        if self._lease.error is not None:
+            self._abandon()
+
     async def _reopen(self) -> ScheduleStream:
+        await self._transport.hold(self._lease, math.inf)  # as long as the alarm lets it
         await asyncio.sleep(max(0.0, self._retry_at - time.monotonic()))
         self._stream = stream = self._transport.schedule()
         for request in self._requests():
@@ -176,12 +185,13 @@ class AsyncScheduler(SchedulerHandle):
         except TimeoutError:
             self._abandon()
             self._check()
-            raise self._late() from None
+            raise (suspended_error(self._lease) if self._lease.is_suspended else self._late()) from None
         except asyncio.CancelledError:
             self._abandon()
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
+            self._check()
             raise CancelledError("the client was closed") from None  # what grpc.aio makes of it
 
     def _abandon(self) -> None:
@@ -192,6 +202,8 @@ class AsyncScheduler(SchedulerHandle):
     def _check(self) -> None:
         self._transport.check(self._lease)
         self._check_stream()
+        if self._lease.is_suspended:
+            self._abandon()
 
     async def __aenter__(self) -> Self:
         try:

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from statepool.v1 import types_pb2 as statepool_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18statepool/v1/admin.proto\x12\x0cstatepool.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\x9e\x03\n\x15GetServerInfoResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06uptime\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12R\n\x10runtime_versions\x18\x06 \x03(\x0b\x32\x38.statepool.v1.GetServerInfoResponse.RuntimeVersionsEntry\x12=\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32..statepool.v1.GetServerInfoResponse.CallsEntry\x1a\x36\n\x14RuntimeVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a,\n\nCallsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"1\n\x18ReleaseQuarantineRequest\x12\x15\n\rattachment_id\x18\x01 \x01(\x06\"H\n\x19ReleaseQuarantineResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x16\n\x0e\x63leared_blocks\x18\x02 \x01(\r2\xce\x01\n\x0c\x41\x64minService\x12X\n\rGetServerInfo\x12\".statepool.v1.GetServerInfoRequest\x1a#.statepool.v1.GetServerInfoResponse\x12\x64\n\x11ReleaseQuarantine\x12&.statepool.v1.ReleaseQuarantineRequest\x1a\'.statepool.v1.ReleaseQuarantineResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18statepool/v1/admin.proto\x12\x0cstatepool.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18statepool/v1/types.proto\"\x16\n\x14GetServerInfoRequest\"\xbe\x03\n\x15GetServerInfoResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06uptime\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12R\n\x10runtime_versions\x18\x06 \x03(\x0b\x32\x38.statepool.v1.GetServerInfoResponse.RuntimeVersionsEntry\x12=\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32..statepool.v1.GetServerInfoResponse.CallsEntry\x12\x1e\n\x16\x63ontinued_incarnations\x18\x08 \x03(\x06\x1a\x36\n\x14RuntimeVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a,\n\nCallsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"D\n\x18ReleaseQuarantineRequest\x12\x15\n\rattachment_id\x18\x01 \x01(\x06\x12\x11\n\tcondemned\x18\x02 \x01(\x08\"H\n\x19ReleaseQuarantineResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x16\n\x0e\x63leared_blocks\x18\x02 \x01(\r\"\x18\n\x16VerifyIntegrityRequest\"\xa8\x01\n\x17VerifyIntegrityResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x17\n\x0fverified_blocks\x18\x02 \x01(\r\x12\x19\n\x11unverified_blocks\x18\x03 \x01(\r\x12*\n\tcondemned\x18\x04 \x01(\x0b\x32\x17.statepool.v1.BlockRefs\x12\x18\n\x10\x63ondemned_blocks\x18\x05 \x01(\r2\xae\x02\n\x0c\x41\x64minService\x12X\n\rGetServerInfo\x12\".statepool.v1.GetServerInfoRequest\x1a#.statepool.v1.GetServerInfoResponse\x12^\n\x0fVerifyIntegrity\x12$.statepool.v1.VerifyIntegrityRequest\x1a%.statepool.v1.VerifyIntegrityResponse\x12\x64\n\x11ReleaseQuarantine\x12&.statepool.v1.ReleaseQuarantineRequest\x1a\'.statepool.v1.ReleaseQuarantineResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,18 +38,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFORESPONSE_RUNTIMEVERSIONSENTRY']._serialized_options = b'8\001'
   _globals['_GETSERVERINFORESPONSE_CALLSENTRY']._loaded_options = None
   _globals['_GETSERVERINFORESPONSE_CALLSENTRY']._serialized_options = b'8\001'
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=107
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=129
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=132
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=546
-  _globals['_GETSERVERINFORESPONSE_RUNTIMEVERSIONSENTRY']._serialized_start=446
-  _globals['_GETSERVERINFORESPONSE_RUNTIMEVERSIONSENTRY']._serialized_end=500
-  _globals['_GETSERVERINFORESPONSE_CALLSENTRY']._serialized_start=502
-  _globals['_GETSERVERINFORESPONSE_CALLSENTRY']._serialized_end=546
-  _globals['_RELEASEQUARANTINEREQUEST']._serialized_start=548
-  _globals['_RELEASEQUARANTINEREQUEST']._serialized_end=597
-  _globals['_RELEASEQUARANTINERESPONSE']._serialized_start=599
-  _globals['_RELEASEQUARANTINERESPONSE']._serialized_end=671
-  _globals['_ADMINSERVICE']._serialized_start=674
-  _globals['_ADMINSERVICE']._serialized_end=880
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=133
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=155
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=158
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=604
+  _globals['_GETSERVERINFORESPONSE_RUNTIMEVERSIONSENTRY']._serialized_start=504
+  _globals['_GETSERVERINFORESPONSE_RUNTIMEVERSIONSENTRY']._serialized_end=558
+  _globals['_GETSERVERINFORESPONSE_CALLSENTRY']._serialized_start=560
+  _globals['_GETSERVERINFORESPONSE_CALLSENTRY']._serialized_end=604
+  _globals['_RELEASEQUARANTINEREQUEST']._serialized_start=606
+  _globals['_RELEASEQUARANTINEREQUEST']._serialized_end=674
+  _globals['_RELEASEQUARANTINERESPONSE']._serialized_start=676
+  _globals['_RELEASEQUARANTINERESPONSE']._serialized_end=748
+  _globals['_VERIFYINTEGRITYREQUEST']._serialized_start=750
+  _globals['_VERIFYINTEGRITYREQUEST']._serialized_end=774
+  _globals['_VERIFYINTEGRITYRESPONSE']._serialized_start=777
+  _globals['_VERIFYINTEGRITYRESPONSE']._serialized_end=945
+  _globals['_ADMINSERVICE']._serialized_start=948
+  _globals['_ADMINSERVICE']._serialized_end=1250
 # @@protoc_insertion_point(module_scope)

@@ -5,18 +5,24 @@ import platform
 from collections import Counter
 from importlib.metadata import version
 
+from statepool.errors import BadFieldError
 from statepool.v1 import admin_pb2 as pb
+from statepool.wire import refs_to_wire
 from statepool_server import convert
 from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
+from statepool_server.service.verifying import Verifier
 
 
 class AdminService:
     """Handlers of ``statepool.v1.AdminService``."""
 
-    def __init__(self, core: Core, counts: Counter[tuple[str, str]], processes: AttachedProcesses) -> None:
+    def __init__(
+        self, core: Core, counts: Counter[tuple[str, str]], processes: AttachedProcesses, verifier: Verifier
+    ) -> None:
         self._core = core
+        self._verifier = verifier
         self._processes = processes
         self._counts = counts
 
@@ -31,12 +37,31 @@ class AdminService:
             uptime=convert.duration(core.uptime_ns),
             runtime_versions={"python": platform.python_version()}
             | {name: version(name) for name in ("grpcio", "protobuf", "torch")},
+            continued_incarnations=sorted(core.continued_incarnations),
             calls={f"{method}:{code}": count for (method, code), count in self._counts.items()},
+        )
+
+    async def VerifyIntegrity(
+        self, _request: pb.VerifyIntegrityRequest, _context: Context
+    ) -> pb.VerifyIntegrityResponse:
+        """Compares every committed block with its checksum."""
+        report = await self._verifier.verify_all()
+        return pb.VerifyIntegrityResponse(
+            incarnation=self._core.incarnation,
+            verified_blocks=report.verified,
+            unverified_blocks=report.unverified,
+            condemned=refs_to_wire(report.condemned),
+            condemned_blocks=self._core.pool.blocks.condemned_count,
         )
 
     async def ReleaseQuarantine(
         self, request: pb.ReleaseQuarantineRequest, _context: Context
     ) -> pb.ReleaseQuarantineResponse:
         """Ends quarantine on the operator's word."""
-        cleared = self._processes.release_quarantine(request.attachment_id)
+        if not request.condemned:
+            cleared = self._processes.release_quarantine(request.attachment_id)
+        elif request.attachment_id:
+            raise BadFieldError("condemned blocks wait for no attachment", field="attachment_id")
+        else:
+            cleared = self._verifier.pardon()
         return pb.ReleaseQuarantineResponse(incarnation=self._core.incarnation, cleared_blocks=cleared)

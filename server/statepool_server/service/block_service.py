@@ -15,6 +15,7 @@ from statepool_server.service.core import Core
 from statepool_server.service.ledger import Kind
 from statepool_server.service.replays import Reply
 from statepool_server.service.streams import BlockStreams
+from statepool_server.service.verifying import Verifier
 from statepool_server.work import MemoryWork
 
 MAX_WAIT_NS = 3600 * 10**9
@@ -24,9 +25,10 @@ MAX_WAIT_NS = 3600 * 10**9
 class BlockService(BlockStreams):
     """Handlers of ``statepool.v1.BlockService``; those of byte streams are inherited."""
 
-    def __init__(self, core: Core, stall_timeout: float) -> None:
+    def __init__(self, core: Core, stall_timeout: float, verifier: Verifier) -> None:
         super().__init__(core, stall_timeout)
         self._core = core
+        self._verifier = verifier
         core.register(Kind.ALLOCATE_BLOCKS, pb.AllocateBlocksRequest, self._allocate)
         core.register(Kind.FREE_BLOCKS, pb.FreeBlocksRequest, self._free)
         core.register(Kind.RETAIN_BLOCKS, pb.RetainBlocksRequest, self._retain)
@@ -72,7 +74,11 @@ class BlockService(BlockStreams):
 
     async def LookupPrefix(self, request: pb.LookupPrefixRequest, _context: Context) -> Message:
         """Finds and references the deepest prefix."""
-        return self._core.once(Kind.LOOKUP_PREFIX, request).response
+        core = self._core
+        core.pool.check_session(*core.convert.session(request.session))
+        namespace, hashes = self._prefixes(request)
+        await self._verifier.vouch_for(lambda: core.pool.found(namespace, hashes))
+        return core.once(Kind.LOOKUP_PREFIX, request).response
 
     async def EvictBlocks(self, request: pb.EvictBlocksRequest, _context: Context) -> Message:
         """Takes blocks out of the prefix index."""

@@ -57,7 +57,8 @@ class Core:
 
     Attributes:
         incarnation: Number of this server process.
-        continued_incarnations: Numbers of the server processes whose state this one goes on with, the latest last.
+        continued_incarnations: Numbers of the server processes whose state this one goes on with, the latest last;
+            their sessions are resumed by renewing them.
         block_listeners: Called when blocks were taken or given back.
         session_listeners: Called with the ids of sessions that ended, or with none when one was taken over.
         forgetters: Called with the id of a session in the act that ends it.

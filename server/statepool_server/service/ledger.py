@@ -53,6 +53,8 @@ class Kind(IntEnum):
     DETACH = 41
     QUIESCED = 42
     RELEASE_QUARANTINE = 43
+    CONDEMN = 50
+    PARDON = 51
 
 
 class Codec(Protocol[T]):

@@ -132,7 +132,7 @@ class SessionService:
 
     def _renew(self, ref: types_pb2.SessionRef, now_ns: int) -> pb.KeepAliveResult:
         try:
-            session_id, epoch = self._core.convert.session(ref)
+            session_id, epoch = self._core.convert.session(ref, self._core.continued_incarnations)
             expires_ns = self._core.pool.keep_alive(session_id, epoch, now_ns)
         except StatepoolError as error:
             return pb.KeepAliveResult(session_id=ref.session_id, error=error_to_wire(error))

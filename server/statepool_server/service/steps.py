@@ -5,11 +5,13 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from statepool.errors import StepOutOfOrderError
+from statepool.errors import ChecksumMismatchError, StepOutOfOrderError
 from statepool.v1 import sequence_pb2 as pb
+from statepool_server.events import NO_IDS
 from statepool_server.service.calls import draining_error
 from statepool_server.service.core import Core
 from statepool_server.service.ledger import Kind
+from statepool_server.service.verifying import Verifier
 from statepool_server.step_convert import StepConvert, outcome_to_wire
 
 REMEMBERED = 2
@@ -80,8 +82,9 @@ class Steps:
     The queue of copies has always room for a step: a session has one at a time, and sessions are bounded.
     """
 
-    def __init__(self, core: Core, draining: asyncio.Event) -> None:
+    def __init__(self, core: Core, draining: asyncio.Event, verifier: Verifier) -> None:
         self._core = core
+        self._verifier = verifier
         self._draining = draining
         self._convert = StepConvert(core.convert, core.limits)
         self._lines: dict[int, _Line] = {}
@@ -99,13 +102,16 @@ class Steps:
 
         Raises:
             StepOutOfOrderError: The number was used for another step.
+            ChecksumMismatchError: A state that an admission would begin with has changed; nothing was applied.
             StateLostError: Its copies failed.
             DrainingError: It admits sequences, and the server is shutting down.
             StatepoolError: Whatever else the pool has against it.
         """
         works, check_session = self._core.works, self._core.pool.check_session
         check_session(*session)
-        line = self._lines.get(session[0], _NOTHING)
+        line = self._lines.setdefault(session[0], _Line())
+        if self._verifier.vouches and step.admissions.prefix_hashes:
+            await self._vouch_for_hits(line, step)
         while works.is_under_way(line.busy):
             await works.until_ended(line.busy)
             check_session(*session)
@@ -129,6 +135,15 @@ class Steps:
             for session_id, line in self._lines.items()
             for answer in line.answers.values()
         ]
+
+    async def _vouch_for_hits(self, line: _Line, step: pb.EngineStep) -> None:
+        """Refuses a step, before any of it is applied, that would begin a sequence with bytes that have changed."""
+        pool, admissions = self._core.pool, self._convert.step(step).admissions
+        try:
+            await self._verifier.vouch_for(lambda: NO_IDS if step.step in line.answers else pool.hits(admissions))
+        except ChecksumMismatchError:
+            if step.step not in line.answers:
+                raise
 
     def load(self, state: Sequence[AnswerState]) -> None:
         """Takes a state over; nothing may be remembered yet."""
@@ -162,6 +177,3 @@ class Steps:
 
     def _forget(self, session_id: int) -> None:
         self._lines.pop(session_id, None)
-
-
-_NOTHING = _Line()

@@ -1,7 +1,7 @@
 """Memory work under way: begun by acts, run stage by stage on copy threads, ended by acts.
 
-A stage can be run again when the process died in the middle of it, unless that is said of it (`Stage.is_restartable`);
-that it has ended is written down before the next begins.
+That a stage has ended is written down before the next begins. One that was cut off by the end of the process is run
+again by the next, where it is restartable; where it is not, the work has failed.
 """
 
 import asyncio
@@ -131,12 +131,13 @@ class Works:
 
     def resume(self) -> None:
         """Goes on with what another process has begun, ends what it can no longer do, and gives up what is unproven."""
+        self._memory.forget_others(self._under_way)
         for begun in list(self._under_way.values()):
             if begun.is_stream:
                 self.end(begun.number)
                 continue
-            stages = self._memory.stages(begun.work)
-            if begun.stage < len(stages) and not stages[begun.stage].is_restartable:
+            stages = self._memory.stages(begun.work, begun.number)
+            if begun.stage < len(stages) and not stages[begun.stage].is_restartable():
                 _log.error("state lost: copies were cut off that cannot be run again", session=begun.work.session_id)
                 self.end(begun.number, succeeded=False)
             else:
@@ -160,7 +161,7 @@ class Works:
         if self._begun:
             begun, self._begun = self._begun, []
             for work in begun:
-                self._run(work, self._memory.stages(work.work))
+                self._run(work, self._memory.stages(work.work, work.number))
 
     def _run(self, begun: WorkUnderWay, stages: list[Stage]) -> None:
         """Runs the next stage; when it has ended that is written down, and the stage after it runs."""
@@ -169,14 +170,14 @@ class Works:
             return
 
         def ended(running: "asyncio.Future[None]") -> None:
-            if running.cancelled() or running.exception() is not None:
-                self.end(begun.number, succeeded=False)
-                return
-            if begun.stage + 1 < len(stages):
+            succeeded = not running.cancelled() and running.exception() is None
+            if succeeded and begun.stage + 1 < len(stages):
                 self._ledger.perform(Kind.STAGE_ENDED, begun.number)
                 self._run(begun, stages)
-            else:
-                self.end(begun.number)
+                return
+            self.end(begun.number, succeeded=succeeded)
+            if len(stages) > 1:
+                self._memory.forget(begun.number)
 
         self._copies.submit(stages[begun.stage].run).add_done_callback(ended)
 

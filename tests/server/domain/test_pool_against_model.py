@@ -306,6 +306,22 @@ class PoolMachine(RuleBasedStateMachine):
         )
         assert answers is None or answers[0] == answers[1] == answers[2]
 
+    @rule(session=who, indices=rows)
+    def condemn(self, session: int, indices: list[int]) -> None:
+        pairs = self.pairs(self.session(session), indices)
+        refs = refs_of(pairs)
+        answers = self.ask(lambda pool: pool.condemn(refs), lambda: self.model.condemn(pairs))
+        assert answers is not None
+        condemned, twin, expected = answers
+        assert condemned == twin
+        assert list(zip(condemned.block_ids.tolist(), condemned.generations.tolist(), strict=True)) == expected
+
+    @rule()
+    def pardon(self) -> None:
+        answers = self.ask(lambda pool: pool.pardon(), lambda: self.model.pardon())
+        assert answers is not None
+        assert answers[0] == answers[1] == answers[2]
+
     def attachment(self, index: int) -> int:
         """Picks an attachment; index 5 picks one that may be gone, or was never there."""
         live = list(self.model.attachments)

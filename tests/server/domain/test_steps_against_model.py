@@ -239,6 +239,20 @@ class StepMachine(RuleBasedStateMachine):
         answers = self.ask(lambda pool: pool.evict(*who, refs, "m", ()), lambda: self.model.evict(*who, pairs, "m", []))
         assert answers is None or (answers[0].unlisted, answers[0].freed) == answers[2]
 
+    @rule(session=who, indices=rows)
+    def condemn(self, session: int, indices: list[int]) -> None:
+        pairs = self.pairs(self.session(session), indices)
+        refs = refs_of(pairs)
+        answers = self.ask(lambda pool: pool.condemn(refs), lambda: self.model.condemn(pairs))
+        assert answers is not None
+        assert answers[0] == answers[1] == refs_of(answers[2])
+
+    @rule()
+    def pardon(self) -> None:
+        answers = self.ask(lambda pool: pool.pardon(), lambda: self.model.pardon())
+        assert answers is not None
+        assert answers[0] == answers[1] == answers[2]
+
     @rule(session=who, indices=rows, write=st.booleans())
     def pin(self, session: int, indices: list[int], write: bool) -> None:
         who = self.session(session)
