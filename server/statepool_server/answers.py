@@ -1,6 +1,7 @@
 """What the pool answers: frozen values, columns as numpy arrays."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +10,7 @@ from statepool.refs import BlockRefs
 from statepool_server.recency import Ids
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Counts of a moment; free + evictable + held + releasing = capacity."""
 
     free: int

@@ -1,6 +1,6 @@
 """Engine steps on the wire: messages to checked columns, and outcomes to messages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from statepool_server.answers import SequenceRows
 from statepool_server.convert import Convert
 from statepool_server.limits import Limits
 from statepool_server.sequences.outcomes import StepOutcome, TableChanges
-from statepool_server.sequences.requests import Admissions, Commits, Schedules, StepRequest
+from statepool_server.sequences.requests import COMMIT_EACH, DECODE_EACH, Admissions, Commits, Schedules, StepRequest
 from statepool_server.sequences.rules import Moves
 from statepool_server.sequences.tables import NO_INTS
 
@@ -25,10 +25,10 @@ _SCHEDULES: Dtypes = {1: FIXED64, 2: FIXED32, 3: FIXED32}
 _NO_COMMITS, _NO_ADMISSIONS, _NO_SCHEDULES = Commits(), Admissions(), Schedules()
 _UNBOUNDED = 2**62
 _EXECUTIONS = frozenset(pb.Execution.values())
-_COMMIT_EACH = pb.Commits(accepted_tokens=[1], all_running=True)
-_DECODE_EACH = tuple(pb.Schedules(num_tokens=[1], num_draft_tokens=drafts, all_running=True) for drafts in ([0], []))
-_ONE_ACCEPTED = Commits(None, np.ones(1, np.int64))
-_ONE_TOKEN = Schedules(None, np.ones(1, np.int64), np.zeros(1, np.int64))
+_WIRE_COMMIT_EACH = pb.Commits(accepted_tokens=[1], all_running=True)
+_WIRE_DECODE_EACH = tuple(
+    pb.Schedules(num_tokens=[1], num_draft_tokens=drafts, all_running=True) for drafts in ([0], [])
+)
 _NO_DRAFTS = np.zeros(1, np.int64)
 
 
@@ -51,21 +51,18 @@ class StepConvert:
             by_worker=message.execution == pb.EXECUTION_WORKER,
             partial_admission=message.partial_admission,
             commits=self._commits(message.commits) if message.HasField("commits") else _NO_COMMITS,
-            finishes=self._finishes(message),
+            finishes=self._finishes(message.finishes) if len(message.finishes) else NO_INTS,
             admissions=self._admissions(message.admissions) if message.HasField("admissions") else _NO_ADMISSIONS,
             schedules=self._schedules(message.schedules) if message.HasField("schedules") else _NO_SCHEDULES,
         )
 
-    def _finishes(self, message: pb.EngineStep) -> Column:
-        count = len(message.finishes)
-        if not count:
-            return NO_INTS
-        self._convert.batch(count, "finishes")
-        return np.fromiter(message.finishes, np.uint64, count).astype(np.int64)
+    def _finishes(self, ids: Sequence[int]) -> Column:
+        self._convert.batch(len(ids), "finishes")
+        return np.fromiter(ids, np.uint64, len(ids)).astype(np.int64)
 
     def _commits(self, message: pb.Commits) -> Commits:
-        if message == _COMMIT_EACH:
-            return _ONE_ACCEPTED
+        if message == _WIRE_COMMIT_EACH:
+            return COMMIT_EACH
         columns = columns_of_message(message, _COMMITS)
         ids, rows, boundaries = self._rows(columns[1], message.all_running, "commits"), columns[3], columns[4]
         if not len(rows) and not len(message.prefix_hashes) and not len(boundaries):
@@ -81,8 +78,8 @@ class StepConvert:
         return Commits(ids, columns[2], rows, boundaries, hashes)
 
     def _schedules(self, message: pb.Schedules) -> Schedules:
-        if message in _DECODE_EACH:
-            return _ONE_TOKEN
+        if message in _WIRE_DECODE_EACH:
+            return DECODE_EACH
         columns = columns_of_message(message, _SCHEDULES)
         drafts = columns[3] if len(columns[3]) else _NO_DRAFTS
         return Schedules(self._rows(columns[1], message.all_running, "schedules"), columns[2], drafts)
@@ -171,11 +168,11 @@ def outcome_to_wire(outcome: StepOutcome) -> pb.StepOutcome:
         message.admissions.CopyFrom(message_of_columns(pb.AdmissionResults, columns))
     if len(outcome.tables.rows):
         message.tables.CopyFrom(_tables(outcome.tables))
-    if len(outcome.post_copies):
+    if len(outcome.post_copies.rows):
         message.post_copies.CopyFrom(_copies(outcome.post_copies))
     if len(outcome.zeroed_blocks):
         message.zeroed_block_ids.extend(outcome.zeroed_blocks.tolist())
-    if len(outcome.pre_copies):
+    if len(outcome.pre_copies.rows):
         message.pre_copies.CopyFrom(_copies(outcome.pre_copies))
     return message
 

@@ -1,10 +1,12 @@
 """What can be seen of a pool; nothing here changes it."""
 
 import hashlib
+import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 
 from statepool_server.answers import BlockRows, SequenceRows, SessionInfo, Usage
 from statepool_server.attachments import AttachmentsState, AttachmentTable
@@ -16,6 +18,8 @@ from statepool_server.sequences.admissions import searched
 from statepool_server.sequences.requests import Admissions
 from statepool_server.sequences.table import IDLE, SequencesState, SequenceTables
 from statepool_server.sessions import Session, SessionsState, SessionTable
+
+_SUMMED = struct.Struct("<8Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ class PoolView:
             free=free,
             evictable=evictable,
             held=held,
-            releasing=self.capacity - free - evictable - held,
+            releasing=blocks.capacity - free - evictable - held,
             committed=len(self.prefixes),
             busy=blocks.busy_count,
             sessions=len(self.sessions),
@@ -220,11 +224,10 @@ class PoolView:
 
     def sums(self) -> int:
         """Sums the counts up to 32 bits, in constant time: pools that have decided differently rarely agree in it."""
-        blocks, total = self.blocks, self.sessions.last_id
+        blocks, sessions = self.blocks, self.sessions
         counts = (blocks.free_count, len(blocks.evictable), blocks.held_count, blocks.busy_count)
-        for count in (*counts, blocks.quarantined_count, len(self.sessions), self.sequences.count):
-            total = (total * 1_000_003 + count) & 0xFFFF_FFFF
-        return total
+        others = (blocks.quarantined_count, sessions.last_id, len(sessions), self.sequences.count)
+        return xxhash.xxh32_intdigest(_SUMMED.pack(*counts, *others))
 
     def digest(self) -> bytes:
         """Digests everything that decides the pool's answers: two pools with one digest behave alike.

@@ -4,20 +4,18 @@ import asyncio
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TypeAlias
 
 import grpc
 
+from benchmarks.turns import Operation, compare
 from statepool import AsyncClient
 from statepool.aio.session import AsyncSession
 from statepool.v1 import session_pb2
 
 BATCH = 256
-ROUNDS = 300
-REPEATS = 5
 UNARY, STREAM = "/bench.Echo/Unary", "/bench.Echo/Stream"
 Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 Row = tuple[str, float, str, str]
@@ -46,46 +44,35 @@ async def serve_echo(address: str) -> None:
     await server.wait_for_termination()
 
 
-async def best_us(step: Callable[[], Awaitable[object]]) -> float:
-    """Measures a step, microseconds: the best of some rounds."""
-    best = float("inf")
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        for _ in range(ROUNDS):
-            await step()
-        best = min(best, (time.perf_counter() - started) / ROUNDS * 1e6)
-    return best
-
-
 async def measure(target: str, echo: str) -> list[Row]:
-    """Measures our calls and the echo, one after the other."""
+    """Measures our calls and the echo, in turns."""
     rows: list[Row] = []
     async with AsyncClient(target) as client, grpc.aio.insecure_channel(echo) as channel:
         unary: Unary = channel.unary_unary(UNARY)
         session = await client.create_session(60)
 
-        async def compare(name: str, step: Callable[[], Awaitable[object]], sizes: tuple[int, int]) -> None:
+        async def against_echo(name: str, call: Operation, sizes: tuple[int, int]) -> None:
             request = sizes[1].to_bytes(8, "little").ljust(sizes[0], b"\0")
-            ours, floor = await best_us(step), await best_us(lambda: unary(request))
-            rows.append((f"{name} / unary echo of {sizes[0]} + {sizes[1]} B", ours / floor, "x", ""))
-            rows.append((f"  {name}", ours, "us", ""))
+            measured = await compare(call, lambda: unary(request))
+            rows.append((f"{name} / unary echo of {sizes[0]} + {sizes[1]} B", measured.ratio, "x", ""))
+            rows.append((f"  {name}", measured.us, "us", ""))
 
         async def churn() -> None:
             await session.free_blocks(await session.allocate_blocks(BATCH, zero=False))
 
         refs = await session.allocate_blocks(BATCH, zero=False)
-        await compare("get pool", client.get_pool, (8, 3000))
-        await compare("retain 256 blocks", lambda: session.retain_blocks(refs), (3180, 16))
-        await compare("lookup of 16 hashes, no hit", _lookup(session), (370, 16))
-        ours, floor = await best_us(churn), await best_us(lambda: _twice(unary))
-        rows.append(("allocate + free 256 blocks / 2 echoes", ours / floor, "x", ""))
-        rows.append(("  allocate + free 256 blocks", ours, "us", ""))
+        await against_echo("get pool", client.get_pool, (8, 3000))
+        await against_echo("retain 256 blocks", lambda: session.retain_blocks(refs), (3180, 16))
+        await against_echo("lookup of 16 hashes, no hit", _lookup(session), (370, 16))
+        measured = await compare(churn, lambda: _twice(unary))
+        rows.append(("allocate + free 256 blocks / 2 echoes", measured.ratio, "x", ""))
+        rows.append(("  allocate + free 256 blocks", measured.us, "us", ""))
         rows += await keep_alive(channel, target)
         await session.close()
     return rows
 
 
-def _lookup(session: AsyncSession) -> Callable[[], Awaitable[object]]:
+def _lookup(session: AsyncSession) -> Operation:
     hashes = [b"absent.%010d" % number for number in range(16)]
     return lambda: session.lookup_prefix(hashes)
 
@@ -95,9 +82,7 @@ async def _twice(unary: "Unary") -> None:
     await unary((16).to_bytes(8, "little").ljust(3180, b"\0"))
 
 
-def echo_round(
-    stream: "grpc.aio.StreamStreamCall[bytes, bytes]", sent: int, received: int
-) -> Callable[[], Awaitable[object]]:
+def echo_round(stream: "grpc.aio.StreamStreamCall[bytes, bytes]", sent: int, received: int) -> Operation:
     """Makes a round on an open stream that sends and receives as many bytes."""
     message = received.to_bytes(8, "little").ljust(sent, b"\0")
 
@@ -124,12 +109,12 @@ async def keep_alive(echo: grpc.aio.Channel, target: str) -> list[Row]:
             await stream.write(request)
             await stream.read()
 
-        ours, floor = await best_us(round_of_keep_alive), await best_us(echo_round(bare, 32, 30))
+        measured = await compare(round_of_keep_alive, echo_round(bare, 32, 30))
         stream.cancel()
     bare.cancel()
     return [
-        ("keep-alive on a stream / stream echo", ours / floor, "x", ""),
-        ("  echo on a stream", floor, "us", ""),
+        ("keep-alive on a stream / stream echo", measured.ratio, "x", ""),
+        ("  echo on a stream", measured.floor_us, "us", ""),
     ]
 
 

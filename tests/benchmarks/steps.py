@@ -2,21 +2,25 @@
 
 import asyncio
 import contextlib
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypedDict
 
 import grpc
 import numpy as np
 import torch
 
 from benchmarks import entry_by_entry, rpc_floor
-from statepool import ALL_RUNNING, Admission, AsyncClient, AsyncScheduler, Commits, Execution, Schedules
+from benchmarks.turns import TURNS, Operation, compare, turn_us
+from statepool import ALL_RUNNING, Admission, AsyncClient, AsyncScheduler, Commits, Execution, Schedules, StepOutcome
+from statepool.calls.sequences import StepArguments, schedule_step
+from statepool.v1 import sequence_pb2
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.sequences.requests import Admissions, StepRequest
 from statepool_server.sequences.requests import Schedules as ScheduleRows
@@ -30,11 +34,8 @@ QUIET_TOKENS, BUSY_TOKENS = 2**20, 1
 ROUNDS = 100
 REPEATS = 12
 SECONDS = 1.0
-SIZES = {"broadcast": (48, 42), "explicit": (7212, 42)}
-"""Bytes of a step and of its answer, both with the framing of the stream's messages."""
 Row = tuple[str, float, str, str]
 """Name, value, unit, bar."""
-Round: TypeAlias = Callable[[], Awaitable[object]]
 
 
 @contextlib.contextmanager
@@ -75,46 +76,58 @@ async def admit(scheduler: AsyncScheduler, sequences: int) -> None:
     await scheduler.step(commit=Commits(ALL_RUNNING), schedule=Schedules(ALL_RUNNING))
 
 
-def broadcast(scheduler: AsyncScheduler) -> Round:
-    """Makes a step in which every sequence of the batch decodes one token, in as few words as can be."""
-    commit, schedule = Commits(ALL_RUNNING), Schedules(ALL_RUNNING)
-    return lambda: scheduler.step(commit=commit, schedule=schedule)
+class Columns(TypedDict):
+    """What a step says in which each sequence of the batch decodes one token."""
+
+    commit: Commits
+    schedule: Schedules
 
 
-def explicit(scheduler: AsyncScheduler, sequences: int) -> Round:
-    """Makes the same step with every column written out."""
+def broadcast() -> Columns:
+    """Says it in as few words as can be."""
+    return {"commit": Commits(ALL_RUNNING), "schedule": Schedules(ALL_RUNNING)}
+
+
+def explicit(sequences: int) -> Columns:
+    """Writes every column out."""
     ids, ones, zeros = np.arange(sequences), np.ones(sequences, np.int64), np.zeros(sequences, np.int64)
-    commit, schedule = Commits(ids, ones), Schedules(ids, ones, zeros)
-    return lambda: scheduler.step(commit=commit, schedule=schedule)
+    return {"commit": Commits(ids, ones), "schedule": Schedules(ids, ones, zeros)}
 
 
-async def compare(ours: Round, floor: Round) -> tuple[float, float]:
-    """Measures two rounds in turns, microseconds: the best stretch of each."""
-    best = [float("inf"), float("inf")]
-    for _ in range(REPEATS):
-        for index, measured in enumerate((ours, floor)):
-            started = time.perf_counter()
-            for _ in range(ROUNDS):
-                await measured()
-            best[index] = min(best[index], (time.perf_counter() - started) / ROUNDS * 1e6)
-    return best[0], best[1]
+def stepping(scheduler: AsyncScheduler, columns: Columns) -> Operation:
+    """Makes the operation that sends a step and receives its outcome."""
+    return lambda: scheduler.step(**columns)
+
+
+def sizes(columns: Columns, outcome: StepOutcome) -> tuple[int, int]:
+    """Counts the bytes of a step and of its answer on the stream."""
+    arguments: StepArguments = {
+        **columns,
+        "admit": (),
+        "finish": (),
+        "settled_step": None,
+        "partial_admission": False,
+    }
+    request = schedule_step(outcome.step, Execution.SERVER, arguments)
+    answer = sequence_pb2.StepOutcome.FromString(outcome.to_bytes())
+    return request.ByteSize(), sequence_pb2.ScheduleResponse(incarnation=1, outcome=answer).ByteSize()
 
 
 async def against_echo(target: str, echo_target: str) -> list[Row]:
     """Compares steps without a change with an echo of as many bytes."""
     rows: list[Row] = []
     async with AsyncClient(target) as client, grpc.aio.insecure_channel(echo_target) as channel:
-        for name, bar in (("broadcast", "<= 1.5"), ("explicit", "<= 2")):
+        for name, columns, bar in (("broadcast", broadcast(), "<= 1.5"), ("explicit", explicit(SEQUENCES), "<= 2")):
+            stream: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(rpc_floor.STREAM)()
             async with await client.create_session(600) as session, session.scheduler() as scheduler:
                 await admit(scheduler, SEQUENCES)
-                step = broadcast(scheduler) if name == "broadcast" else explicit(scheduler, SEQUENCES)
-                sent, received = SIZES[name]
-                stream: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(rpc_floor.STREAM)()
-                ours, floor = await compare(step, rpc_floor.echo_round(stream, sent, received))
-                stream.cancel()
+                sent, received = sizes(columns, await scheduler.step(**columns))
+                floor = rpc_floor.echo_round(stream, sent, received)
+                measured = await compare(stepping(scheduler, columns), floor)
+            stream.cancel()
             what = f"step of {SEQUENCES}, columns {name}"
-            rows.append((f"{what} / stream echo of {sent} + {received} B", ours / floor, "x", bar))
-            rows.append((f"  {what}", ours, "us", ""))
+            rows.append((f"{what} / stream echo of {sent} + {received} B", measured.ratio, "x", bar))
+            rows.append((f"  {what}", measured.us, "us", ""))
     return rows
 
 
@@ -128,7 +141,7 @@ async def against_planning(target: str) -> list[Row]:
         session.scheduler(execution=Execution.WORKER) as scheduler,
     ):
         await admit(scheduler, SEQUENCES)
-        step, best = broadcast(scheduler), [float("inf"), float("inf")]
+        step, best = stepping(scheduler, broadcast()), [float("inf"), float("inf")]
         for _ in range(REPEATS):
             started = time.perf_counter()
             for _ in range(ROUNDS // 10):
@@ -152,8 +165,8 @@ async def by_batch(target: str) -> list[Row]:
         for batch in BATCHES:
             async with await client.create_session(600) as session, session.scheduler() as scheduler:
                 await admit(scheduler, batch)
-                step = explicit(scheduler, batch)
-                rows.append((f"  step of {batch}, explicit", (await compare(step, step))[0], "us", ""))
+                turns = [await turn_us(stepping(scheduler, explicit(batch))) for _ in range(TURNS)]
+                rows.append((f"  step of {batch}, explicit", statistics.median(turns), "us", ""))
     return rows
 
 
@@ -169,14 +182,14 @@ async def by_schedulers(target: str) -> list[Row]:
     return rows
 
 
-async def _scheduler_of(client: AsyncClient, stack: contextlib.AsyncExitStack) -> Round:
+async def _scheduler_of(client: AsyncClient, stack: contextlib.AsyncExitStack) -> Operation:
     session = await stack.enter_async_context(await client.create_session(600))
     scheduler = await stack.enter_async_context(session.scheduler())
     await admit(scheduler, 64)
-    return broadcast(scheduler)
+    return stepping(scheduler, broadcast())
 
 
-async def _steps_within(step: Round, seconds: float) -> int:
+async def _steps_within(step: Operation, seconds: float) -> int:
     count, until = 0, time.perf_counter() + seconds
     while time.perf_counter() < until:
         await step()

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +97,7 @@ class AlignModel(ModelPool):
         return tables + [block for _, block in steps.held_back].count(block_id)
 
     def usage(self) -> Usage:
-        return replace(super().usage(), sequences=sum(len(steps.sequences) for steps in self.steps.values()))
+        return super().usage()._replace(sequences=sum(len(steps.sequences) for steps in self.steps.values()))
 
     def _close(self, session_id: int) -> int:
         self.steps.pop(session_id, None)

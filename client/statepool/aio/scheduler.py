@@ -5,19 +5,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import grpc
 
+from statepool.aio.alarm import Alarm
 from statepool.aio.transport import AsyncTransport, ScheduleStream
 from statepool.channel import error_of_rpc
 from statepool.errors import CancelledError, UnavailableError
 from statepool.handle import SchedulerHandle
-from statepool.lease import Lease
+from statepool.lease import Lease, suspended_error
 from statepool.sequences import Admission, Commits, Execution, Notice, Schedules
 from statepool.v1.sequence_pb2 import ScheduleRequest, ScheduleResponse
 
@@ -49,13 +50,12 @@ class AsyncScheduler(SchedulerHandle):
         super().__init__(transport.leases, lease, execution, on_notice)
         self._transport = transport
         self._stream: ScheduleStream | None = None
+        self._sending, self._receiving = Alarm(), Alarm()
         lease.listen(self._lease_changed)
 
     async def open(self, *, timeout: float | None = None) -> None:
         """Opens the stream, from whose answer the steps are numbered; see `Scheduler.open`."""
-        deadline = self._deadline(timeout)
-        while not self._pipeline.is_open:
-            await self._advance(deadline)
+        await self._within(self._receiving, timeout, self._open())
 
     async def step(
         self,
@@ -71,7 +71,6 @@ class AsyncScheduler(SchedulerHandle):
         """Sends an engine step and receives its outcome; see `Scheduler.step`."""
         if not self._pipeline.is_idle:
             raise RuntimeError(f"steps {self.unreceived_steps} were not received yet")
-        deadline = self._deadline(timeout)
         arguments: StepArguments = {
             "admit": admit,
             "schedule": schedule,
@@ -80,8 +79,7 @@ class AsyncScheduler(SchedulerHandle):
             "settled_step": settled_step,
             "partial_admission": partial_admission,
         }
-        await self._send(arguments, deadline)
-        return await self._receive(deadline)
+        return await self._within(self._receiving, timeout, self._step(arguments))
 
     async def send(
         self,
@@ -105,89 +103,89 @@ class AsyncScheduler(SchedulerHandle):
             "settled_step": settled_step,
             "partial_admission": partial_admission,
         }
-        return await self._send(arguments, self._deadline(None))
+        return await self._within(self._sending, None, self._send(arguments))
 
     async def receive(self, *, timeout: float | None = None) -> StepOutcome:
         """Receives the next outcome, in the order in which the steps were sent; see `Scheduler.receive`."""
         if self._pipeline.is_idle:
             raise RuntimeError("every step was received")
-        return await self._receive(self._deadline(timeout))
+        return await self._within(self._receiving, timeout, self._receive())
 
     async def close(self) -> None:
         """Ends the stream; see `Scheduler.close`."""
         self._is_closed = True
         self._lease.forget(self._lease_changed)
+        self._sending.stop()
+        self._receiving.stop()
         self._abandon()
 
-    async def _send(self, arguments: StepArguments, deadline: float) -> int:
+    async def _open(self) -> None:
+        while not self._pipeline.is_open:
+            self._check()
+            await self._advance()
+
+    async def _step(self, arguments: StepArguments) -> StepOutcome:
+        await self._send(arguments)
+        return await self._receive()
+
+    async def _send(self, arguments: StepArguments) -> int:
         self._check()
         number, request = self._pipeline.ask(arguments)
         if self._stream is not None:  # else the next one is sent it when it is opened
-            await self._write(self._stream, request, deadline)
+            await self._write(self._stream, request)
         return number
 
-    async def _receive(self, deadline: float) -> StepOutcome:
+    async def _receive(self) -> StepOutcome:
         while not self._pipeline.has_answer:
-            await self._advance(deadline)
+            self._check()
+            await self._advance()
         return self._pipeline.take()
 
-    async def _advance(self, deadline: float) -> None:
+    async def _advance(self) -> None:
         """Takes the next message of the stream; opens one if there is none."""
-        self._check()
-        if self._stream is None:
-            await self._reopen(deadline)
-        response = await self._read(deadline)
-        if response is None:
-            return
-        if response.HasField("notice"):
-            self._noticed(response.notice)
-        else:
-            self._took(response)
-
-    async def _read(self, deadline: float) -> ScheduleResponse | None:
-        """Reads a message; None: the stream broke and is to be opened again."""
-        stream = self._stream
-        assert stream is not None  # noqa: S101 - opened by the caller
+        stream = self._stream or await self._reopen()
         try:
-            response = await self._within(deadline, stream.read())
+            response = await stream.read()
         except grpc.RpcError as error:
             self._stream = None
             self._broke(error_of_rpc(error))
-            return None
-        if isinstance(response, ScheduleResponse):
-            return response
-        self._stream = None
-        self._broke(UnavailableError("the server ended the stream"))
-        return None
+            return
+        if not isinstance(response, ScheduleResponse):
+            self._stream = None
+            self._broke(UnavailableError("the server ended the stream"))
+        elif response.HasField("notice"):
+            self._noticed(response.notice)
+        else:
+            self._took(response)
 
     def _lease_changed(self) -> None:
         """Ends the stream of a lost session, whose answers nobody may wait for."""
         if self._lease.error is not None:
             self._abandon()
 
-    async def _reopen(self, deadline: float) -> None:
-        await self._transport.hold(self._lease, deadline)
-        await asyncio.sleep(max(0.0, min(self._retry_at, deadline) - time.monotonic()))
-        if self._retry_at > deadline:
-            raise self._late()
-        self._stream = self._transport.schedule()
+    async def _reopen(self) -> ScheduleStream:
+        await self._transport.hold(self._lease, math.inf)  # as long as the alarm lets it
+        await asyncio.sleep(max(0.0, self._retry_at - time.monotonic()))
+        self._stream = stream = self._transport.schedule()
         for request in self._requests():
-            await self._write(self._stream, request, deadline)
+            await self._write(stream, request)
+        return stream
 
-    async def _write(self, stream: ScheduleStream, request: ScheduleRequest, deadline: float) -> None:
+    async def _write(self, stream: ScheduleStream, request: ScheduleRequest) -> None:
         """Writes a message; when the stream is broken, the next read says why, and another stream is sent it."""
-        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-            await self._within(deadline, stream.write(request))
-
-    async def _within(self, deadline: float, operation: Awaitable[T]) -> T:
-        """Awaits a read or a write; to give one up ends a stream of grpc.aio, so that another is to be opened."""
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await operation
+            await stream.write(request)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            return
+
+    async def _within(self, alarm: Alarm, timeout: float | None, operation: Coroutine[None, None, T]) -> T:
+        """Awaits what reads or writes; to give that up ends a stream of grpc.aio, so that another is to be opened."""
+        try:
+            return await alarm.within(time.monotonic() + self._transport.seconds(timeout), operation)
         except TimeoutError:
             self._abandon()
             self._check()
-            raise self._late() from None
+            raise (suspended_error(self._lease) if self._lease.is_suspended else self._late()) from None
         except asyncio.CancelledError:
             self._abandon()
             task = asyncio.current_task()
@@ -200,9 +198,6 @@ class AsyncScheduler(SchedulerHandle):
         if self._stream is not None:
             self._stream.cancel()
         self._stream = None
-
-    def _deadline(self, timeout: float | None) -> float:
-        return time.monotonic() + self._transport.seconds(timeout)
 
     def _check(self) -> None:
         self._transport.check(self._lease)

@@ -1,6 +1,7 @@
 """What an engine step answers, and the memory work that it leaves to be done."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,9 +29,8 @@ NO_CHANGES = TableChanges(NO_INTS, NO_INTS, BlockRefs(NO_INTS, NO_INTS))
 """No table changed."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepOutcome:
-    """What became of a step."""
+class StepOutcome(NamedTuple):
+    """What became of a step; every step makes one, for which a frozen dataclass takes three times as long."""
 
     step: int
     """Its number."""
@@ -38,15 +38,15 @@ class StepOutcome:
     """Digest of all decisions so far, 64 bits."""
     usage: Usage
     """Counts after it."""
-    admitted_tokens: Ints = field(default_factory=lambda: NO_INTS)
+    admitted_tokens: Ints = NO_INTS
     """Tokens that admitted sequences need not compute, ``[admitted]``."""
-    admitted_blocks: Ints = field(default_factory=lambda: NO_INTS)
+    admitted_blocks: Ints = NO_INTS
     """Block of the state after them, or `NULL`, ``[admitted]``."""
-    tables: TableChanges = field(default_factory=lambda: NO_CHANGES)
+    tables: TableChanges = NO_CHANGES
     """Changed parts of tables."""
     post_copies: Moves = NO_MOVES
     """Copies of the commits."""
-    zeroed_blocks: Ints = field(default_factory=lambda: NO_INTS)
+    zeroed_blocks: Ints = NO_INTS
     """Blocks to be zeroed."""
     pre_copies: Moves = NO_MOVES
     """Copies of the schedules."""

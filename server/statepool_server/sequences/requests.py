@@ -13,6 +13,12 @@ def _no_ints() -> Ints:
     return NO_INTS
 
 
+def _column(value: int) -> Ints:
+    column = np.array([value], np.int64)
+    column.flags.writeable = False
+    return column
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Commits:
     """Results of forward passes."""
@@ -81,6 +87,12 @@ class Schedules:
     """Tokens of the pass, drafts included, ``[n]`` or ``[1]``."""
     num_draft_tokens: Ints = field(default_factory=_no_ints)
     """Drafted tokens among them, ``[n]`` or ``[1]``."""
+
+
+COMMIT_EACH = Commits(None, _column(1))
+"""Each running sequence has accepted one token: what most steps say, known by its identity."""
+DECODE_EACH = Schedules(None, _column(1), _column(0))
+"""Each running sequence decodes one token; as `COMMIT_EACH`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from statepool.errors import BadFieldError, StepOutOfOrderError
 from statepool_server.answers import Usage
-from statepool_server.blocks import ONE, ZERO, first_true
+from statepool_server.blocks import ONE, ZERO
 from statepool_server.holdings import Holdings, counted
 from statepool_server.sequences.admissions import plan_admissions, plan_finishes
 from statepool_server.sequences.applying import StepChanges
@@ -12,7 +12,7 @@ from statepool_server.sequences.commits import plan_commits, plan_settlement
 from statepool_server.sequences.context import StepContext
 from statepool_server.sequences.outcomes import StepOutcome
 from statepool_server.sequences.plan import StepPlan
-from statepool_server.sequences.requests import StepRequest
+from statepool_server.sequences.requests import COMMIT_EACH, DECODE_EACH, Commits, Schedules, StepRequest
 from statepool_server.sequences.room import admissions_that_fit
 from statepool_server.sequences.schedules import plan_schedules
 from statepool_server.sequences.table import SequenceTable, SequenceTables
@@ -113,18 +113,24 @@ def _check_numbers(table: SequenceTable, request: StepRequest) -> None:
 
 def _decodes_each(table: SequenceTable, request: StepRequest) -> bool:
     """Tells whether a step is the commonest of all: each running sequence decodes one more token, and nothing else."""
-    commits, schedules = request.commits, request.schedules
-    if len(request.finishes) or len(request.admissions) or len(commits.hash_rows) or len(table.unsettled):
+    if len(request.finishes) or len(request.admissions.sequence_ids) or len(table.unsettled):
         return False
-    rows = len(table.running_ids)
-    return (
-        table.is_running(commits.sequence_ids)
-        and table.is_running(schedules.sequence_ids)
-        and _is_all(commits.accepted_tokens, ONE, rows)
-        and _is_all(schedules.num_tokens, ONE, rows)
-        and _is_all(schedules.num_draft_tokens, ZERO, rows)
+    commits, schedules = request.commits, request.schedules
+    return (commits is COMMIT_EACH or _commits_each(table, commits)) and (
+        schedules is DECODE_EACH or _decodes_one_each(table, schedules)
     )
 
 
-def _is_all(column: Ints, value: Ints, rows: int) -> bool:
-    return len(column) in (1, rows) and first_true(column != value) < 0
+def _commits_each(table: SequenceTable, commits: Commits) -> bool:
+    is_plain = table.is_running(commits.sequence_ids) and not len(commits.hash_rows)
+    return is_plain and _is_all(commits.accepted_tokens, ONE, table)
+
+
+def _decodes_one_each(table: SequenceTable, schedules: Schedules) -> bool:
+    is_plain = table.is_running(schedules.sequence_ids) and _is_all(schedules.num_draft_tokens, ZERO, table)
+    return is_plain and _is_all(schedules.num_tokens, ONE, table)
+
+
+def _is_all(column: Ints, value: Ints, table: SequenceTable) -> bool:
+    # Comparing bytes costs half as much as comparing numbers, at the size of a batch.
+    return len(column) in (1, len(table.running_ids)) and column.tobytes() == value.tobytes() * len(column)

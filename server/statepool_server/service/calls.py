@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -75,7 +76,7 @@ class Calls:
         server.add_generic_rpc_handlers((generic,))
 
     def _method_handler(self, method: MethodDescriptor, servicer: object) -> "grpc.RpcMethodHandler[Any, Any]":
-        request_type = GetMessageClass(method.input_type)
+        request_type, response_type = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
         handler: Handler = getattr(servicer, method.name)
         streams = "stream" if method.client_streaming else "unary", "stream" if method.server_streaming else "unary"
         build: Callable[..., grpc.RpcMethodHandler[Any, Any]] = getattr(
@@ -83,8 +84,8 @@ class Calls:
         )
         return build(
             self._guarded(method, handler),
-            request_deserializer=lambda data: _decode(request_type, data),
-            response_serializer=lambda message: message.SerializeToString(),
+            request_deserializer=partial(_decode, request_type),
+            response_serializer=response_type.SerializeToString,
         )
 
     def _guarded(self, method: MethodDescriptor, handler: Handler) -> Handler:

@@ -1,5 +1,6 @@
 """What the services share: the pool, its memory, and everything that stands between a request and them."""
 
+import functools
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -164,17 +165,21 @@ class Core:
         self.blocks_changed()
 
     def usage(self, usage: Usage | None = None) -> pool_pb2.PoolUsage:
-        """Writes the counts of blocks and sessions, by default those of this moment."""
-        usage = usage or self.pool.usage()
-        return pool_pb2.PoolUsage(
-            free_blocks=usage.free,
-            evictable_blocks=usage.evictable,
-            held_blocks=usage.held,
-            releasing_blocks=usage.releasing,
-            committed_blocks=usage.committed,
-            busy_blocks=usage.busy,
-            sessions=usage.sessions,
-            waiting_allocations=len(self.waiting),
-            sequences=usage.sequences,
-            quarantined_blocks=usage.quarantined,
-        )
+        """Writes the counts of blocks and sessions, by default those of this moment; to be read, not to be changed."""
+        return _usage_to_wire(self.pool.usage() if usage is None else usage, len(self.waiting))
+
+
+@functools.lru_cache(maxsize=1)  # most engine steps leave all counts as they are
+def _usage_to_wire(usage: Usage, waiting: int) -> pool_pb2.PoolUsage:
+    return pool_pb2.PoolUsage(
+        free_blocks=usage.free,
+        evictable_blocks=usage.evictable,
+        held_blocks=usage.held,
+        releasing_blocks=usage.releasing,
+        committed_blocks=usage.committed,
+        busy_blocks=usage.busy,
+        sessions=usage.sessions,
+        waiting_allocations=waiting,
+        sequences=usage.sequences,
+        quarantined_blocks=usage.quarantined,
+    )

@@ -88,6 +88,8 @@ class WaitingLine(Generic[T]):
 
     def serve(self) -> None:
         """Serves from the head of the line as far as the blocks reach; called after anything that frees blocks."""
+        if not self._line:
+            return
         self._drop_gone()
         while self._line:
             waiter = self._line[0]
