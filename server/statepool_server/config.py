@@ -97,7 +97,7 @@ class ServerConfig:
     copy_threads: Count = 2
     listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
     checksums: Literal["off", "scrub", "lookup"] = "off"
-    scrub_rate: ByteSize = 256 * 2**20
+    scrub_rate: ByteSize = 64 * 2**20
     max_batch: Count = 4096
     max_copy_specs: Count = 65536
     max_message_bytes: ByteSize = 16 * 2**20

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import allocator, attach, client_import, host_copies, rpc_floor, steps
+from benchmarks import allocator, attach, checksums, client_import, host_copies, rpc_floor, steps
 
 MODULES = {
     "allocator, in process": allocator,
@@ -11,6 +11,7 @@ MODULES = {
     "attached memory": attach,
     "RPC": rpc_floor,
     "engine steps": steps,
+    "checksums": checksums,
     "client import": client_import,
 }
 

@@ -139,6 +139,8 @@ class Scheduler(SchedulerHandle):
             BlockNotOwnedError, BlockNotWritableError, BlockBusyError, BlockInSequenceError, GenerationStaleError,
             BlockIndexOutOfRangeError: An imported block, or one that a copy needs, cannot be used.
             QuotaExceededError: More than ``Limits.max_sequences``.
+            ChecksumMismatchError: The bytes of a block have changed since it was committed. An admission would have
+                begun with it: step again, it finds another or none. A copy needs it: finish the sequence.
             DrainingError: The server is going to stop and admits nothing more.
             BadFieldError, ColumnLengthMismatchError, BatchTooLargeError: The step is wrong in itself; ``field`` and
                 ``metadata["row"]`` say where.

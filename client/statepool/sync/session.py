@@ -118,6 +118,10 @@ class Session(BlockStreams):
 
         Returns:
             The hit, or None.
+
+        Raises:
+            ChecksumMismatchError: The bytes of the block have changed since it was committed, as a server with
+                ``--checksums lookup`` has found; nothing was taken, and the next call does not find it any more.
         """
         return self._transport.execute(
             calls.blocks.lookup_prefix(self._ref, prefix_hashes, namespace), timeout, self._lease

@@ -156,6 +156,9 @@ class BlockServiceServicer(object):
         """Finds the deepest committed block of a chain of prefix hashes and takes a reference to it in the same step.
 
         Errors: those of the session.
+        * DATA_LOSS, CHECKSUM_MISMATCH: the bytes of the block have changed since it was committed; it is found by nobody from
+        now on, and metadata "block" names it. Nothing was taken: sent again, the call finds another block or none.
+        * UNAVAILABLE, OVERLOADED: too many copies are queued, where blocks are compared before they are handed out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,6 +199,7 @@ class BlockServiceServicer(object):
         * FAILED_PRECONDITION, BLOCK_NOT_OWNED (a destination that is not the session's; a source that is neither committed nor
         the session's), BLOCK_NOT_WRITABLE (a committed destination), BLOCK_BUSY.
         * INVALID_ARGUMENT, BAD_FIELD (a destination named twice, a bias past a conv state) or REQUEST_ID_REUSED.
+        * DATA_LOSS, CHECKSUM_MISMATCH: a source is condemned: its bytes have changed since it was committed.
         * UNAVAILABLE, OVERLOADED: too many copies are queued.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -209,6 +213,7 @@ class BlockServiceServicer(object):
 
         Errors:
         * FAILED_PRECONDITION, BLOCK_NOT_OWNED (neither committed nor the session's), BLOCK_BUSY (being written).
+        * DATA_LOSS, CHECKSUM_MISMATCH: a block is condemned: its bytes have changed since it was committed.
         * OUT_OF_RANGE, BLOCK_INDEX_OUT_OF_RANGE: a range past the end of the image.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

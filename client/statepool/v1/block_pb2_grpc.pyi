@@ -79,6 +79,9 @@ class BlockServiceStub:
     """Finds the deepest committed block of a chain of prefix hashes and takes a reference to it in the same step.
 
     Errors: those of the session.
+    * DATA_LOSS, CHECKSUM_MISMATCH: the bytes of the block have changed since it was committed; it is found by nobody from
+      now on, and metadata "block" names it. Nothing was taken: sent again, the call finds another block or none.
+    * UNAVAILABLE, OVERLOADED: too many copies are queued, where blocks are compared before they are handed out.
     """
     EvictBlocks: _grpc.UnaryUnaryMultiCallable[_block_pb2.EvictBlocksRequest, _block_pb2.EvictBlocksResponse]
     """Takes committed blocks out of the prefix index, by ref or by hash; those without a reference become free.
@@ -107,6 +110,7 @@ class BlockServiceStub:
     * FAILED_PRECONDITION, BLOCK_NOT_OWNED (a destination that is not the session's; a source that is neither committed nor
       the session's), BLOCK_NOT_WRITABLE (a committed destination), BLOCK_BUSY.
     * INVALID_ARGUMENT, BAD_FIELD (a destination named twice, a bias past a conv state) or REQUEST_ID_REUSED.
+    * DATA_LOSS, CHECKSUM_MISMATCH: a source is condemned: its bytes have changed since it was committed.
     * UNAVAILABLE, OVERLOADED: too many copies are queued.
     """
     ReadBlocks: _grpc.UnaryStreamMultiCallable[_block_pb2.ReadBlocksRequest, _block_pb2.ReadBlocksResponse]
@@ -116,6 +120,7 @@ class BlockServiceStub:
 
     Errors:
     * FAILED_PRECONDITION, BLOCK_NOT_OWNED (neither committed nor the session's), BLOCK_BUSY (being written).
+    * DATA_LOSS, CHECKSUM_MISMATCH: a block is condemned: its bytes have changed since it was committed.
     * OUT_OF_RANGE, BLOCK_INDEX_OUT_OF_RANGE: a range past the end of the image.
     """
     WriteBlocks: _grpc.StreamUnaryMultiCallable[_block_pb2.WriteBlocksRequest, _block_pb2.WriteBlocksResponse]
@@ -183,6 +188,9 @@ class BlockServiceAsyncStub(BlockServiceStub):
     """Finds the deepest committed block of a chain of prefix hashes and takes a reference to it in the same step.
 
     Errors: those of the session.
+    * DATA_LOSS, CHECKSUM_MISMATCH: the bytes of the block have changed since it was committed; it is found by nobody from
+      now on, and metadata "block" names it. Nothing was taken: sent again, the call finds another block or none.
+    * UNAVAILABLE, OVERLOADED: too many copies are queued, where blocks are compared before they are handed out.
     """
     EvictBlocks: _aio.UnaryUnaryMultiCallable[_block_pb2.EvictBlocksRequest, _block_pb2.EvictBlocksResponse]  # type: ignore[assignment]
     """Takes committed blocks out of the prefix index, by ref or by hash; those without a reference become free.
@@ -211,6 +219,7 @@ class BlockServiceAsyncStub(BlockServiceStub):
     * FAILED_PRECONDITION, BLOCK_NOT_OWNED (a destination that is not the session's; a source that is neither committed nor
       the session's), BLOCK_NOT_WRITABLE (a committed destination), BLOCK_BUSY.
     * INVALID_ARGUMENT, BAD_FIELD (a destination named twice, a bias past a conv state) or REQUEST_ID_REUSED.
+    * DATA_LOSS, CHECKSUM_MISMATCH: a source is condemned: its bytes have changed since it was committed.
     * UNAVAILABLE, OVERLOADED: too many copies are queued.
     """
     ReadBlocks: _aio.UnaryStreamMultiCallable[_block_pb2.ReadBlocksRequest, _block_pb2.ReadBlocksResponse]  # type: ignore[assignment]
@@ -220,6 +229,7 @@ class BlockServiceAsyncStub(BlockServiceStub):
 
     Errors:
     * FAILED_PRECONDITION, BLOCK_NOT_OWNED (neither committed nor the session's), BLOCK_BUSY (being written).
+    * DATA_LOSS, CHECKSUM_MISMATCH: a block is condemned: its bytes have changed since it was committed.
     * OUT_OF_RANGE, BLOCK_INDEX_OUT_OF_RANGE: a range past the end of the image.
     """
     WriteBlocks: _aio.StreamUnaryMultiCallable[_block_pb2.WriteBlocksRequest, _block_pb2.WriteBlocksResponse]  # type: ignore[assignment]
@@ -314,6 +324,9 @@ class BlockServiceServicer(metaclass=_abc_1.ABCMeta):
         """Finds the deepest committed block of a chain of prefix hashes and takes a reference to it in the same step.
 
         Errors: those of the session.
+        * DATA_LOSS, CHECKSUM_MISMATCH: the bytes of the block have changed since it was committed; it is found by nobody from
+          now on, and metadata "block" names it. Nothing was taken: sent again, the call finds another block or none.
+        * UNAVAILABLE, OVERLOADED: too many copies are queued, where blocks are compared before they are handed out.
         """
 
     @_abc_1.abstractmethod
@@ -360,6 +373,7 @@ class BlockServiceServicer(metaclass=_abc_1.ABCMeta):
         * FAILED_PRECONDITION, BLOCK_NOT_OWNED (a destination that is not the session's; a source that is neither committed nor
           the session's), BLOCK_NOT_WRITABLE (a committed destination), BLOCK_BUSY.
         * INVALID_ARGUMENT, BAD_FIELD (a destination named twice, a bias past a conv state) or REQUEST_ID_REUSED.
+        * DATA_LOSS, CHECKSUM_MISMATCH: a source is condemned: its bytes have changed since it was committed.
         * UNAVAILABLE, OVERLOADED: too many copies are queued.
         """
 
@@ -375,6 +389,7 @@ class BlockServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         * FAILED_PRECONDITION, BLOCK_NOT_OWNED (neither committed nor the session's), BLOCK_BUSY (being written).
+        * DATA_LOSS, CHECKSUM_MISMATCH: a block is condemned: its bytes have changed since it was committed.
         * OUT_OF_RANGE, BLOCK_INDEX_OUT_OF_RANGE: a range past the end of the image.
         """
 

@@ -106,6 +106,9 @@ class SequenceServiceServicer(object):
         * RESOURCE_EXHAUSTED, POOL_EXHAUSTED: the step needs more blocks than are free and evictable when its own finishes are
         done; metadata "requested", "free", "evictable". Preempt (finish) sequences and send the same number again.
         * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: more than `Limits.max_sequences` sequences.
+        * DATA_LOSS, CHECKSUM_MISMATCH: the bytes of a block have changed since it was committed; metadata "block". An
+        admission would have begun with it: send the same number again, it finds another block or none. A copy needs it:
+        finish the sequence.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -68,6 +68,9 @@ class SequenceServiceStub:
     * RESOURCE_EXHAUSTED, POOL_EXHAUSTED: the step needs more blocks than are free and evictable when its own finishes are
       done; metadata "requested", "free", "evictable". Preempt (finish) sequences and send the same number again.
     * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: more than `Limits.max_sequences` sequences.
+    * DATA_LOSS, CHECKSUM_MISMATCH: the bytes of a block have changed since it was committed; metadata "block". An
+      admission would have begun with it: send the same number again, it finds another block or none. A copy needs it:
+      finish the sequence.
     """
     Schedule: _grpc.StreamStreamMultiCallable[_sequence_pb2.ScheduleRequest, _sequence_pb2.ScheduleResponse]
     """Applies engine steps, one after the other; a client may have two of them unanswered.
@@ -131,6 +134,9 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     * RESOURCE_EXHAUSTED, POOL_EXHAUSTED: the step needs more blocks than are free and evictable when its own finishes are
       done; metadata "requested", "free", "evictable". Preempt (finish) sequences and send the same number again.
     * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: more than `Limits.max_sequences` sequences.
+    * DATA_LOSS, CHECKSUM_MISMATCH: the bytes of a block have changed since it was committed; metadata "block". An
+      admission would have begun with it: send the same number again, it finds another block or none. A copy needs it:
+      finish the sequence.
     """
     Schedule: _aio.StreamStreamMultiCallable[_sequence_pb2.ScheduleRequest, _sequence_pb2.ScheduleResponse]  # type: ignore[assignment]
     """Applies engine steps, one after the other; a client may have two of them unanswered.
@@ -197,6 +203,9 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         * RESOURCE_EXHAUSTED, POOL_EXHAUSTED: the step needs more blocks than are free and evictable when its own finishes are
           done; metadata "requested", "free", "evictable". Preempt (finish) sequences and send the same number again.
         * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: more than `Limits.max_sequences` sequences.
+        * DATA_LOSS, CHECKSUM_MISMATCH: the bytes of a block have changed since it was committed; metadata "block". An
+          admission would have begun with it: send the same number again, it finds another block or none. A copy needs it:
+          finish the sequence.
         """
 
     @_abc_1.abstractmethod
