@@ -202,6 +202,28 @@ def test_a_late_write_through_a_mapping(servers: Servers) -> None:
             restore(client, session)
 
 
+def test_a_restart(servers: Servers) -> None:
+    """A server that was killed still hands nothing out that was found changed; it takes the other checksums anew."""
+    server = servers.start(*LAZY).wait_until_ready()
+    with server.client() as client, client.create_session(60.0, resume_within=60.0) as session:
+        sound, changed = commit(client, session, b"a"), commit(client, session, b"b")
+        flip(server, changed)
+        assert client.verify_integrity().condemned == changed
+        server.kill()
+        server.start()
+        server.wait_until_ready()
+
+        assert session.lookup_prefix([b"b"]) is None
+        assert is_condemned(client, changed)
+        hit = session.lookup_prefix([b"a"])
+        assert hit is not None
+        session.free_blocks(hit.block)
+        until(lambda: client.verify_integrity().verified_blocks == 1, "its checksum to be taken")
+        flip(server, sound)
+        assert client.verify_integrity().condemned_blocks == 2
+        restore(client, session)
+
+
 def test_padding_is_nobodys_state(servers: Servers) -> None:
     """What lies between the states is not compared."""
     server = servers.shared(*LAZY)
