@@ -37,8 +37,12 @@ def services() -> dict[str, Any]:
 def check(*files: Path) -> "subprocess.CompletedProcess[str]":
     """Checks files against the schema of compose files."""
     checker = Path(sys.executable).with_name("check-jsonschema")
-    command = [checker, "--builtin-schema", "vendor.compose-spec", *files]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [str(checker), "--builtin-schema", "vendor.compose-spec", *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_schema(tmp_path: Path) -> None:
