@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
 from deploy.commands import STATEPOOL, TIMEOUT_SECONDS, run
+from deploy.server_settings import DOCKER
 from service.servers import Server, Servers, fast_folder
 
 
@@ -30,9 +31,13 @@ def test_unknown_service(server: Server) -> None:
     assert "SERVICE_UNKNOWN" in answer.stderr
 
 
-def test_target_of_the_environment(server: Server) -> None:
-    """A probe needs no arguments where the target is in the environment."""
-    assert run("health", env={"STATEPOOL_TARGET": server.target}).returncode == 0
+def test_environment_of_a_server(server: Server) -> None:
+    """A probe in a server's own environment needs no arguments, and does not take the server's settings for its own."""
+    settings = {"STATEPOOL_CONFIG": str(DOCKER / "systemd" / "statepool.toml"), "STATEPOOL_MAX_TTL": "1h"}
+
+    answer = run("health", env={"STATEPOOL_TARGET": server.target} | settings)
+
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.commands import Report
 from image.conftest import Container
 from service.servers import DEADLINE_SECONDS
 from statepool import Client
@@ -40,6 +41,15 @@ def test_doctor(container: Container) -> None:
 
     assert report["is_well"]
     assert {finding["check"] for finding in report["findings"]} >= {"socket", "user", "memory limit", "state dir"}
+
+
+def test_doctor_of_another_user(container: Container) -> None:
+    """From outside, as another user, the same server can be called, but a worker could not attach: a warning."""
+    report = Report("--target", container.target)
+
+    assert (report.exit_code, report.verdict("user")) == (0, "warning")
+    assert "10001" in report.findings["user"]["detail"]
+    assert report.verdict("state dir") == "ok"
 
 
 def test_load(container: Container) -> None:

@@ -44,7 +44,7 @@ _ENVIRONMENT_PREFIX = "STATEPOOL_"
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(env_var="STATEPOOL_CONFIG")] = None,
+    config: Annotated[Path | None, Parameter(env_var="STATEPOOL_CLIENT_CONFIG")] = None,
 ) -> object:
     """Runs a subcommand with settings from its flags, else STATEPOOL_* variables, else the configuration file.
 
@@ -52,7 +52,8 @@ def _launch(
         tokens: The subcommand and its arguments.
         config: TOML file with one table per subcommand; unknown tables and keys are errors.
     """
-    # The server reads the same prefix, so a variable that a command does not know is not an error.
+    # The server reads the same prefix, so a variable that a command does not know is not an error; and a probe beside
+    # a server that has STATEPOOL_CONFIG must not take that file for its own.
     app.config = [Env(_ENVIRONMENT_PREFIX, command=False)]
     if config is not None:
         app.config = [*app.config, Dict(read_settings(config), source=str(config))]
