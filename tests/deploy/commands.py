@@ -27,7 +27,7 @@ def run(
         text=True,
         check=False,
         timeout=TIMEOUT_SECONDS,
-        env=os.environ | (env or {}),
+        env=os.environ | {"STATEPOOL_TIMEOUT": f"{TIMEOUT_SECONDS / 2}s"} | (env or {}),  # a busy machine is no fault
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from statepool import Client, Pool, ServerInfo
 from statepool.doctor.listener import Listener
+from statepool.doctor.mounts import Folder
 from statepool.errors import StatepoolError
 
 
@@ -82,7 +83,8 @@ class Deployment:
         return None if self.wanted.memory is None else self.wanted.memory * self.wanted.ranks
 
     @cached_property
-    def state_dir(self) -> Path:
-        """Folder of host arenas, in the file system of `process`."""
-        running = self.listener.state_dir if self.listener else None
-        return running or self.wanted.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}")  # noqa: S108 — checked
+    def arenas(self) -> Folder | None:
+        """Where host arenas lie, or would; None: a running server may not be asked."""
+        if self.pool is not None:
+            return self.listener.arenas if self.listener else None
+        return Folder.here(self.wanted.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"))  # noqa: S108 — checked

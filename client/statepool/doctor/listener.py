@@ -8,11 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from statepool.doctor.mounts import Folder
+
 SO_PEERPIDFD = 77
 """From asm-generic/socket.h (Linux 6.5)."""
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred
-_ARENA = re.compile(r" (/.*)/rank\d+\.arena(?: \(deleted\))?$", re.MULTILINE)
+_ARENA = re.compile(r" ([0-9a-f]+):([0-9a-f]+) \d+ +(/.*)/rank\d+\.arena$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,12 @@ class Listener:
             return cls(pid, uid, _has_pidfd())
 
     @property
-    def state_dir(self) -> Path | None:
-        """The folder of its host arenas, in its own file system; None: it has none, or may not be asked."""
-        if not self.pid:
-            return None
+    def arenas(self) -> Folder | None:
+        """Where its host arenas lie, by its own mappings; None: it has none, or may not be asked."""
         with suppress(OSError):
-            mapped = _ARENA.search(Path(f"/proc/{self.pid}/maps").read_text(encoding="utf-8"))
-            return Path(mapped[1]) if mapped else None
+            maps = Path(f"/proc/{self.pid}/maps").read_text(encoding="utf-8", errors="replace")
+            if mapped := _ARENA.search(maps):
+                return Folder(Path(mapped[3]), os.makedev(int(mapped[1], 16), int(mapped[2], 16)))
         return None
 
 

@@ -1,6 +1,7 @@
 """Checks of what host arenas lie in: memory limits, tmpfs, huge pages."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from statepool.doctor.cgroups import memory_limit
 from statepool.doctor.deployment import Deployment
 from statepool.doctor.findings import Finding, bad, doubtful, good
-from statepool.doctor.mounts import Mount
+from statepool.doctor.mounts import Folder, Mount, existing
 from statepool.units import format_bytes
 
 PROCESS_BYTES = 2**30
@@ -41,69 +42,74 @@ def check_memory_limit(deployment: Deployment) -> Iterator[Finding]:
 
 
 def check_state_dir(deployment: Deployment) -> Iterator[Finding]:
-    """Checks the folder of host arenas: its file system, rights, and room."""
-    if not deployment.host_bytes:
+    """Checks the folder of host arenas: its file system and, before the server does so itself, its rights and room."""
+    arenas, folder = deployment.host_bytes, deployment.arenas
+    if not arenas or folder is None:
         return
-    folder = deployment.state_dir
-    try:
-        mount = Mount.of(folder, deployment.process)
-    except OSError:
-        return  # a server of another user, whose mounts are its own affair
-    if mount.kind != "tmpfs":
+    mount = _mount(deployment, folder)
+    if mount is None or mount.kind != "tmpfs":
         yield bad(
             "state dir",
-            f"{folder} lies on {mount.kind} ({mount.point}): states would be written to a disk",
+            f"{folder.path} lies on {mount.kind if mount else 'no tmpfs'}: states would be written to a disk",
             "put --state-dir on tmpfs, such as a folder below /dev/shm",
         )
         return
-    visible = Path(f"/proc/{deployment.process}/root") / folder.relative_to("/")
-    yield _rights(folder, visible) or good("state dir", f"{folder}, on tmpfs {mount.point}")
-    if deployment.pool is None:  # a running server has taken its memory
-        yield _room(mount, visible, deployment.host_bytes)
+    is_running = deployment.pool is not None
+    yield (None if is_running else _fault_of_rights(folder.path)) or good(
+        "state dir", f"{folder.path}, on tmpfs {mount.point}"
+    )
+    if not is_running:
+        yield _room(mount, folder.path, arenas)
 
 
 def check_huge_pages(deployment: Deployment) -> Iterator[Finding]:
     """Checks that large arenas may have huge pages, which copies and the filling of page tables gain from."""
-    if (deployment.host_bytes or 0) < HUGE_PAGES_FROM:
+    folder = deployment.arenas
+    if (deployment.host_bytes or 0) < HUGE_PAGES_FROM or folder is None:
         return
+    mount = _mount(deployment, folder)
+    if mount is None or mount.kind != "tmpfs" or not _SHMEM_ENABLED.exists():
+        return
+    word = _SHMEM_ENABLED.read_text(encoding="ascii").partition("[")[2].partition("]")[0]
+    detail = f"tmpfs {mount.point}: huge={mount.huge}, shmem_enabled={word}"
+    if word == "force" or (word != "deny" and mount.huge != "never"):
+        yield good("huge pages", detail)
+    elif word == "deny":
+        yield doubtful("huge pages", f"denied: {detail}", f"on the host: echo never > {_SHMEM_ENABLED}, and look again")
+    else:
+        yield doubtful(
+            "huge pages",
+            f"none: {detail}",
+            f"on the host: mount -o remount,huge=advise {mount.point}, or boot with transparent_hugepage_tmpfs=advise "
+            "(Linux 6.14)",
+        )
+
+
+def _mount(deployment: Deployment, folder: Folder) -> Mount | None:
     with suppress(OSError):
-        mount = Mount.of(deployment.state_dir, deployment.process)
-        if mount.kind != "tmpfs":
-            return
-        word = _SHMEM_ENABLED.read_text(encoding="ascii").partition("[")[2].partition("]")[0]
-        if word == "force" or (word != "deny" and mount.huge != "never"):
-            yield good("huge pages", f"tmpfs {mount.point}: huge={mount.huge}, shmem_enabled={word}")
-        else:
-            yield doubtful(
-                "huge pages",
-                f"none: tmpfs {mount.point}: huge={mount.huge}, shmem_enabled={word}",
-                f"on the host: mount -o remount,huge=advise {mount.point}, or boot with "
-                "transparent_hugepage_tmpfs=advise (Linux 6.14)"
-                + (f"; echo never > {_SHMEM_ENABLED}" if word == "deny" else ""),
-            )
+        return Mount.of(folder.device, deployment.process if deployment.pool else "self")
+    return None
 
 
-def _rights(folder: Path, visible: Path) -> Finding | None:
+def _fault_of_rights(folder: Path) -> Finding | None:
     try:
-        status = visible.stat()
-    except FileNotFoundError:
-        parent = _existing(visible)
-        if os.access(parent, os.W_OK | os.X_OK):
+        status = folder.stat()
+    except OSError:
+        if os.access(existing(folder), os.W_OK | os.X_OK):
             return None  # the server will make it
         return bad("state dir", f"{folder}: cannot be made by user {os.getuid()}", "make its parent writable for it")
-    except OSError:
-        return None  # a server of another user
-    if status.st_mode & 0o077:
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         return bad(
             "state dir",
-            f"{folder}: mode {status.st_mode & 0o7777:04o}: a server refuses a folder that others may enter",
-            f"chmod 700 {folder}",
+            f"{folder}: mode {status.st_mode & 0o7777:04o}, user {status.st_uid}: a server takes nothing but a folder "
+            f"of its user ({os.getuid()}) alone",
+            f"chmod 700 {folder}, and chown it to the server's user",
         )
     return None
 
 
-def _room(mount: Mount, visible: Path, arenas: int) -> Finding:
-    system = os.statvfs(_existing(visible))
+def _room(mount: Mount, folder: Path, arenas: int) -> Finding:
+    system = os.statvfs(existing(folder))
     free = system.f_bavail * system.f_frsize
     detail = f"{format_bytes(free)} free on {mount.point}; arenas take {format_bytes(arenas)}"
     if free >= arenas:
@@ -114,7 +120,3 @@ def _room(mount: Mount, visible: Path, arenas: int) -> Finding:
         "enlarge it (emptyDir sizeLimit, shm_size, mount -o remount,size=…), remove what a dead server left there "
         "(rank*.arena), or lower --memory",
     )
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
