@@ -21,13 +21,14 @@ def run(
         within: A command that makes the surroundings and then runs what follows it.
         env: Variables beside those of this process.
     """
+    patient = {"STATEPOOL_TIMEOUT": f"{TIMEOUT_SECONDS / 2}s"}  # a busy machine is no fault
     return subprocess.run(
         [*within, str(STATEPOOL), *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=TIMEOUT_SECONDS,
-        env=os.environ | {"STATEPOOL_TIMEOUT": f"{TIMEOUT_SECONDS / 2}s"} | (env or {}),  # a busy machine is no fault
+        env={**os.environ, **patient, **(env or {})},
     )
 
 
