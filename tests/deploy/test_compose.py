@@ -12,7 +12,7 @@ import yaml
 from deploy.commands import run
 from deploy.server_settings import DEFAULTS, DOCKER, parsed
 from service.servers import Server
-from statepool.doctor.memory import PROCESS_BYTES
+from statepool.doctor.memory import JOURNAL_BYTES, PROCESS_BYTES
 from statepool.units import parse_bytes
 
 FILES = (DOCKER / "compose.yaml", DOCKER / "compose.cuda.yaml")
@@ -60,7 +60,7 @@ def test_server(services: dict[str, Any]) -> None:
     config = parsed(server["environment"])
     arenas = (config.memory or 0) * len(config.tp_ranks or range(config.tp_size))
 
-    assert arenas <= size(server["shm_size"])
+    assert arenas + JOURNAL_BYTES <= size(server["shm_size"])
     assert arenas + PROCESS_BYTES <= size(server["mem_limit"])
     assert server["memswap_limit"] == server["mem_limit"]  # no swap
     assert float(server["stop_grace_period"].removesuffix("s")) > DEFAULTS.drain_timeout + 5

@@ -167,17 +167,25 @@ def test_pid_namespace(server: Server) -> None:
 
 @needs_namespaces
 @pytest.mark.parametrize(
-    ("size", "filled", "verdict"), [("32m", "0", "ok"), ("8m", "0", "failure"), ("32m", "20M", "failure")]
+    ("size", "file", "filled", "verdict"),
+    [
+        ("256m", "other", "0", "ok"),
+        ("32m", "other", "0", "warning"),
+        ("8m", "other", "0", "failure"),
+        ("32m", "other", "20M", "failure"),
+        ("224m", "state/rank0.arena", "16M", "ok"),
+    ],
 )
-def test_room_on_tmpfs(tmp_path: Path, size: str, filled: str, verdict: str) -> None:
+def test_room_on_tmpfs(tmp_path: Path, size: str, file: str, filled: str, verdict: str) -> None:
     """A tmpfs that is too small, or that something else fills, is found before the server is started."""
-    within = on_tmpfs(f"size={size}", f"head -c {filled} /dev/zero > /mnt/rank0.arena")
+    within = on_tmpfs(f"size={size}", "mkdir --mode=700 /mnt/state", f"head -c {filled} /dev/zero > /mnt/{file}")
     settings = {"STATEPOOL_MEMORY": "8MiB", "STATEPOOL_TP_RANKS": "0,1", "STATEPOOL_STATE_DIR": "/mnt/state"}
 
     report = Report("--target", f"unix:{tmp_path / 's.sock'}", within=within, env=settings)
 
     assert report.verdict("tmpfs room") == verdict
     assert "take 16MiB" in report.findings["tmpfs room"]["detail"]
+    assert ("16MiB of it held" in report.findings["tmpfs room"]["detail"]) == file.startswith("state/")
 
 
 @needs_namespaces

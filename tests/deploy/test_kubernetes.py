@@ -9,7 +9,7 @@ import pytest
 
 from deploy.kubernetes import build, parse_quantity, sidecar, validate, volumes
 from deploy.server_settings import DEFAULTS, IMAGE_USER, parsed
-from statepool.doctor.memory import PROCESS_BYTES
+from statepool.doctor.memory import JOURNAL_BYTES, PROCESS_BYTES
 
 K8S = Path(__file__).parents[2] / "docker" / "k8s"
 WORKLOAD = """\
@@ -81,7 +81,7 @@ def test_settings(job: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("folder", ["loadtest", "component"])
 def test_sizes(tmp_path: Path, job: dict[str, Any], folder: str) -> None:
-    """The arenas of all ranks fit into their volume, and with the rest of the server into its memory limit."""
+    """Arenas and journal fit into their volume, and with the rest of the server into its memory limit."""
     if folder == "component":
         (tmp_path / "workload.yaml").write_text(
             WORKLOAD.format(kind="Deployment", wanted="true", more=""), encoding="utf-8"
@@ -95,9 +95,14 @@ def test_sizes(tmp_path: Path, job: dict[str, Any], folder: str) -> None:
     config = parsed({variable["name"]: variable["value"] for variable in server["env"]})
     arenas = (config.memory or 0) * len(config.tp_ranks or range(config.tp_size))
 
-    assert arenas <= parse_quantity(volumes(job)["statepool-arena"]["sizeLimit"])
+    assert arenas + JOURNAL_BYTES <= parse_quantity(volumes(job)["statepool-arena"]["sizeLimit"])
     assert arenas + PROCESS_BYTES <= parse_quantity(server["resources"]["limits"]["memory"])
     assert server["resources"]["requests"]["memory"] == server["resources"]["limits"]["memory"]
+
+
+def test_journal() -> None:
+    """What is reserved for the journal is what one of the default size takes."""
+    assert 3 * DEFAULTS.journal_bytes == JOURNAL_BYTES
 
 
 def test_folders(job: dict[str, Any]) -> None:

@@ -6,13 +6,15 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from statepool.channel import DEFAULT_TARGET, channel_options, check_security
+from statepool.channel import DEFAULT_TARGET, check_security
 from statepool.cli.failure import CommandError
 from statepool.cli.options import Seconds
 
 PAUSE_SECONDS = 0.1
 """How long to wait between two questions."""
 
+# Not a client's: those try to connect often and briefly, while a probe must not take a busy server for a dead one.
+_OPTIONS = (("grpc.enable_http_proxy", 0),)
 _REASONS = {
     "NOT_SERVING": "it drains, or a part of it has died; its log says which",
     "SERVICE_UNKNOWN": "the server has no such service",
@@ -62,7 +64,7 @@ def ask_health(target: str, service: str, timeout: float) -> str:
         check_security(target, None, insecure=False)
     except ValueError as error:
         raise CommandError(str(error), exit_code=2) from error
-    with grpc.insecure_channel(target, options=channel_options(())) as channel:
+    with grpc.insecure_channel(target, options=_OPTIONS) as channel:
         try:
             answer: Any = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service=service), timeout=timeout

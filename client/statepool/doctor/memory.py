@@ -13,11 +13,15 @@ from statepool.doctor.mounts import Folder, Mount, existing
 from statepool.units import format_bytes
 
 PROCESS_BYTES = 2**30
-"""Memory to leave for the server beside its arenas: the interpreter and torch (0.3 GiB), books, messages under way."""
+"""Memory to leave for the server beside its arenas: interpreter and torch (0.3 GiB), journal, books, messages."""
+
+JOURNAL_BYTES = 3 * 2**26
+"""Most of a journal of the default size, which lies beside the arenas."""
 
 HUGE_PAGES_FROM = 2**30
 """Arenas below this many bytes are quick enough with small pages."""
 
+_STAT_BLOCK = 512
 _SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
@@ -109,14 +113,16 @@ def _fault_of_rights(folder: Path) -> Finding | None:
 
 
 def _room(mount: Mount, folder: Path, arenas: int) -> Finding:
+    """Compares what is free, and what a server before this one has left for it, with what a server will take."""
     system = os.statvfs(existing(folder))
-    free = system.f_bavail * system.f_frsize
-    detail = f"{format_bytes(free)} free on {mount.point}; arenas take {format_bytes(arenas)}"
-    if free >= arenas:
-        return good("tmpfs room", detail)
-    return bad(
-        "tmpfs room",
-        detail,
-        "enlarge it (emptyDir sizeLimit, shm_size, mount -o remount,size=…), remove what a dead server left there "
-        "(rank*.arena), or lower --memory",
-    )
+    left = sum(file.stat().st_blocks * _STAT_BLOCK for file in folder.glob("*") if file.is_file())
+    room = system.f_bavail * system.f_frsize + left
+    detail = f"{format_bytes(room)} free on {mount.point}"
+    detail += f", {format_bytes(left)} of it held by what a server has left" if left else ""
+    detail += f"; arenas take {format_bytes(arenas)}, a journal {format_bytes(JOURNAL_BYTES)} at most"
+    remedy = "enlarge it (emptyDir sizeLimit, shm_size, mount -o remount,size=…), or lower --memory"
+    if room < arenas:
+        return bad("tmpfs room", detail, remedy)
+    if room < arenas + JOURNAL_BYTES:
+        return doubtful("tmpfs room", detail, f"{remedy} or --journal-bytes")
+    return good("tmpfs room", detail)
