@@ -1,5 +1,6 @@
 """Guarantee: `statepool health` exits with 0 exactly when a server says that it serves."""
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,18 @@ def test_not_serving(sick: str) -> None:
 
     assert answer.returncode == 1
     assert "NOT_SERVING" in answer.stderr
+
+
+def test_busy_server(servers: Servers) -> None:
+    """A server that takes a while to answer at all, as on a busy machine, is not taken for a dead one."""
+    server = servers.start().wait_until_ready()
+    server.process.send_signal(signal.SIGSTOP)
+    with subprocess.Popen([STATEPOOL, "health", "--target", server.target, "--timeout", "60s"]) as probe:
+        with pytest.raises(subprocess.TimeoutExpired):
+            probe.wait(2.0)
+        server.process.send_signal(signal.SIGCONT)
+
+        assert probe.wait(TIMEOUT_SECONDS) == 0
 
 
 def test_waiting(servers: Servers) -> None:
