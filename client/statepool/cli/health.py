@@ -16,6 +16,7 @@ PAUSE_SECONDS = 0.1
 # Not a client's: those try to connect often and briefly, while a probe must not take a busy server for a dead one.
 _OPTIONS = (("grpc.enable_http_proxy", 0),)
 _REASONS = {
+    "DEADLINE_EXCEEDED": "somebody listens, and does not answer in time",
     "NOT_SERVING": "it drains, or a part of it has died; its log says which",
     "SERVICE_UNKNOWN": "the server has no such service",
 }
