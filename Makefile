@@ -7,9 +7,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 FLOOR := .venv-floor/bin
 PIP := -m pip --disable-pip-version-check install --quiet
+BASE ?= python:3.11-slim-bookworm
+DEVICE ?= cpu
+IMAGE ?= localhost/statepool:dev
+IMAGE_FLAGS ?=
 PROTOS := $(wildcard protos/statepool/v1/*.proto)
 
-.PHONY: help demo test check fix generate generated-is-current unit floor bench gpu clean
+.PHONY: help demo test check fix generate generated-is-current unit floor bench gpu image clean
 
 help: ## Lists the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +68,13 @@ bench: .venv/ready ## Measures against the floors (bare gRPC, memcpy) in one run
 gpu: .venv/ready ## Tests and measures what needs a CUDA device.
 	TRITON_INTERPRET=0 $(BIN)/pytest tests/gpu
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.device_copies
+
+image: .venv/ready ## Builds the container image with buildah and runs it; BASE, DEVICE, IMAGE, IMAGE_FLAGS are variables.
+	$(BIN)/hadolint docker/Dockerfile
+	buildah build --isolation chroot --layers --format docker --file docker/Dockerfile \
+	  --ignorefile docker/Dockerfile.dockerignore --build-arg BASE=$(BASE) --build-arg DEVICE=$(DEVICE) $(IMAGE_FLAGS) \
+	  --tag $(IMAGE) .
+	STATEPOOL_IMAGE=$(IMAGE) $(BIN)/pytest tests/image
 
 clean: ## Removes the virtual environments and caches.
 	rm -rf .venv .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis

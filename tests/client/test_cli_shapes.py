@@ -103,7 +103,7 @@ def test_settings_come_from_flags_then_environment_then_file(tmp_path: Path) -> 
     """A flag beats a variable, which beats the file; the file may be named by a variable too."""
     settings = tmp_path / "statepool.toml"
     settings.write_text('[shapes]\nmodel-config = "mamba2"\ntp-size = 2\nmemory = "1GiB"\nnum_spec = 1\n')
-    environment = {"STATEPOOL_CONFIG": str(settings), "STATEPOOL_TP_SIZE": "4", "STATEPOOL_NUM_SPEC": "2"}
+    environment = {"STATEPOOL_CLIENT_CONFIG": str(settings), "STATEPOOL_TP_SIZE": "4", "STATEPOOL_NUM_SPEC": "2"}
 
     facts = _facts("--tp-size", "8", **environment)
 

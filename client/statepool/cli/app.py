@@ -25,6 +25,8 @@ app = App(
 COMMANDS = {
     "blocks": "Show which blocks of a server are in use, by whom, and what they hold.",
     "demo": "Start a server on the CPU with a pool for a real model, load-test it over a Unix socket, and stop it.",
+    "doctor": "Check a deployment: sockets, memory, devices, versions; and say how to mend what is wrong.",
+    "health": "Ask a server whether it serves, by the standard health service.",
     "info": "Show what a server is, what its pool holds, and how full it is.",
     "loadtest": "Drive a server with real traffic, verify its bytes, and report latencies.",
     "shapes": "Show what states a model keeps on one rank, how large a block is, and how many blocks fit.",
@@ -42,7 +44,7 @@ _ENVIRONMENT_PREFIX = "STATEPOOL_"
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(env_var="STATEPOOL_CONFIG")] = None,
+    config: Annotated[Path | None, Parameter(env_var="STATEPOOL_CLIENT_CONFIG")] = None,
 ) -> object:
     """Runs a subcommand with settings from its flags, else STATEPOOL_* variables, else the configuration file.
 
@@ -50,7 +52,8 @@ def _launch(
         tokens: The subcommand and its arguments.
         config: TOML file with one table per subcommand; unknown tables and keys are errors.
     """
-    # The server reads the same prefix, so a variable that a command does not know is not an error.
+    # The server reads the same prefix, so a variable that a command does not know is not an error; and a probe beside
+    # a server that has STATEPOOL_CONFIG must not take that file for its own.
     app.config = [Env(_ENVIRONMENT_PREFIX, command=False)]
     if config is not None:
         app.config = [*app.config, Dict(read_settings(config), source=str(config))]
