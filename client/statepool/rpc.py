@@ -117,6 +117,7 @@ GET_SERVER_INFO = Rpc(_ADMIN, "GetServerInfo", admin_pb2.GetServerInfoRequest, a
 RELEASE_QUARANTINE = Rpc(
     _ADMIN, "ReleaseQuarantine", admin_pb2.ReleaseQuarantineRequest, admin_pb2.ReleaseQuarantineResponse
 )
+DRAIN = Rpc(_ADMIN, "Drain", admin_pb2.DrainRequest, admin_pb2.DrainResponse)
 
 RPCS: tuple[Rpc[Any, Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rpc))
 """Every remote procedure."""

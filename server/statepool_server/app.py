@@ -5,14 +5,13 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import structlog
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
@@ -29,12 +28,17 @@ from statepool_server.service.block_service import BlockService
 from statepool_server.service.calls import Calls
 from statepool_server.service.copying import CopyThreads
 from statepool_server.service.core import Core
+from statepool_server.service.draining import Drain, draining_error
+from statepool_server.service.health import Health
+from statepool_server.service.heartbeat import Heartbeat
 from statepool_server.service.pool_service import PoolService
 from statepool_server.service.reaper import Reaper
 from statepool_server.service.schedule_streams import ScheduleStreams
 from statepool_server.service.sequence_service import SequenceService
 from statepool_server.service.session_service import SessionService
+from statepool_server.service.stalls import Stalls
 from statepool_server.service.steps import Steps
+from statepool_server.service.supervision import Supervisor
 
 _DESCRIPTORS = {
     name: module.DESCRIPTOR.services_by_name[name]
@@ -46,21 +50,22 @@ _DESCRIPTORS = {
         "SessionService": session_pb2,
     }.items()
 }
+MAX_METADATA_BYTES = 8192
+"""Of a call; ours have none, and proxies add little."""
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = structlog.get_logger("statepool.server")
 
 
 @contextlib.asynccontextmanager
-async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIterator[grpc.aio.Server]:
+async def serving(config: ServerConfig, plan: Plan, memory: Memory, stop: asyncio.Event) -> AsyncIterator[None]:
     """Serves until the block ends; then drains.
 
     Args:
         config: The configuration.
         plan: What it comes to.
         memory: The open arenas.
-
-    Yields:
-        The started server.
+        stop: Set when a client has asked for the end.
 
     Raises:
         ValueError: An address cannot be bound.
@@ -78,33 +83,44 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
     )
     copies = CopyThreads(config.copy_threads, config.max_queued_copies)
     core = Core(description=plan.description, limits=limits, pool=pool, memory=memory, copies=copies)
-    calls, reaper, health = Calls(), Reaper(core), health_aio.HealthServicer()
-    steps, streams = Steps(core, calls.draining), ScheduleStreams(core, config.pressure)
-    core.block_listeners.append(streams.blocks_changed)
+    health = Health(descriptor.full_name for descriptor in _DESCRIPTORS.values())
+    supervisor, drain, stalls = Supervisor(health.not_ready), Drain(core, health, stop), Stalls(config.stall_timeout)
+    calls, reaper, heartbeat = Calls(core, drain.begun), Reaper(core), Heartbeat()
+    steps, streams = Steps(core, drain.begun), ScheduleStreams(core, config.pressure, stalls)
+    core.block_listeners += [streams.blocks_changed, drain.progressed]
     core.session_listeners += [steps.sessions_ended, streams.sessions_changed]
+    drain.on_begin.append(streams.going_away)
     processes = AttachedProcesses(core, str(plan.attach_socket), config.attach_timeout)
     core.session_listeners.append(lambda _ended: processes.fences_changed())
-    server = _new_server(limits)
+    server = _new_server(limits, config.max_connections)
     servicers = {
-        "AdminService": AdminService(core, calls.counts, processes),
-        "BlockService": BlockService(core, config.stall_timeout),
+        "AdminService": AdminService(
+            core,
+            counts=calls.counts,
+            processes=processes,
+            parts=supervisor.parts,
+            heartbeat=heartbeat,
+            drain=drain,
+            drain_timeout=config.drain_timeout,
+        ),
+        "BlockService": BlockService(core, stalls),
         "PoolService": PoolService(core, processes),
-        "SequenceService": SequenceService(core, steps, streams),
-        "SessionService": SessionService(core, reaper.lease_changed, calls.draining),
+        "SequenceService": SequenceService(core, steps, streams, stalls),
+        "SessionService": SessionService(core, reaper.lease_changed, drain.over, stalls),
     }
     for name, servicer in servicers.items():
         calls.register(server, _DESCRIPTORS[name], servicer)
     _add_standard_services(server, health)
     _bind(server, plan.addresses)
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
+    await health.starting()
     await server.start()
     gc.collect()
     gc.freeze()  # torch's modules are a million objects that no later collection has to look at
-    background = [
-        asyncio.create_task(supervised(reaper.run(), health, "sessions no longer expire")),
-        asyncio.create_task(supervised(listener.run(), health, "nothing can be attached any more")),
-    ]
-    await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
+    supervisor.run("reaper", "sessions no longer expire", reaper.run())
+    supervisor.run("attach listener", "nothing can be attached any more", listener.run())
+    supervisor.run("heartbeat", "a loop that stands still is no longer noticed", heartbeat.run())
+    await health.ready()
     _log.info(
         "serving",
         addresses=[address.target for address in plan.addresses],
@@ -115,16 +131,14 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
         incarnation=f"{core.incarnation:016x}",
     )
     try:
-        yield server
+        yield
     finally:
-        _log.info("draining", timeout_s=config.drain_timeout)
-        calls.draining.set()
-        await health.enter_graceful_shutdown()
-        core.waiting.close()
-        await streams.drain(config.drain_timeout)
-        await server.stop(config.drain_timeout)
-        for task in background:
-            task.cancel()
+        drain.begin(stop_within=config.drain_timeout)
+        await drain.drained.wait()
+        drain.over.set()
+        streams.end(draining_error())
+        await server.stop(drain.seconds_left)
+        await supervisor.close()
         await listener.close()
         await processes.close()
         await copies.close()
@@ -132,7 +146,7 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory) -> AsyncIter
 
 
 async def run(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT.
+    """Serves until SIGTERM or SIGINT, or until a client has it drained and stopped.
 
     Raises:
         ValueError: The configuration cannot be.
@@ -155,25 +169,33 @@ async def run(config: ServerConfig) -> None:
             threads=config.copy_threads,
         )
     ) as memory:
-        async with serving(config, plan, memory):
+        async with serving(config, plan, memory, stop):
             await stop.wait()
     for signal_number in _STOP_SIGNALS:  # a second signal must not turn a clean end into a death by signal
         asyncio.get_running_loop().remove_signal_handler(signal_number)
         signal.signal(signal_number, signal.SIG_IGN)
 
 
-def _new_server(limits: Limits) -> grpc.aio.Server:
+def _new_server(limits: Limits, max_connections: int) -> grpc.aio.Server:
     return grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", limits.max_message_bytes),
             ("grpc.max_send_message_length", limits.max_message_bytes),
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.max_allowed_incoming_connections", max_connections),
+            # One client may have all calls and all streams; what is beyond that waits in the client.
+            ("grpc.max_concurrent_streams", 2 * limits.max_calls + 2 * limits.max_sessions),
+            # A peer that is gone without a word is found out within a minute and a half.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.so_reuseport", 0),  # two servers on one port would each see half of the calls
         ]
     )
 
 
-def _add_standard_services(server: grpc.aio.Server, health: health_aio.HealthServicer) -> None:
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+def _add_standard_services(server: grpc.aio.Server, health: Health) -> None:
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     channelz.add_channelz_servicer(server)
     names = [descriptor.full_name for descriptor in _DESCRIPTORS.values()]
     standard = (health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, "grpc.channelz.v1.Channelz")
@@ -198,26 +220,3 @@ def _listen(path: Path, processes: AttachedProcesses, timeout: float) -> AttachL
         return AttachListener(path, processes, timeout)
     except OSError as error:  # a path of more than 107 bytes, for one
         raise ValueError(f"attach socket {path}: cannot be bound: {error}") from error
-
-
-async def _set_health(
-    health: health_aio.HealthServicer, status: "health_pb2.HealthCheckResponse.ServingStatus"
-) -> None:
-    for name in ("", *(descriptor.full_name for descriptor in _DESCRIPTORS.values())):
-        await health.set(name, status)
-
-
-async def supervised(work: Awaitable[None], health: health_aio.HealthServicer, loss: str) -> None:
-    """Runs what a server cannot do without: its death is told to everybody who asks for health.
-
-    Args:
-        work: Ends only when it is cancelled.
-        health: The health service.
-        loss: What the server no longer does when the work has died.
-    """
-    try:
-        await work
-    except Exception:
-        _log.exception(f"background work died: {loss}")
-        await _set_health(health, health_pb2.HealthCheckResponse.NOT_SERVING)
-        raise

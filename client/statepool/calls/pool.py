@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from statepool import rpc
-from statepool.descriptions import CalculatedShapes, Limits, Pool, ServerInfo
+from statepool.descriptions import CalculatedShapes, DrainProgress, Limits, Pool, ServerInfo
 from statepool.layout import ConvLayout, Dtype, StateSpec
 from statepool.results import BlockPage, BlockState
 from statepool.rpc import Call
@@ -33,6 +33,17 @@ def get_pool() -> Call[Pool]:
 def get_server_info() -> Call[ServerInfo]:
     """Builds GetServerInfo."""
     return rpc.GET_SERVER_INFO.call(admin_pb2.GetServerInfoRequest(), _server_info)
+
+
+def drain(grace: float, stop: bool) -> Call[DrainProgress]:
+    """Builds Drain.
+
+    Raises:
+        ValueError: A grace time that is negative or too long for the wire.
+    """
+    request = admin_pb2.DrainRequest(stop=stop)
+    request.grace.FromNanoseconds(round(grace * 1e9))
+    return rpc.DRAIN.call(request, _drain_progress, extra_seconds=grace)
 
 
 def list_blocks(
@@ -127,7 +138,14 @@ def _server_info(response: admin_pb2.GetServerInfoResponse) -> ServerInfo:
         uptime=response.uptime.ToNanoseconds() / 1e9,
         runtime_versions=dict(response.runtime_versions),
         calls=dict(response.calls),
+        background={part.name: part.failure for part in response.background},
+        loop_lag=response.loop_lag.ToNanoseconds() / 1e9,
+        is_draining=response.is_draining,
     )
+
+
+def _drain_progress(response: admin_pb2.DrainResponse) -> DrainProgress:
+    return DrainProgress(sequences=response.sequences, sessions=response.sessions)
 
 
 def _block_page(response: pool_pb2.ListBlocksResponse) -> tuple[BlockPage, str]:

@@ -47,6 +47,17 @@ class AdminServiceStub:
     Errors:
     * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
     """
+    Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
+    """Takes the server out of service: no session, attachment or sequence begins any more (DRAINING), calls that wait for
+    blocks are refused, open Schedule streams are told (KIND_GOING_AWAY), health is NOT_SERVING (liveness stays
+    SERVING). What has begun goes on: leases are renewed, steps taken, copies run.
+
+    Answers when no sequence is left, or the grace time is over. Draining cannot be taken back. A call that comes again,
+    or a SIGTERM, joins the draining that is under way and may only shorten it; the end of the caller does not end it.
+
+    Errors:
+    * INVALID_ARGUMENT, BAD_FIELD: a negative grace time.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -66,6 +77,17 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     Errors:
     * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
+    """
+    Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
+    """Takes the server out of service: no session, attachment or sequence begins any more (DRAINING), calls that wait for
+    blocks are refused, open Schedule streams are told (KIND_GOING_AWAY), health is NOT_SERVING (liveness stays
+    SERVING). What has begun goes on: leases are renewed, steps taken, copies run.
+
+    Answers when no sequence is left, or the grace time is over. Draining cannot be taken back. A call that comes again,
+    or a SIGTERM, joins the draining that is under way and may only shorten it; the end of the caller does not end it.
+
+    Errors:
+    * INVALID_ARGUMENT, BAD_FIELD: a negative grace time.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -95,6 +117,23 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
+        """
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _admin_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DrainResponse, _abc.Awaitable[_admin_pb2.DrainResponse]]:
+        """Takes the server out of service: no session, attachment or sequence begins any more (DRAINING), calls that wait for
+        blocks are refused, open Schedule streams are told (KIND_GOING_AWAY), health is NOT_SERVING (liveness stays
+        SERVING). What has begun goes on: leases are renewed, steps taken, copies run.
+
+        Answers when no sequence is left, or the grace time is over. Draining cannot be taken back. A call that comes again,
+        or a SIGTERM, joins the draining that is under way and may only shorten it; the end of the caller does not end it.
+
+        Errors:
+        * INVALID_ARGUMENT, BAD_FIELD: a negative grace time.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

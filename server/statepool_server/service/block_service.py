@@ -15,6 +15,7 @@ from statepool_server import convert
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
 from statepool_server.service.replays import Replays, Reply, Ticket
+from statepool_server.service.stalls import Stalls
 from statepool_server.service.streams import BlockStreams
 
 MAX_WAIT_NS = 3600 * 10**9
@@ -24,8 +25,8 @@ MAX_WAIT_NS = 3600 * 10**9
 class BlockService(BlockStreams):
     """Handlers of ``statepool.v1.BlockService``; those of byte streams are inherited."""
 
-    def __init__(self, core: Core, stall_timeout: float) -> None:
-        super().__init__(core, stall_timeout)
+    def __init__(self, core: Core, stalls: Stalls) -> None:
+        super().__init__(core, stalls)
         self._core = core
 
     async def AllocateBlocks(self, request: pb.AllocateBlocksRequest, context: Context) -> Message:
@@ -44,7 +45,7 @@ class BlockService(BlockStreams):
                 max_wait = 0.0  # no wait can help
             try:
                 reply = await core.waiting.run(
-                    lambda: self._allocate(ticket, session, request),
+                    lambda: self._allocate(ticket, session, request, context),
                     lambda: core.pool.check_session(*session),
                     max_wait,
                 )
@@ -52,14 +53,16 @@ class BlockService(BlockStreams):
                 raise self._counted(error, request.count) from error
         return await _settled(reply)
 
-    def _allocate(self, ticket: Ticket, session: tuple[int, int], request: pb.AllocateBlocksRequest) -> Reply:
+    def _allocate(
+        self, ticket: Ticket, session: tuple[int, int], request: pb.AllocateBlocksRequest, context: Context
+    ) -> Reply:
         core = self._core
         repeated = core.replays.find(ticket)  # the same request may have been ahead in the line
         if repeated is not None:
             return repeated
         zero = request.zero if request.HasField("zero") else True
         if zero:
-            core.copies.check_room()
+            core.copies.check_room(_time_remaining(context))
         refs = core.pool.allocate(*session, request.count)
         response = pb.AllocateBlocksResponse(incarnation=core.incarnation, blocks=refs_to_wire(refs))
         core.blocks_taken()
@@ -192,7 +195,7 @@ class BlockService(BlockStreams):
         response.tensor_count = len(layout.tensors)
         return response
 
-    async def CopyBlocks(self, request: pb.CopyBlocksRequest, _context: Context) -> Message:
+    async def CopyBlocks(self, request: pb.CopyBlocksRequest, context: Context) -> Message:
         """Copies states between blocks and answers when it is done."""
         core, checked = self._core, self._core.convert
         session = checked.session(request.session)
@@ -203,7 +206,7 @@ class BlockService(BlockStreams):
         core.pool.check_session(*session)
         reply = core.replays.find(ticket)
         if reply is None:
-            core.copies.check_room()
+            core.copies.check_room(_time_remaining(context))
             plan = CopyPlan(src.block_ids, dst.block_ids, biases, temporal_src.block_ids)
             check_plan(plan, core.description.layout.block)
             pin = core.pool.pin_copy(*session, src, dst, temporal_src)

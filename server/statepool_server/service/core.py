@@ -14,8 +14,10 @@ from statepool_server.convert import Convert
 from statepool_server.limits import Limits
 from statepool_server.memory import Memory
 from statepool_server.pool import Pool
+from statepool_server.service.admission import Admission
 from statepool_server.service.copying import CopyThreads
 from statepool_server.service.replays import Replays, Reply
+from statepool_server.service.turnover import Turnover
 from statepool_server.service.waiting import WaitingLine
 
 
@@ -65,8 +67,14 @@ class Core:
         self.copies = copies
         self.convert = Convert(limits, self.incarnation)
         self.replays = Replays(limits.max_replays)
-        self.waiting: WaitingLine[Reply] = WaitingLine(limits.max_waiting_allocations)
-        self.block_listeners: list[Callable[[], None]] = []
+        self.admission = Admission(
+            max_calls=limits.max_calls,
+            max_session_calls=limits.max_session_calls,
+            max_sessions=limits.max_sessions,
+        )
+        self.turnover = Turnover(pool)
+        self.waiting: WaitingLine[Reply] = WaitingLine(limits.max_waiting_allocations, self.turnover.hint)
+        self.block_listeners: list[Callable[[], None]] = [self.turnover.blocks_changed]
         self.session_listeners: list[Callable[[Sequence[int]], None]] = []
         self.started_ns = time.time_ns()
         self._started_monotonic_ns = time.monotonic_ns()

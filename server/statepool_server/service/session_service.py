@@ -14,9 +14,11 @@ from statepool.v1 import session_pb2 as pb
 from statepool.v1 import types_pb2
 from statepool_server import convert
 from statepool_server.answers import SessionInfo
-from statepool_server.service.calls import Context, draining_error
+from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
+from statepool_server.service.draining import draining_error
 from statepool_server.service.replays import Replays
+from statepool_server.service.stalls import Stalls
 
 _NO_SESSION = 0
 _log = structlog.get_logger("statepool.sessions")
@@ -25,17 +27,19 @@ _log = structlog.get_logger("statepool.sessions")
 class SessionService:
     """Handlers of ``statepool.v1.SessionService``."""
 
-    def __init__(self, core: Core, lease_changed: Callable[[], None], draining: asyncio.Event) -> None:
+    def __init__(self, core: Core, lease_changed: Callable[[], None], over: asyncio.Event, stalls: Stalls) -> None:
         """Builds the handlers.
 
         Args:
             core: What the services share.
             lease_changed: Called when a lease may now be the next to end.
-            draining: Set when the server stops.
+            over: Set when streams that wait for their client have to end.
+            stalls: Bounds how long a peer may stand still.
         """
         self._core = core
         self._lease_changed = lease_changed
-        self._draining = draining
+        self._over = over
+        self._stalls = stalls
 
     async def CreateSession(self, request: pb.CreateSessionRequest, _context: Context) -> Message:
         """Opens or takes over a session."""
@@ -62,11 +66,12 @@ class SessionService:
 
     async def KeepAlive(self, requests: AsyncIterator[pb.KeepAliveRequest], context: Context) -> None:
         """Renews leases for as long as the client likes."""
-        async for request in self._until_draining(requests):
+        async for request in self._until_over(requests):
             self._core.convert.batch(len(request.sessions), "sessions")
             results = [self._renew(ref) for ref in request.sessions]
             self._lease_changed()
-            await context.write(pb.KeepAliveResponse(incarnation=self._core.incarnation, results=results))
+            answer = pb.KeepAliveResponse(incarnation=self._core.incarnation, results=results)
+            await self._stalls.moving(context.write(answer), "the reader")
 
     async def GetSession(self, request: pb.GetSessionRequest, _context: Context) -> pb.GetSessionResponse:
         """Returns one session."""
@@ -93,13 +98,13 @@ class SessionService:
         _log.info("session deleted", session_id=session_id, released_references=released)
         return pb.DeleteSessionResponse(incarnation=core.incarnation, released_references=released)
 
-    async def _until_draining(self, requests: AsyncIterator[pb.KeepAliveRequest]) -> AsyncIterator[pb.KeepAliveRequest]:
+    async def _until_over(self, requests: AsyncIterator[pb.KeepAliveRequest]) -> AsyncIterator[pb.KeepAliveRequest]:
         """Passes requests on; without it a stream that waits for its client would hold the end of the server up."""
-        draining = asyncio.ensure_future(self._draining.wait())
+        over = asyncio.ensure_future(self._over.wait())
         try:
             while True:
                 coming = asyncio.ensure_future(anext(requests, None))
-                await asyncio.wait({coming, draining}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
                 if not coming.done():
                     coming.cancel()
                     raise draining_error()
@@ -108,7 +113,7 @@ class SessionService:
                     return
                 yield request
         finally:
-            draining.cancel()
+            over.cancel()
 
     def _renew(self, ref: types_pb2.SessionRef) -> pb.KeepAliveResult:
         try:

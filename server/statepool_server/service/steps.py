@@ -9,8 +9,8 @@ from statepool.errors import StateLostError, StatepoolError, StepOutOfOrderError
 from statepool.v1 import sequence_pb2 as pb
 from statepool_server.memory import Memory
 from statepool_server.sequences.outcomes import StepWork
-from statepool_server.service.calls import draining_error
 from statepool_server.service.core import Core
+from statepool_server.service.draining import draining_error
 from statepool_server.step_convert import StepConvert, outcome_to_wire
 
 REMEMBERED = 2
