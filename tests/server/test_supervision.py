@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import structlog
 from grpc_health.v1 import health_pb2
-
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 

@@ -25,6 +25,7 @@ app = App(
 COMMANDS = {
     "blocks": "Show which blocks of a server are in use, by whom, and what they hold.",
     "demo": "Start a server on the CPU with a pool for a real model, load-test it over a Unix socket, and stop it.",
+    "drain": "Take a server out of service: nothing begins any more, and what has begun may finish.",
     "info": "Show what a server is, what its pool holds, and how full it is.",
     "loadtest": "Drive a server with real traffic, verify its bytes, and report latencies.",
     "shapes": "Show what states a model keeps on one rank, how large a block is, and how many blocks fit.",

@@ -16,7 +16,7 @@ from statepool.errors import BadFieldError, Code, StatepoolError
 from statepool.status import message_of, trailers_of
 from statepool_server.service.admission import Gate
 from statepool_server.service.core import Core
-from statepool_server.service.draining import draining_error
+from statepool_server.service.draining import LAST_WORDS_SECONDS, draining_error
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 """Context of a call."""
@@ -101,7 +101,7 @@ class Calls:
             except StatepoolError as raised:
                 error = self._core.turnover.complete(raised)
                 code, reason = error.code.name, error.reason
-                await context.abort(_STATUS[error.code], message_of(error), trailers_of(error))
+                await _end(context, error)
             except asyncio.CancelledError:
                 code = Code.CANCELLED.name
                 raise
@@ -131,6 +131,15 @@ class Calls:
                 return await handler(request, context)
 
         return call
+
+
+async def _end(context: Context, error: StatepoolError) -> NoReturn:
+    """Ends a call with a status, without waiting for ever for a client who does not take what stands before it."""
+    try:
+        async with asyncio.timeout(LAST_WORDS_SECONDS):
+            await context.abort(_STATUS[error.code], message_of(error), trailers_of(error))
+    except TimeoutError:
+        raise asyncio.CancelledError from None  # the rest is gRPC's, which keeps no more than the stream's window
 
 
 def _malformed() -> BadFieldError:
