@@ -13,6 +13,11 @@ LONGEST_HINT_SECONDS = 2.0
 """Bounds of every hint: a rate is a guess, and below the retry of a client there is nothing to gain."""
 
 
+RESERVE = 2.0
+"""How many times what the work ahead takes a caller must have left. A queue that is filled to the very deadline of its
+callers is served when each of them has just gone: then all is done, and nothing in time."""
+
+
 class Rate:
     """How many events a second there have been lately: an exponentially weighted mean."""
 
@@ -70,7 +75,7 @@ class Flow:
         """
         if self.under_way >= limit:
             raise OverloadedError(f"{limit} {self._what} are under way already", retry_after=hint(self.seconds_ahead))
-        if seconds is not None and self.under_way and seconds < self.seconds_ahead < math.inf:
+        if seconds is not None and self.under_way and seconds < RESERVE * self.seconds_ahead < math.inf:
             raise OverloadedError(
                 f"{self.under_way} {self._what} are under way, and {max(0.0, seconds):.3g} s are left",
                 retry_after=hint(self.seconds_ahead),
