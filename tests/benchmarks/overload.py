@@ -30,17 +30,17 @@ EXCESS = 3.0
 """How many times the peak arrives then."""
 SECONDS = 6.0
 WARMUP = 2.0
-ROUNDS = 3
+ROUNDS = 2
 """Peak and overload take turns, since a shared machine has faster and slower minutes."""
-DEADLINE_SECONDS = 0.3
-AT_A_TIME = 3
+DEADLINE_SECONDS = 0.8
+AT_A_TIME = 2
 """Copies that each session has under way while the peak is measured: enough for the copy thread never to be idle."""
-COPIES = 8
+COPIES = 4
 """Copies that a session has under way at most, each to a block of its own; all together take longer than a deadline."""
 TTL_SECONDS = 3.0
 """Of the sessions: each is renewed several times within a measurement, or lost."""
-STATE = {"name": "state", "kind": "temporal", "shape": (2, 1024, 1024), "dtype": "float32"}
-"""8 MiB: a copy takes several times as long as its call."""
+STATE = {"name": "state", "kind": "temporal", "shape": (8, 1024, 1024), "dtype": "float32"}
+"""32 MiB: a copy takes many times as long as its call."""
 ENGINES = 4
 POOL = ("--block-tokens", "16", "--blocks", "513")
 """Room for all sequences of the engines that make the peak, and for less than half of ten times as many."""

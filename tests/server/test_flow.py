@@ -94,7 +94,7 @@ def test_work_that_nobody_could_wait_for_is_refused(clock: Clock) -> None:
     with pytest.raises(OverloadedError, match=r"4 copies are under way, and 0\.39 s are left") as caught:
         work.check(100, 0.39)
 
-    assert caught.value.retry_after == pytest.approx(0.2)
+    assert caught.value.retry_after == pytest.approx(0.4)
 
 
 def test_pieces_at_a_time_count_as_many(clock: Clock) -> None:

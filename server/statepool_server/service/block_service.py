@@ -12,7 +12,7 @@ from statepool.errors import BadFieldError, BatchTooLargeError, PoolExhaustedErr
 from statepool.v1 import block_pb2 as pb
 from statepool.wire import refs_to_wire
 from statepool_server import convert
-from statepool_server.service.calls import Context
+from statepool_server.service.calls import Context, time_remaining
 from statepool_server.service.core import Core
 from statepool_server.service.replays import Replays, Reply, Ticket
 from statepool_server.service.stalls import Stalls
@@ -62,7 +62,7 @@ class BlockService(BlockStreams):
             return repeated
         zero = request.zero if request.HasField("zero") else True
         if zero:
-            core.copies.check_room(_time_remaining(context))
+            core.copies.check_room(time_remaining(context))
         refs = core.pool.allocate(*session, request.count)
         response = pb.AllocateBlocksResponse(incarnation=core.incarnation, blocks=refs_to_wire(refs))
         core.blocks_taken()
@@ -206,7 +206,7 @@ class BlockService(BlockStreams):
         core.pool.check_session(*session)
         reply = core.replays.find(ticket)
         if reply is None:
-            core.copies.check_room(_time_remaining(context))
+            core.copies.check_room(time_remaining(context))
             plan = CopyPlan(src.block_ids, dst.block_ids, biases, temporal_src.block_ids)
             check_plan(plan, core.description.layout.block)
             pin = core.pool.pin_copy(*session, src, dst, temporal_src)
@@ -225,9 +225,5 @@ async def _settled(reply: Reply) -> Message:
 
 def _wait_seconds(max_wait: Duration, context: Context) -> float:
     wait_ns = min(convert.duration_ns(max_wait, "max_wait"), MAX_WAIT_NS)
-    remaining = _time_remaining(context)
+    remaining = time_remaining(context)
     return wait_ns / 1e9 if remaining is None else min(wait_ns / 1e9, remaining)
-
-
-def _time_remaining(context: Context) -> float | None:
-    return context.time_remaining()  # None without a deadline, which the stubs do not know

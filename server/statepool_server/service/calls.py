@@ -31,6 +31,11 @@ _BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "Looku
 _log = structlog.get_logger("statepool.calls")
 
 
+def time_remaining(context: Context) -> float | None:
+    """Tells how many seconds are left until a call's deadline."""
+    return context.time_remaining()  # None without a deadline, which the stubs do not know
+
+
 class _Malformed:
     """Stands for a message of a stream whose bytes are no message of its type; whoever looks into it refuses it."""
 
@@ -137,7 +142,7 @@ async def _end(context: Context, error: StatepoolError) -> NoReturn:
     """Ends a call with a status, without waiting for ever for a client who does not take what stands before it."""
     try:
         async with asyncio.timeout(LAST_WORDS_SECONDS):
-            await context.abort(_STATUS[error.code], message_of(error), trailers_of(error))
+            await context.abort(_STATUS[error.code], message_of(error), trailers_of(error, time_remaining(context)))
     except TimeoutError:
         raise asyncio.CancelledError from None  # the rest is gRPC's, which keeps no more than the stream's window
 

@@ -78,7 +78,7 @@ class Flow:
         if seconds is not None and self.under_way and seconds < RESERVE * self.seconds_ahead < math.inf:
             raise OverloadedError(
                 f"{self.under_way} {self._what} are under way, and {max(0.0, seconds):.3g} s are left",
-                retry_after=hint(self.seconds_ahead),
+                retry_after=hint(RESERVE * self.seconds_ahead),
             )
 
     def begin(self) -> None:
