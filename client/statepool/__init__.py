@@ -80,7 +80,8 @@ if TYPE_CHECKING:
     from statepool.hashing import PrefixHasher, prefix_hashes
     from statepool.outcomes import AdmissionResults, SequencePage, StepCopies, StepOutcome, TableChanges
     from statepool.refs import BlockRefs
-    from statepool.results import BlockPage, BlockState, Chunk, Commit, CopySpecs, Eviction, Hit
+    from statepool.results import BlockPage, BlockState, Chunk, Commit, CopySpecs, Eviction, Hit, IntegrityReport
+    from statepool.retries import ClientStats
     from statepool.sequences import (
         ALL_RUNNING,
         Admission,
@@ -124,6 +125,7 @@ __all__ = [
     "ChecksumMismatchError",
     "Chunk",
     "Client",
+    "ClientStats",
     "ColumnLengthMismatchError",
     "Commit",
     "Commits",
@@ -141,6 +143,7 @@ __all__ = [
     "Hit",
     "ImportedState",
     "IncarnationMismatchError",
+    "IntegrityReport",
     "InvalidArgumentError",
     "LayoutMismatchError",
     "Limits",
@@ -197,7 +200,17 @@ _HOMES = {
     "statepool.hashing": ("PrefixHasher", "prefix_hashes"),
     "statepool.outcomes": ("AdmissionResults", "SequencePage", "StepCopies", "StepOutcome", "TableChanges"),
     "statepool.refs": ("BlockRefs",),
-    "statepool.results": ("BlockPage", "BlockState", "Chunk", "Commit", "CopySpecs", "Eviction", "Hit"),
+    "statepool.results": (
+        "BlockPage",
+        "BlockState",
+        "Chunk",
+        "Commit",
+        "CopySpecs",
+        "Eviction",
+        "Hit",
+        "IntegrityReport",
+    ),
+    "statepool.retries": ("ClientStats",),
     "statepool.sequences": (
         *("ALL_RUNNING", "Admission", "Commits", "Execution"),
         *("ImportedState", "Notice", "NoticeKind", "Schedules"),

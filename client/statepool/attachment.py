@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from statepool.errors import LayoutMismatchError, PeerUntrustedError, StatepoolError, UnavailableError
 from statepool.fences import Fence, Fences
 from statepool.framing import MAX_FRAME_BYTES, MAX_SERVER_FRAME_BYTES, FrameReader, frame
-from statepool.leases import tell
+from statepool.lease import tell
 from statepool.mapping import Mapping
 from statepool.status import error_from_wire
 from statepool.v1 import attach_pb2 as pb

@@ -6,7 +6,6 @@ from typing import Any
 import grpc
 
 from statepool.errors import StatepoolError
-from statepool.rpc import service_config
 
 DEFAULT_TARGET = "unix:///run/statepool/statepool.sock"
 """Where a server listens unless told otherwise."""
@@ -53,7 +52,7 @@ def channel_options(options: ChannelOptions) -> list[tuple[str, Any]]:
     defaults = {
         "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
         "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
-        "grpc.service_config": service_config(),
+        "grpc.enable_retries": 0,  # see statepool.retries
         # A server that was restarted is found again within a second, not within gRPC's two minutes.
         "grpc.initial_reconnect_backoff_ms": 100,
         "grpc.min_reconnect_backoff_ms": 100,

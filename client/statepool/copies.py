@@ -50,6 +50,12 @@ class CopyPlan:
     def __len__(self) -> int:
         return len(self.dst_blocks)
 
+    def take(self, rows: NDArray[np.bool_]) -> "CopyPlan":
+        """Selects rows by a mask, ``[n]``."""
+        return CopyPlan(
+            self.src_blocks[rows], self.dst_blocks[rows], self.token_biases[rows], self.temporal_src_blocks[rows]
+        )
+
 
 def conv_rows(state: StateSpec, conv_layout: ConvLayout) -> int:
     """Counts the rows (tokens) of a conv state."""

@@ -152,6 +152,8 @@ class ServerInfo:
     """Versions of what it runs on: "python", "grpcio", "protobuf", "torch"."""
     calls: Mapping[str, int]
     """Calls answered since the start, by full method name and status code: "statepool.v1.PoolService/GetPool:OK"."""
+    continued_incarnations: tuple[int, ...]
+    """Former server processes whose state this one has recovered: their sessions can be resumed."""
     background: Mapping[str, str]
     """What works in the background, by name, and what ended it: empty while it works."""
     loop_lag: float

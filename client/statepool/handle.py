@@ -9,8 +9,15 @@ from collections.abc import Callable
 
 from statepool import calls
 from statepool.backoff import Backoff
-from statepool.errors import DeadlineExceededError, StatepoolError, StreamReplacedError, UnavailableError
-from statepool.leases import Lease, Leases, tell
+from statepool.errors import (
+    DeadlineExceededError,
+    IncarnationMismatchError,
+    StatepoolError,
+    StreamReplacedError,
+    UnavailableError,
+)
+from statepool.lease import Lease, tell
+from statepool.leases import Leases
 from statepool.pipeline import Pipeline
 from statepool.sequences import Execution, Notice, NoticeKind
 from statepool.v1.sequence_pb2 import Notice as NoticeMessage
@@ -39,7 +46,7 @@ class SessionHandle:
 
     @property
     def incarnation(self) -> int:
-        """The server process that it lives in."""
+        """The server process that it lives in; another one after the session was resumed."""
         return self._ref.incarnation
 
     @property
@@ -115,7 +122,7 @@ class SchedulerHandle:
         return self._pipeline.requests()
 
     def _took(self, response: ScheduleResponse) -> None:
-        """Takes an answer in, and raises if it comes from another server process."""
+        """Takes an answer in, and raises if the session is lost meanwhile."""
         self._broken_by = None
         self._backoff.worked()
         self._leases.saw_incarnation(response.incarnation)
@@ -127,7 +134,8 @@ class SchedulerHandle:
         self._leases.failed(self._lease, error)
         if isinstance(error, StreamReplacedError):
             self._replaced_by = error
-        if not isinstance(error, UnavailableError):
+        is_resumed = isinstance(error, IncarnationMismatchError) and self._lease.error is None
+        if not (isinstance(error, UnavailableError) or is_resumed):
             raise error
         self._broken_by = error
         self._retry_at = time.monotonic() + self._backoff.broke()

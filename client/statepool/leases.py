@@ -1,85 +1,22 @@
-"""Leases as their client sees them: until when each lasts, and whether it is lost. No I/O; safe to use from threads."""
+"""The leases of one client, and the server process that granted them. No I/O; safe to use from threads."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
 
+from statepool.clock import now
 from statepool.errors import (
     IncarnationMismatchError,
+    OverloadedError,
     SessionExpiredError,
-    SessionFencedError,
     SessionNotFoundError,
     StatepoolError,
+    UnavailableError,
 )
-
-if TYPE_CHECKING:
-    from statepool.calls.sessions import Opened
-
-LOSING_ERRORS = (SessionNotFoundError, SessionExpiredError, SessionFencedError, IncarnationMismatchError)
-"""Errors after which no call of the session can ever succeed."""
-
-RENEWALS_PER_TTL = 3
-"""A lease is renewed when a third of it has passed, so that it outlives two lost renewals."""
-
-log = logging.getLogger("statepool")
-"""Logger of the client."""
-
-News = TypeVar("News")
-
-
-def tell(owner: Callable[[News], object] | None, news: News, name: str) -> None:
-    """Calls an owner's callback, if there is one; what it raises is logged by the name and goes no further."""
-    if owner is None:
-        return
-    try:
-        owner(news)
-    except Exception:
-        log.exception("%s failed", name)
-
-
-class Lease:
-    """A session's lease; lost for good, once for all, with one error.
-
-    Attributes:
-        opened: The session as the server answered it.
-        expires_at: When it ends unless renewed, by `time.monotonic`. It counts from when the last good renewal was
-            *sent*, so it never ends later here than at the server.
-        renew_at: When the next renewal is due.
-        error: Why no call can succeed any more, or None.
-        on_lost: Called once, when it is lost.
-    """
-
-    def __init__(self, opened: Opened, asked_at: float) -> None:
-        """Begins a lease.
-
-        Args:
-            opened: The session as the server answered it.
-            asked_at: When it was asked for, by `time.monotonic`.
-        """
-        self.opened = opened
-        self.error: StatepoolError | None = None
-        self.on_lost: Callable[[StatepoolError], object] | None = None
-        self.renewed(asked_at)
-
-    def renewed(self, asked_at: float) -> None:
-        """Notes that a renewal sent at a time was granted."""
-        self.expires_at = asked_at + self.opened.ttl
-        self.asked(asked_at)
-
-    def asked(self, now: float) -> None:
-        """Notes that a renewal is sent."""
-        self.renew_at = now + self.opened.ttl / RENEWALS_PER_TTL
-
-    def notify(self) -> None:
-        """Tells the owner that the lease is lost."""
-        if self.error is not None:
-            tell(self.on_lost, self.error, f"on_lost of session {self.opened.ref.session_id}")
+from statepool.lease import LOSING_ERRORS, Lease
 
 
 class Leases:
@@ -87,10 +24,16 @@ class Leases:
 
     Attributes:
         incarnation: The server process that answered last; 0 before the first answer.
+        on_suspended: Called, on any thread, when leases were suspended: a renewal is due.
+        restarts: Server processes that were seen to answer in place of another.
+        resumed: Leases that were taken up again by another server process.
+        lost: Leases that were lost.
     """
 
     def __init__(self) -> None:
         self.incarnation = 0
+        self.on_suspended: Callable[[], object] = lambda: None
+        self.restarts = self.resumed = self.lost = 0
         self._lock = threading.Lock()
         self._live: set[Lease] = set()
         self._past_incarnations: set[int] = set()
@@ -120,10 +63,10 @@ class Leases:
             return True
 
     def check(self, lease: Lease | None) -> None:
-        """Proves that a call may be made.
+        """Proves that a lease is not lost.
 
         Args:
-            lease: The lease that it needs, if any.
+            lease: The lease that a call needs, if any.
 
         Raises:
             StatepoolError: The error with which the lease was lost.
@@ -134,7 +77,7 @@ class Leases:
             raise RuntimeError(f"the client belongs to process {self._pid}; make a new one after a fork")
         if lease is None:
             return
-        if lease.error is None and time.monotonic() >= lease.expires_at:
+        if lease.error is None and now() >= lease.lost_at:
             self.expire([lease])
         if lease.error is not None:
             raise copy.copy(lease.error)
@@ -148,28 +91,57 @@ class Leases:
         with self._lock:
             lost = [lease for lease in leases if lease in self._live]
             self._live.difference_update(lost)
+            self.lost += len(lost)
             for lease in lost:
                 lease.error = error
         for lease in lost:
-            lease.notify()
+            lease.changed()
 
     def failed(self, lease: Lease | None, error: StatepoolError) -> StatepoolError:
-        """Takes note of a failed call; the lease that it needed may be lost by it.
+        """Takes note of a failed call; the lease that it needed may be lost by it, or suspended.
 
         Returns:
             The error, to be raised.
         """
-        if lease is not None and isinstance(error, LOSING_ERRORS):
+        if lease is None:
+            return error
+        is_gone = isinstance(error, UnavailableError) and not isinstance(error, OverloadedError)
+        if lease.may_be_resumed and (is_gone or isinstance(error, IncarnationMismatchError)):
+            self.suspend([lease])
+        elif isinstance(error, LOSING_ERRORS):
             self.lose([lease], error)
         return error
 
     def expire(self, leases: Iterable[Lease]) -> None:
         """Marks leases as lost that ended here, whatever the server knows."""
         for lease in leases:
-            self.lose([lease], SessionExpiredError(f"no renewal was granted for {lease.opened.ttl:g} s"))
+            seconds = lease.opened.ttl + lease.resume_within
+            self.lose([lease], SessionExpiredError(f"no renewal was granted for {seconds:g} s"))
+
+    def suspend(self, leases: Iterable[Lease]) -> None:
+        """Doubts leases that may be resumed until a renewal is granted."""
+        for lease in leases:
+            lease.suspend()
+        self.on_suspended()
+
+    def granted(self, lease: Lease, asked_at: float, incarnation: int) -> None:
+        """Notes that a server process has renewed a lease, which it may have taken over from another.
+
+        Args:
+            lease: The lease; one that was lost or given back meanwhile stays so.
+            asked_at: When the renewal was sent.
+            incarnation: The server process.
+        """
+        with self._lock:
+            if lease not in self._live:
+                return
+            self.resumed += lease.opened.ref.incarnation != incarnation
+            lease.opened.ref.incarnation = incarnation
+            lease.renewed(asked_at)
+        lease.changed()
 
     def saw_incarnation(self, incarnation: int) -> None:
-        """Notes which server process answered; leases of another one are lost.
+        """Notes which server process answered; leases of another one are suspended, or lost.
 
         A late answer of a former process changes nothing.
         """
@@ -178,8 +150,11 @@ class Leases:
         with self._lock:
             if incarnation in self._past_incarnations:
                 return
+            self.restarts += self.incarnation != 0
             self._past_incarnations.add(self.incarnation)
             self.incarnation = incarnation
             others = [lease for lease in self._live if lease.opened.ref.incarnation != incarnation]
-        if others:
-            self.lose(others, IncarnationMismatchError("another server process answers: every session and ref is gone"))
+        self.suspend([lease for lease in others if lease.may_be_resumed])
+        lost = [lease for lease in others if not lease.may_be_resumed]
+        if lost:
+            self.lose(lost, IncarnationMismatchError("another server process answers: every session and ref is gone"))

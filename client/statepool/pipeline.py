@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from statepool import calls
 from statepool.errors import StatepoolError, StepOutOfOrderError
-from statepool.leases import log
+from statepool.lease import log
 from statepool.sequences import Execution
 from statepool.v1.sequence_pb2 import ScheduleRequest, ScheduleResponse
 from statepool.v1.types_pb2 import SessionRef

@@ -7,7 +7,8 @@ clients do what `Renewals` says and tell it what happened.
 import math
 
 from statepool.backoff import Backoff
-from statepool.leases import LOSING_ERRORS, RENEWALS_PER_TTL, Lease, Leases
+from statepool.lease import LOSING_ERRORS, RENEWALS_PER_TTL, Lease
+from statepool.leases import Leases
 from statepool.v1.session_pb2 import KeepAliveRequest, KeepAliveResponse
 
 MAX_SESSIONS_PER_REQUEST = 1024
@@ -25,16 +26,16 @@ class Renewals:
         self._retry_at = 0.0
 
     def next_at(self) -> float:
-        """Tells when to look again, by `time.monotonic`; infinity when there is no lease."""
+        """Tells when to look again, by `statepool.clock`; infinity when there is no lease."""
         live = self._leases.live()
         if not live:
             return math.inf
         renew_at = self._answer_due_at() if self._asked else max(self._retry_at, min(lease.renew_at for lease in live))
-        return min(renew_at, min(lease.expires_at for lease in live))
+        return min(renew_at, min(lease.lost_at for lease in live))
 
     def expire(self, now: float) -> None:
-        """Gives up the leases that have ended."""
-        self._leases.expire([lease for lease in self._leases.live() if lease.expires_at <= now])
+        """Gives up the leases that have ended and can be resumed no longer."""
+        self._leases.expire([lease for lease in self._leases.live() if lease.lost_at <= now])
 
     def request(self, now: float) -> KeepAliveRequest | None:
         """Builds the request to send now, if any.
@@ -64,7 +65,7 @@ class Renewals:
         self._leases.saw_incarnation(response.incarnation)
         for lease, result in zip(asked, response.results, strict=False):
             if not result.HasField("error"):
-                lease.renewed(self._asked_at)
+                self._leases.granted(lease, self._asked_at, response.incarnation)
                 continue
             from statepool.status import error_from_wire
 
@@ -73,9 +74,12 @@ class Renewals:
                 self._leases.lose([lease], error)
 
     def broke(self, now: float) -> None:
-        """Notes that the stream ended; what it owed is asked again on the next one."""
+        """Notes that the stream ended; what it owed is asked again on the next one.
+
+        So is what may be resumed: its server may have ended, and the sooner its successor renews it the better.
+        """
         self._retry_at = now + self._backoff.broke()
-        for lease in self._asked:
+        for lease in (*self._asked, *(lease for lease in self._leases.live() if lease.may_be_resumed)):
             lease.renew_at = now
         self._asked = []
 

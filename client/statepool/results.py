@@ -130,3 +130,17 @@ class Chunk:
 
     def __repr__(self) -> str:
         return f"<Chunk block_index {self.block_index}, {len(self.data):,} bytes at {self.offset:,}>"
+
+
+@dataclass(frozen=True, slots=True)
+class IntegrityReport:
+    """Whether committed blocks hold the bytes that were committed."""
+
+    verified_blocks: int
+    """Blocks that were compared with their checksums, on every rank."""
+    unverified_blocks: int
+    """Committed blocks without a checksum: they were committed a moment ago."""
+    condemned: BlockRefs
+    """Blocks that were found changed by this call."""
+    condemned_blocks: int
+    """All blocks that were found changed and not released since."""

@@ -4,14 +4,15 @@ A `Call` is everything about a call but its execution: which procedure, the requ
 functions in `statepool.calls` build calls, and the sync and async clients execute the same ones.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from google.protobuf.message import Message
 
+from statepool.lease import Lease
 from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
+from statepool.v1.types_pb2 import SessionRef
 
 Request = TypeVar("Request", bound=Message)
 
@@ -45,8 +46,6 @@ class Rpc(Generic[Request, ResponseMessage]):
     """Class of a request message."""
     response_type: type[ResponseMessage]
     """Class of a response message."""
-    is_retried: bool = True
-    """Whether gRPC repeats it on UNAVAILABLE; a stream is not, since part of it may have had its effect."""
 
     @property
     def path(self) -> str:
@@ -78,6 +77,13 @@ class Call(Generic[Result_co]):
     extra_seconds: float
     """What the server may take by request on top of the caller's timeout."""
 
+    def under(self, lease: Lease | None) -> Message:
+        """Gives what is to be sent now: the same as before, but for the incarnation if a session was resumed since."""
+        if lease is not None:
+            session: SessionRef = self.request.session  # type: ignore[attr-defined]
+            session.incarnation = lease.opened.ref.incarnation
+        return self.request
+
 
 _POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name
 _SESSION = session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
@@ -94,7 +100,7 @@ ATTACH_POOL = Rpc(_POOL, "AttachPool", pool_pb2.AttachPoolRequest, pool_pb2.Atta
 DETACH_POOL = Rpc(_POOL, "DetachPool", pool_pb2.DetachPoolRequest, pool_pb2.DetachPoolResponse)
 LIST_ATTACHMENTS = Rpc(_POOL, "ListAttachments", pool_pb2.ListAttachmentsRequest, pool_pb2.ListAttachmentsResponse)
 CREATE_SESSION = Rpc(_SESSION, "CreateSession", session_pb2.CreateSessionRequest, session_pb2.CreateSessionResponse)
-KEEP_ALIVE = Rpc(_SESSION, "KeepAlive", session_pb2.KeepAliveRequest, session_pb2.KeepAliveResponse, is_retried=False)
+KEEP_ALIVE = Rpc(_SESSION, "KeepAlive", session_pb2.KeepAliveRequest, session_pb2.KeepAliveResponse)
 GET_SESSION = Rpc(_SESSION, "GetSession", session_pb2.GetSessionRequest, session_pb2.GetSessionResponse)
 LIST_SESSIONS = Rpc(_SESSION, "ListSessions", session_pb2.ListSessionsRequest, session_pb2.ListSessionsResponse)
 DELETE_SESSION = Rpc(_SESSION, "DeleteSession", session_pb2.DeleteSessionRequest, session_pb2.DeleteSessionResponse)
@@ -108,12 +114,13 @@ COMPUTE_COPY_SPECS = Rpc(
     _BLOCK, "ComputeCopySpecs", block_pb2.ComputeCopySpecsRequest, block_pb2.ComputeCopySpecsResponse
 )
 COPY_BLOCKS = Rpc(_BLOCK, "CopyBlocks", block_pb2.CopyBlocksRequest, block_pb2.CopyBlocksResponse)
-READ_BLOCKS = Rpc(_BLOCK, "ReadBlocks", block_pb2.ReadBlocksRequest, block_pb2.ReadBlocksResponse, is_retried=False)
-WRITE_BLOCKS = Rpc(_BLOCK, "WriteBlocks", block_pb2.WriteBlocksRequest, block_pb2.WriteBlocksResponse, is_retried=False)
+READ_BLOCKS = Rpc(_BLOCK, "ReadBlocks", block_pb2.ReadBlocksRequest, block_pb2.ReadBlocksResponse)
+WRITE_BLOCKS = Rpc(_BLOCK, "WriteBlocks", block_pb2.WriteBlocksRequest, block_pb2.WriteBlocksResponse)
 STEP = Rpc(_SEQUENCE, "Step", sequence_pb2.StepRequest, sequence_pb2.StepResponse)
-SCHEDULE = Rpc(_SEQUENCE, "Schedule", sequence_pb2.ScheduleRequest, sequence_pb2.ScheduleResponse, is_retried=False)
+SCHEDULE = Rpc(_SEQUENCE, "Schedule", sequence_pb2.ScheduleRequest, sequence_pb2.ScheduleResponse)
 LIST_SEQUENCES = Rpc(_SEQUENCE, "ListSequences", sequence_pb2.ListSequencesRequest, sequence_pb2.ListSequencesResponse)
 GET_SERVER_INFO = Rpc(_ADMIN, "GetServerInfo", admin_pb2.GetServerInfoRequest, admin_pb2.GetServerInfoResponse)
+VERIFY_INTEGRITY = Rpc(_ADMIN, "VerifyIntegrity", admin_pb2.VerifyIntegrityRequest, admin_pb2.VerifyIntegrityResponse)
 RELEASE_QUARANTINE = Rpc(
     _ADMIN, "ReleaseQuarantine", admin_pb2.ReleaseQuarantineRequest, admin_pb2.ReleaseQuarantineResponse
 )
@@ -121,25 +128,3 @@ DRAIN = Rpc(_ADMIN, "Drain", admin_pb2.DrainRequest, admin_pb2.DrainResponse)
 
 RPCS: tuple[Rpc[Any, Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rpc))
 """Every remote procedure."""
-
-
-def service_config() -> str:
-    """Writes gRPC's service config: what is retried, and how.
-
-    Up to 4 attempts on UNAVAILABLE within the call's deadline, 50 ms, 100 ms and 200 ms apart, each ±20 % (gRFC A6); a
-    server's ``grpc-retry-pushback-ms`` takes precedence. Half of 100 tokens is spent by 50 failed attempts: then there
-    are no retries until the server has answered again, so that clients do not add to an outage.
-
-    Returns:
-        JSON.
-    """
-    retried = [{"service": rpc.service, "method": rpc.name} for rpc in RPCS if rpc.is_retried]
-    policy = {
-        "maxAttempts": 4,
-        "initialBackoff": "0.05s",
-        "maxBackoff": "1s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    throttling = {"maxTokens": 100, "tokenRatio": 0.5}
-    return json.dumps({"methodConfig": [{"name": retried, "retryPolicy": policy}], "retryThrottling": throttling})

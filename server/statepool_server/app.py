@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,42 +15,21 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 from statepool_server.addresses import Address
+from statepool_server.arena import StateDir
+from statepool_server.assembly import DESCRIPTORS, Assembly
 from statepool_server.config import ServerConfig
+from statepool_server.journal.columns import new_column
+from statepool_server.journal.journal import Journal
 from statepool_server.limits import Limits
 from statepool_server.memory import Memory
 from statepool_server.planning import Plan
-from statepool_server.pool import Pool, PoolConfig
-from statepool_server.service.admin_service import AdminService
+from statepool_server.recovery import GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
 from statepool_server.service.attach_listener import AttachListener
 from statepool_server.service.attach_processes import AttachedProcesses
-from statepool_server.service.block_service import BlockService
-from statepool_server.service.calls import Calls
-from statepool_server.service.copying import CopyThreads
-from statepool_server.service.core import Core
-from statepool_server.service.draining import Drain, draining_error
+from statepool_server.service.draining import draining_error
 from statepool_server.service.health import Health
-from statepool_server.service.heartbeat import Heartbeat
-from statepool_server.service.pool_service import PoolService
-from statepool_server.service.reaper import Reaper
-from statepool_server.service.schedule_streams import ScheduleStreams
-from statepool_server.service.sequence_service import SequenceService
-from statepool_server.service.session_service import SessionService
-from statepool_server.service.stalls import Stalls
-from statepool_server.service.steps import Steps
-from statepool_server.service.supervision import Supervisor
 
-_DESCRIPTORS = {
-    name: module.DESCRIPTOR.services_by_name[name]
-    for name, module in {
-        "AdminService": admin_pb2,
-        "BlockService": block_pb2,
-        "PoolService": pool_pb2,
-        "SequenceService": sequence_pb2,
-        "SessionService": session_pb2,
-    }.items()
-}
 MAX_METADATA_BYTES = 8192
 """Of a call; ours have none, and proxies add little."""
 
@@ -58,7 +38,14 @@ _log = structlog.get_logger("statepool.server")
 
 
 @contextlib.asynccontextmanager
-async def serving(config: ServerConfig, plan: Plan, memory: Memory, stop: asyncio.Event) -> AsyncIterator[None]:
+async def serving(
+    config: ServerConfig,
+    plan: Plan,
+    memory: Memory,
+    stop: asyncio.Event,
+    journal: Journal | None = None,
+    state: ServerState | None = None,
+) -> AsyncIterator[None]:
     """Serves until the block ends; then drains.
 
     Args:
@@ -66,60 +53,39 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory, stop: asynci
         plan: What it comes to.
         memory: The open arenas.
         stop: Set when a client has asked for the end.
+        journal: Where to write down what happens; None: nowhere.
+        state: What a server before this one has left; None: nothing.
 
     Raises:
         ValueError: An address cannot be bound.
+        OSError: The journal cannot be begun.
     """
-    limits = plan.limits
-    pool = Pool(
-        PoolConfig(
-            block_count=plan.description.layout.block_count,
-            block_tokens=plan.description.block_tokens,
-            max_sessions=limits.max_sessions,
-            num_spec=plan.description.num_spec,
-            max_sequences=limits.max_sequences,
-            max_attachments=limits.max_attachments,
-        )
-    )
-    copies = CopyThreads(config.copy_threads, config.max_queued_copies)
-    core = Core(description=plan.description, limits=limits, pool=pool, memory=memory, copies=copies)
-    health = Health(descriptor.full_name for descriptor in _DESCRIPTORS.values())
-    supervisor, drain, stalls = Supervisor(health.not_ready), Drain(core, health, stop), Stalls(config.stall_timeout)
-    calls, reaper, heartbeat = Calls(core, drain.begun), Reaper(core), Heartbeat()
-    steps, streams = Steps(core, drain.begun), ScheduleStreams(core, config.pressure, stalls)
-    core.block_listeners += [streams.blocks_changed, drain.progressed]
-    core.session_listeners += [steps.sessions_ended, streams.sessions_changed]
-    drain.on_begin.append(streams.going_away)
-    processes = AttachedProcesses(core, str(plan.attach_socket), config.attach_timeout)
-    core.session_listeners.append(lambda _ended: processes.fences_changed())
-    server = _new_server(limits, config.max_connections)
-    servicers = {
-        "AdminService": AdminService(
-            core,
-            counts=calls.counts,
-            processes=processes,
-            parts=supervisor.parts,
-            heartbeat=heartbeat,
-            drain=drain,
-            drain_timeout=config.drain_timeout,
-        ),
-        "BlockService": BlockService(core, stalls),
-        "PoolService": PoolService(core, processes),
-        "SequenceService": SequenceService(core, steps, streams, stalls),
-        "SessionService": SessionService(core, reaper.lease_changed, drain.over, stalls),
-    }
-    for name, servicer in servicers.items():
-        calls.register(server, _DESCRIPTORS[name], servicer)
+    assembly, server = Assembly.of(config, plan, memory, stop), _new_server(plan.limits, config.max_connections)
+    core, calls, processes = assembly.core, assembly.calls, assembly.processes
+    health, supervisor, drain = assembly.health, assembly.supervisor, assembly.drain
+    if state is not None:
+        load(assembly, state)
+        core.goes_by(core.incarnation)
+        core.pool.prolong_leases(time.monotonic_ns() + round(config.recovery_grace * 1e9))
+    for name, servicer in assembly.servicers.items():
+        calls.register(server, DESCRIPTORS[name], servicer)
     _add_standard_services(server, health)
     _bind(server, plan.addresses)
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
+    if journal is not None:
+        journal.begin(core.incarnation, dump(assembly))
+        core.pool.blocks.keep_generations_in(new_column(plan.state_dir / GENERATIONS, core.pool.blocks.block_count))
+        core.ledger.write_to(journal, lambda: dump(assembly))
+    core.works.resume()
+    processes.resume()
     await health.starting()
     await server.start()
     gc.collect()
     gc.freeze()  # torch's modules are a million objects that no later collection has to look at
-    supervisor.run("reaper", "sessions no longer expire", reaper.run())
+    supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
     supervisor.run("attach listener", "nothing can be attached any more", listener.run())
-    supervisor.run("heartbeat", "a loop that stands still is no longer noticed", heartbeat.run())
+    supervisor.run("verifier", "checksums are neither taken nor compared", assembly.verifier.run())
+    supervisor.run("heartbeat", "a loop that stands still is no longer noticed", assembly.heartbeat.run())
     await health.ready()
     _log.info(
         "serving",
@@ -129,6 +95,7 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory, stop: asynci
         arena_bytes=plan.description.layout.nbytes,
         ranks=list(plan.description.tp_ranks),
         incarnation=f"{core.incarnation:016x}",
+        continues=[f"{incarnation:016x}" for incarnation in core.continued_incarnations[-1:]],
     )
     try:
         yield
@@ -136,12 +103,14 @@ async def serving(config: ServerConfig, plan: Plan, memory: Memory, stop: asynci
         drain.begin(stop_within=config.drain_timeout)
         await drain.drained.wait()
         drain.over.set()
-        streams.end(draining_error())
+        assembly.streams.end(draining_error())
         await server.stop(drain.seconds_left)
         await supervisor.close()
         await listener.close()
         await processes.close()
-        await copies.close()
+        await core.copies.close()
+        if journal is not None:
+            journal.begin(core.incarnation, dump(assembly))
         _log.info("stopped")
 
 
@@ -151,6 +120,7 @@ async def run(config: ServerConfig) -> None:
     Raises:
         ValueError: The configuration cannot be.
         ArenaError: The memory cannot be had.
+        OSError: The journal cannot be begun.
     """
     plan = Plan.of(config)
     for address in plan.addresses:
@@ -158,22 +128,57 @@ async def run(config: ServerConfig) -> None:
     stop = asyncio.Event()
     for signal_number in _STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
-    known = plan.description
-    with contextlib.closing(
-        Memory.open(
-            known.layout,
-            tp_ranks=known.tp_ranks,
-            devices=known.devices,
-            state_dir=plan.state_dir,
-            engine=config.copy_engine,
-            threads=config.copy_threads,
-        )
-    ) as memory:
-        async with serving(config, plan, memory, stop):
+    with contextlib.ExitStack() as opened:
+        opened.callback(StateDir(plan.state_dir).close)
+        journal = Journal(plan.state_dir, config.journal_bytes)
+        opened.callback(journal.close)
+        estate = _estate(config, plan, journal)
+        memory = _open_memory(config, plan, estate)
+        opened.callback(memory.close, keep=plan.outlives_process)
+        kept, state = (journal if plan.outlives_process else None), (estate.state if estate else None)
+        async with serving(config, plan, memory, stop, kept, state):
             await stop.wait()
     for signal_number in _STOP_SIGNALS:  # a second signal must not turn a clean end into a death by signal
         asyncio.get_running_loop().remove_signal_handler(signal_number)
         signal.signal(signal_number, signal.SIG_IGN)
+
+
+def _estate(config: ServerConfig, plan: Plan, journal: Journal) -> Estate | None:
+    """Reads what a server has left in the folder; removes it where it cannot be used as it is."""
+    history = journal.read() if plan.outlives_process else None
+    estate = None
+    if history is not None:
+        estate = make_sense(
+            history, plan, Assembly.of(config, plan, Memory.none(plan.description.layout), asyncio.Event())
+        )
+    if estate is None or estate.rescued is not None:  # who dies from here on has left nothing, rather than half of it
+        journal.remove()
+        forget_locks(plan.state_dir)
+    return estate
+
+
+def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None) -> Memory:
+    known = plan.description
+
+    def opened(*, is_kept: bool) -> Memory:
+        return Memory.open(
+            known.layout,
+            tp_ranks=known.tp_ranks,
+            devices=known.devices,
+            folder=plan.state_dir,
+            engine=config.copy_engine,
+            threads=config.copy_threads,
+            is_kept=is_kept,
+            saves=plan.outlives_process,
+        )
+
+    if estate is None or estate.rescued is None:
+        return opened(is_kept=estate is not None)
+    former = opened(is_kept=True)
+    memory = opened(is_kept=False)
+    memory.rescue(former, estate.rescued)
+    former.close(keep=True)  # its files are gone already: those there are the new ones
+    return memory
 
 
 def _new_server(limits: Limits, max_connections: int) -> grpc.aio.Server:
@@ -197,7 +202,7 @@ def _new_server(limits: Limits, max_connections: int) -> grpc.aio.Server:
 def _add_standard_services(server: grpc.aio.Server, health: Health) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     channelz.add_channelz_servicer(server)
-    names = [descriptor.full_name for descriptor in _DESCRIPTORS.values()]
+    names = [descriptor.full_name for descriptor in DESCRIPTORS.values()]
     standard = (health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, "grpc.channelz.v1.Channelz")
     reflection.enable_server_reflection([*names, *standard, reflection.SERVICE_NAME], server)
 

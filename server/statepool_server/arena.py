@@ -40,31 +40,37 @@ class Arena(Protocol):
             OSError: There is no descriptor left, or the arena is not shareable.
         """
 
-    def close(self) -> None:
-        """Gives the memory back."""
+    def close(self, *, keep: bool = False) -> None:
+        """Gives the memory back; with `keep`, memory that outlives the process is left for another."""
 
 
 class HostArena:
     """A file on tmpfs, mapped shared, so that other processes on the machine can map the same bytes."""
 
-    def __init__(self, path: Path, nbytes: int) -> None:
+    def __init__(self, path: Path, nbytes: int, *, is_kept: bool = False) -> None:
         """Creates the file (in place of one that a dead server left), fills it with pages and maps it.
 
         Args:
             path: The file; its folder is private and locked (`StateDir`).
             nbytes: Size of the arena.
+            is_kept: Whether the file that a server has left is mapped as it is instead; see `has_arenas`.
 
         Raises:
             ArenaError: The file system has not so much room.
+            OSError: There is no file that could be kept.
         """
         self.path = path
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        created = 0 if is_kept else os.O_CREAT | os.O_EXCL
+        if not is_kept:
+            path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | created, 0o600)
         try:
-            _reserve(descriptor, path, nbytes)
+            if not is_kept:
+                _reserve(descriptor, path, nbytes)
             self._map = mmap.mmap(descriptor, nbytes, mmap.MAP_SHARED)
         except BaseException:
-            path.unlink(missing_ok=True)
+            if not is_kept:
+                path.unlink(missing_ok=True)
             raise
         finally:
             os.close(descriptor)
@@ -91,10 +97,11 @@ class HostArena:
         """
         return os.open(self.path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
 
-    def close(self) -> None:
-        """Removes the file; the mapping goes with the last tensor that uses it."""
+    def close(self, *, keep: bool = False) -> None:
+        """Removes the file, unless it is kept; the mapping goes with the last tensor that uses it."""
         self._tensor = None
-        self.path.unlink(missing_ok=True)
+        if not keep:
+            self.path.unlink(missing_ok=True)
 
     def _advise(self) -> None:
         for advice in (mmap.MADV_HUGEPAGE, MADV_POPULATE_WRITE):
@@ -148,8 +155,9 @@ class CudaArena:
         del read_only
         raise OSError(errno.ENOTSUP, "device memory has no descriptor")
 
-    def close(self) -> None:
-        """Drops the allocation."""
+    def close(self, *, keep: bool = False) -> None:
+        """Drops the allocation: device memory does not outlive the process that owns it."""
+        del keep
         self._tensor = None
 
 
@@ -203,8 +211,23 @@ def parse_devices(text: str, rank_count: int) -> tuple[str, ...]:
     return tuple(devices * rank_count if len(devices) == 1 else devices)
 
 
-def open_arenas(nbytes: int, tp_ranks: Sequence[int], devices: Sequence[str], state_dir: Path) -> list[Arena]:
+def has_arenas(nbytes: int, tp_ranks: Sequence[int], folder: Path) -> bool:
+    """Tells whether a server has left the arenas of all ranks in a folder, and of that size."""
+    paths = [_arena_path(folder, rank) for rank in tp_ranks]
+    return all(path.is_file() and path.stat().st_size == nbytes for path in paths)
+
+
+def open_arenas(
+    nbytes: int, tp_ranks: Sequence[int], devices: Sequence[str], folder: Path, *, is_kept: bool = False
+) -> list[Arena]:
     """Opens one arena per rank; either all of them or none.
+
+    Args:
+        nbytes: Size of each.
+        tp_ranks: The ranks.
+        devices: Device of each.
+        folder: Where host arenas are.
+        is_kept: Whether those that a server has left there are used again.
 
     Raises:
         ArenaError: The memory of one cannot be had.
@@ -212,13 +235,19 @@ def open_arenas(nbytes: int, tp_ranks: Sequence[int], devices: Sequence[str], st
     arenas: list[Arena] = []
     try:
         for rank, device in zip(tp_ranks, devices, strict=True):
-            host = device == "cpu"
-            arenas.append(HostArena(state_dir / f"rank{rank}.arena", nbytes) if host else CudaArena(device, nbytes))
+            if device == "cpu":
+                arenas.append(HostArena(_arena_path(folder, rank), nbytes, is_kept=is_kept))
+            else:
+                arenas.append(CudaArena(device, nbytes))
     except BaseException:
         for arena in arenas:
-            arena.close()
+            arena.close(keep=is_kept)
         raise
     return arenas
+
+
+def _arena_path(folder: Path, rank: int) -> Path:
+    return folder / f"rank{rank}.arena"
 
 
 def _reserve(descriptor: int, path: Path, nbytes: int) -> None:

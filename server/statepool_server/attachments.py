@@ -38,6 +38,20 @@ class Fence:
     """Attachments that have not answered."""
 
 
+@dataclass(frozen=True, slots=True)
+class AttachmentsState:
+    """Attachments and fences at a moment."""
+
+    live: list[Attachment]
+    """The attachments, in the order of their ids."""
+    fences: list[Fence]
+    """The fences that stand, in the order of their numbers."""
+    last_id: int
+    """Highest attachment id that was given out."""
+    last_fence: int
+    """Number of the last fence."""
+
+
 class AttachmentTable:
     """Attachments and fences by id.
 
@@ -123,6 +137,16 @@ class AttachmentTable:
             (f.number, f.session_id, f.epoch, f.block_ids.tolist(), sorted(f.awaited)) for f in self.fences.values()
         ]
         return live, fences, self._last_id, self._last_fence
+
+    def dump(self) -> AttachmentsState:
+        """Shows everything; the fences themselves, not copies."""
+        return AttachmentsState(list(self.live.values()), list(self.fences.values()), self._last_id, self._last_fence)
+
+    def load(self, state: AttachmentsState) -> None:
+        """Takes a state over; the table must be new."""
+        self.live = {attachment.attachment_id: attachment for attachment in state.live}
+        self.fences = {fence.number: fence for fence in state.fences}
+        self._last_id, self._last_fence = state.last_id, state.last_fence
 
     def _without(self, fence: Fence, attachment_ids: set[int]) -> Iterator[Fence]:
         fence.awaited.difference_update(attachment_ids)

@@ -15,10 +15,13 @@ releasing             odd         0           not 0  any     blank or evictable 
 ====================  ==========  ==========  =====  ======  ==========================
 
 A held or releasing block may be in quarantine beside: fences stand around it, and until the last is gone it is neither
-released nor used.
+released nor used. A block is condemned when the bytes of its state are not what was committed: one more fence stands
+around it until it is pardoned.
 """
 
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,7 @@ from statepool.errors import (
     BadFieldError,
     BlockBusyError,
     BlockIndexOutOfRangeError,
+    ChecksumMismatchError,
     GenerationStaleError,
     PoolExhaustedError,
 )
@@ -43,6 +47,7 @@ RETRY_AFTER_SECONDS = 0.1
 """Hint to a caller who found the pool exhausted: a step of an engine takes about as long."""
 
 _ROWS = 4096
+_COLUMNS = ("generations", "references", "committed", "listed", "busy", "fences", "condemned")
 
 ZERO: Counts = np.array(0, np.int64)
 """0 as an array: numpy takes as long to make an array of a number as to compare a batch with it."""
@@ -60,6 +65,30 @@ class BlockState(IntEnum):
     EVICTABLE = 4
     RELEASING = 5
     QUARANTINED = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlocksState:
+    """A table of blocks at a moment; columns as of `BlockTable`."""
+
+    generations: Ids
+    """``[block_count]``."""
+    references: Ids
+    """``[block_count]``."""
+    committed: NDArray[np.bool_]
+    """``[block_count]``."""
+    listed: NDArray[np.bool_]
+    """``[block_count]``."""
+    busy: Ids
+    """``[block_count]``."""
+    fences: Ids
+    """``[block_count]``."""
+    condemned: NDArray[np.bool_]
+    """``[block_count]``."""
+    free: Ids
+    """Blank blocks, the next to be handed out first."""
+    evictable: Ids
+    """Evictable blocks, the next to be evicted first."""
 
 
 def first_true(mask: NDArray[np.bool_]) -> int:
@@ -81,10 +110,12 @@ class BlockTable:
         listed: ``[block_count]``; whether the prefix index names the block.
         busy: ``[block_count]``; readers, or `WRITER`.
         fences: ``[block_count]``; fences around the block: while there are any, it is in quarantine.
+        condemned: ``[block_count]``; whether one of the fences is there since the block's bytes have changed.
         evictable: The blocks that nobody holds or uses, but that can still be found, in the order of their last use.
         held_count: Blocks with a reference.
         busy_count: Blocks that are read or written.
-        quarantined_count: Blocks in quarantine.
+        quarantined_count: Blocks in quarantine, condemned ones included.
+        condemned_count: Condemned blocks.
         released_count: How often blocks became blank or evictable, since the pool was made.
     """
 
@@ -96,8 +127,10 @@ class BlockTable:
         self.listed = np.zeros(block_count, np.bool_)
         self.busy = np.zeros(block_count, np.int64)
         self.fences = np.zeros(block_count, np.int64)
+        self.condemned = np.zeros(block_count, np.bool_)
         self.evictable = RecencyLog(block_count)
-        self.held_count = self.busy_count = self.quarantined_count = self.released_count = 0
+        self.held_count = self.busy_count = self.quarantined_count = self.condemned_count = 0
+        self.released_count = 0
         self._free = np.arange(block_count - 1, 0, -1, dtype=np.int64)  # a stack: block 1 is on top
         self._free_count = block_count - 1
         self._mark = np.zeros(block_count, np.int64)
@@ -195,11 +228,27 @@ class BlockTable:
         """Refuses blocks in quarantine.
 
         Raises:
-            BlockBusyError: One is; a retry helps as soon as the processes that may write it have answered.
+            ChecksumMismatchError: One is condemned.
+            BlockBusyError: As `check_quiesced`.
         """
-        if not self.quarantined_count:
+        row = first_true(self.condemned[block_ids]) if self.condemned_count else -1
+        if row >= 0:
+            raise ChecksumMismatchError(
+                f"{field}: the bytes of block {block_ids[row]} have changed since it was committed",
+                field=field,
+                block=int(block_ids[row]),
+            )
+        self.check_quiesced(block_ids, field)
+
+    def check_quiesced(self, block_ids: Ids, field: str) -> None:
+        """Refuses blocks that attached processes may still write for a session that lost them.
+
+        Raises:
+            BlockBusyError: There is one; a retry helps as soon as these processes have answered.
+        """
+        if self.quarantined_count == self.condemned_count:
             return
-        row = first_true(self.fences[block_ids] != ZERO)
+        row = first_true(self.fences[block_ids] > self.condemned[block_ids])
         if row >= 0:
             raise BlockBusyError(
                 f"{field}: block {block_ids[row]} is in quarantine, an attached process may still write it",
@@ -298,7 +347,7 @@ class BlockTable:
         return self.release(np.concatenate((readers, writers)))
 
     def quarantine(self, block_ids: Ids) -> None:
-        """Puts a fence around distinct blocks, which are held or in use, and not committed."""
+        """Puts a fence around distinct blocks, which are allocated and not among the evictable."""
         before = self.fences[block_ids]
         self.fences[block_ids] = before + 1
         self.quarantined_count += len(block_ids) - int(np.count_nonzero(before))
@@ -314,6 +363,24 @@ class BlockTable:
         cleared: Ids = block_ids[left == 0]
         self.quarantined_count -= len(cleared)
         return cleared
+
+    def condemn(self, block_ids: Ids) -> None:
+        """Puts the fence of the condemned around distinct blocks, which are allocated and not condemned yet."""
+        self.evictable.discard(block_ids)
+        self.condemned[block_ids] = True
+        self.condemned_count += len(block_ids)
+        self.quarantine(block_ids)
+
+    def pardon(self) -> Ids:
+        """Makes the condemned blocks ordinary ones in quarantine.
+
+        Returns:
+            The blocks; `clear` them.
+        """
+        ids = self.condemned.nonzero()[0]
+        self.condemned[ids] = False
+        self.condemned_count = 0
+        return ids
 
     def release(self, block_ids: Ids) -> Ids:
         """Puts those of the blocks that nobody holds or uses where they belong.
@@ -342,6 +409,39 @@ class BlockTable:
     def free(self) -> Ids:
         """Lists the blank blocks, the next to be handed out first."""
         return self._free[: self._free_count][::-1]
+
+    # As a whole
+
+    def dump(self) -> BlocksState:
+        """Shows everything, without copying the columns."""
+        columns: dict[str, Any] = {name: getattr(self, name) for name in _COLUMNS}
+        return BlocksState(**columns, free=self.free(), evictable=self.evictable.block_ids())
+
+    def load(self, state: BlocksState) -> None:
+        """Takes a state over; the table must be new and of the same size."""
+        for name in _COLUMNS:
+            getattr(self, name)[:] = getattr(state, name)
+        self._free_count = len(state.free)
+        self._free[: self._free_count] = state.free[::-1]
+        self.evictable.append(state.evictable)
+        self.held_count = int(np.count_nonzero(self.references))
+        self.busy_count = int(np.count_nonzero(self.busy))
+        self.quarantined_count = int(np.count_nonzero(self.fences))
+        self.condemned_count = int(np.count_nonzero(self.condemned))
+
+    def outdate(self, block_ids: Ids, generations: Ids) -> None:
+        """Makes sure that no ref to blank blocks can be good.
+
+        Args:
+            block_ids: Distinct blank blocks, ``[n]``.
+            generations: Generations that they may have had beside those that are known, ``[n]``.
+        """
+        self.generations[block_ids] = (np.maximum(self.generations[block_ids], generations) | ONE) + ONE
+
+    def keep_generations_in(self, column: Ids) -> None:
+        """Moves the generations to other memory, ``[block_count]``."""
+        column[:] = self.generations
+        self.generations = column
 
     # Steps
 

@@ -116,6 +116,20 @@ class Changes:
         self._blocks.quarantine(ids)
         self._tell(EventKind.QUARANTINED, session, ids)
 
+    def condemn(self, ids: Ids) -> None:
+        """Puts a fence around distinct blocks whose bytes have changed, and takes them out of the prefix index."""
+        self._blocks.condemn(ids)
+        self._tell(EventKind.QUARANTINED, None, ids)
+        self.unlist(ids[self._blocks.listed[ids]])
+
+    def pardon(self) -> int:
+        """Takes the fences of all condemned blocks away.
+
+        Returns:
+            Blocks that left quarantine.
+        """
+        return self.clear(self._blocks.pardon())
+
     def clear(self, ids: Ids) -> int:
         """Takes a fence away, and releases blocks that have no other and that nobody holds or uses.
 

@@ -44,11 +44,18 @@ class ServerConfig:
         temporal_dtype: Element type of temporal states (mamba_ssm_cache_dtype); auto is as conv.
         arrangement: block_major makes a block one run of bytes, layer_major makes a tensor one run over all blocks.
         device: cpu, or cuda:N for all ranks, or cuda:N,M,… one for each rank.
-        state_dir: Private folder for host arenas, on tmpfs; by default /dev/shm/statepool-UID.
+        state_dir: Private folder for host arenas and the journal, on tmpfs; by default /dev/shm/statepool-UID.
+        recovery: Keep a journal beside host arenas, so that the next server on the same --state-dir goes on where this
+            one ends, whatever ends it. Device memory ends with its server, and is not covered.
+        recovery_grace: How long sessions live at least after such a restart, for their owners to come back.
+        journal_bytes: Size of a file of the journal; there are two or three, and their pages are taken as needed.
         copy_engine: host copies on threads, or on a device by triton where that is installed; triton, or reference, the
             plain torch one that the tests compare with.
         copy_threads: Threads of the copy engine, and copies that run at a time.
         listen: Addresses: unix:PATH, or HOST:PORT on a loopback host.
+        checksums: off; scrub takes a checksum of every block that is committed and compares it again and again in the
+            background; lookup also compares it before a block that was found is handed out.
+        scrub_rate: Bytes a second, of all ranks, that are compared in the background.
         max_batch: Rows of one request.
         max_copy_specs: Copy-spec entries (requests x tensors) of one ComputeCopySpecs.
         max_message_bytes: Bytes of one message, both ways.
@@ -87,9 +94,14 @@ class ServerConfig:
     arrangement: Arrangement = Arrangement.BLOCK_MAJOR
     device: str = "cpu"
     state_dir: Path | None = None
+    recovery: bool = True
+    recovery_grace: Seconds = 30.0
+    journal_bytes: ByteSize = 64 * 2**20
     copy_engine: Literal["host", "reference", "triton"] = "host"
     copy_threads: Count = 2
     listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
+    checksums: Literal["off", "scrub", "lookup"] = "off"
+    scrub_rate: ByteSize = 256 * 2**20
     max_batch: Count = 4096
     max_copy_specs: Count = 65536
     max_message_bytes: ByteSize = 16 * 2**20

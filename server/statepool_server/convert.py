@@ -1,6 +1,6 @@
 """Messages to checked values and back: the one place that decides whether a request is well formed."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -24,10 +24,14 @@ class Convert:
 
     def __init__(self, limits: Limits, incarnation: int) -> None:
         self._limits = limits
-        self._incarnation = incarnation
+        self.incarnation = incarnation
 
-    def session(self, ref: types_pb2.SessionRef) -> tuple[int, int]:
+    def session(self, ref: types_pb2.SessionRef, continued: Container[int] = ()) -> tuple[int, int]:
         """Reads who calls.
+
+        Args:
+            ref: Who says so.
+            continued: Former server processes whose refs are as good as those of this one.
 
         Returns:
             Session id and epoch.
@@ -35,11 +39,11 @@ class Convert:
         Raises:
             IncarnationMismatchError: The caller knows another server process.
         """
-        if ref.incarnation != self._incarnation:
+        if ref.incarnation != self.incarnation and ref.incarnation not in continued:
             raise IncarnationMismatchError(
-                f"the request is for incarnation {ref.incarnation:#x}, this is {self._incarnation:#x}",
+                f"the request is for incarnation {ref.incarnation:#x}, this is {self.incarnation:#x}",
                 field="session.incarnation",
-                incarnation=self._incarnation,
+                incarnation=self.incarnation,
             )
         return ref.session_id, ref.epoch
 
@@ -113,13 +117,13 @@ class Convert:
 
     def page_token(self, number: int) -> str:
         """Writes the token of a page that a number tells where to begin."""
-        return f"{self._incarnation:x}.{number}"
+        return f"{self.incarnation:x}.{number}"
 
     def _after(self, token: str) -> int:
         if not token:
             return 0
         incarnation, _, number = token.partition(".")
-        known = incarnation == f"{self._incarnation:x}"
+        known = incarnation == f"{self.incarnation:x}"
         if not known or not (number.isascii() and number.isdecimal()) or len(number) > 19 or int(number) >= 2**63:
             raise BadFieldError("page_token was not made by this server process", field="page_token")
         return int(number)

@@ -31,7 +31,8 @@ class EventKind(StrEnum):
     UNLISTED = "unlisted"
     """The blocks can no longer be found. No session: making room does it as well."""
     QUARANTINED = "quarantined"
-    """One more fence is around the blocks: the session lost them while attached processes may still write them."""
+    """One more fence is around the blocks: the session lost them while attached processes may still write them; or,
+    with no session, their bytes have changed since they were committed."""
     CLEARED = "cleared"
     """The blocks have left quarantine. No session."""
     SESSION_OPENED = "session_opened"

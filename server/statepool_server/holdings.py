@@ -1,6 +1,7 @@
 """Who holds how many references to which block."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,18 @@ from statepool_server.sessions import Session
 
 NOBODY = 0
 """Holder of a block that no session holds as its first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HoldingsState:
+    """Holdings at a moment, those in `Session.shared` left out; columns as of `Holdings`."""
+
+    holder: Ids
+    """``[block_count]``."""
+    held: Ids
+    """``[block_count]``."""
+    in_sequences: Ids
+    """``[block_count]``."""
 
 
 class Holdings:
@@ -90,6 +103,14 @@ class Holdings:
             sharers = {block: session.session_id for session in sessions for block in session.shared}
             holders[unheld] = [sharers.get(block, NOBODY) for block in block_ids[unheld].tolist()]
         return holders
+
+    def dump(self) -> HoldingsState:
+        """Shows everything, without copying the columns."""
+        return HoldingsState(self.holder, self.held, self.in_sequences)
+
+    def load(self, state: HoldingsState) -> None:
+        """Takes a state over."""
+        self.holder[:], self.held[:], self.in_sequences[:] = state.holder, state.held, state.in_sequences
 
     def _drop_shared(self, session: Session, block_ids: Ids, counts: NDArray[np.int64]) -> None:
         for block, count in zip(block_ids.tolist(), counts.tolist(), strict=True):

@@ -92,9 +92,14 @@ def _check_sequences(pool: PoolView) -> None:
 def _check_quarantine(pool: PoolView) -> None:
     blocks, fences = pool.blocks, list(pool.attachments.fences.values())
     around = np.concatenate([np.empty(0, np.int64), *(fence.block_ids for fence in fences)])
-    _same("fences and blocks in quarantine", np.bincount(around, minlength=blocks.block_count), blocks.fences)
+    standing = np.bincount(around, minlength=blocks.block_count) + blocks.condemned
+    _same("fences and blocks in quarantine", standing, blocks.fences)
     _true("the count of blocks in quarantine", blocks.quarantined_count == np.count_nonzero(blocks.fences))
-    _true("blocks in quarantine are not committed", not blocks.committed[blocks.fences > 0].any())
+    _true("the count of condemned blocks", blocks.condemned_count == np.count_nonzero(blocks.condemned))
+    fenced = (blocks.fences > 0) & ~blocks.condemned
+    _true("blocks in quarantine are not committed", not blocks.committed[fenced].any())
+    _true("condemned blocks are committed", bool(blocks.committed[blocks.condemned].all()))
+    _true("condemned blocks cannot be found", not blocks.listed[blocks.condemned].any())
     writers = set(pool.attachments.writers())
     _true("fences wait for somebody who may write", all(fence.awaited and fence.awaited <= writers for fence in fences))
 

@@ -1,18 +1,30 @@
 """The memory of the pool: an arena and a copy engine per local rank, the same block ids on each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from statepool.copies import Column, CopyPlan
 from statepool.layout import ArenaLayout
 from statepool.torch.engine import ENGINES, CopyEngine
-from statepool.torch.images import read_image, write_image
-from statepool_server.arena import Arena, StateDir, open_arenas
+from statepool.torch.images import image_checksum, read_image, write_image
+from statepool.torch.regions import zero_regions
+from statepool_server.arena import Arena, open_arenas
+from statepool_server.staging import overwriting, save, write
+from statepool_server.work import MemoryWork
 
 EngineName: TypeAlias = Literal["host", "reference", "triton"]
 """Names of `statepool.torch.ENGINES`."""
+
+
+NO_BLOCKS: Column = np.empty(0, np.int64)
+"""No blocks."""
 
 
 def engine_for(device: str, asked: EngineName) -> EngineName:
@@ -22,6 +34,16 @@ def engine_for(device: str, asked: EngineName) -> EngineName:
     return "triton" if find_spec("triton") else "reference"
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of memory work; it sees what the stage before has done."""
+
+    run: Callable[[], None]
+    """Does it, on every rank; blocking."""
+    is_restartable: Callable[[], bool]
+    """Tells whether it comes to the same when it is run again after having been cut off at any moment."""
+
+
 class Memory:
     """Everything that touches the bytes of blocks; blocking, so it is called from copy threads.
 
@@ -29,12 +51,16 @@ class Memory:
     """
 
     def __init__(
-        self, layout: ArenaLayout, arenas: Sequence[Arena], engines: Sequence[CopyEngine], state_dir: StateDir
+        self,
+        layout: ArenaLayout,
+        arenas: Sequence[Arena],
+        engines: Sequence[CopyEngine],
+        saves_in: Path | None = None,
     ) -> None:
         self._layout = layout
         self._arenas = arenas
         self._engines = engines
-        self._state_dir = state_dir
+        self._saves_in = saves_in
 
     @classmethod
     def open(
@@ -43,9 +69,11 @@ class Memory:
         *,
         tp_ranks: Sequence[int],
         devices: Sequence[str],
-        state_dir: Path,
+        folder: Path,
         engine: EngineName,
         threads: int,
+        is_kept: bool = False,
+        saves: bool = False,
     ) -> "Memory":
         """Takes the memory of every rank.
 
@@ -53,29 +81,108 @@ class Memory:
             layout: Layout of each rank's arena.
             tp_ranks: Local ranks.
             devices: Device of each rank.
-            state_dir: Folder of host arenas.
+            folder: Folder of host arenas, which belongs to this process (`StateDir`).
             engine: Copy engine, see `engine_for`.
             threads: Threads of a host engine.
+            is_kept: Whether the arenas that a server has left there are used again, with what they hold.
+            saves: Whether copies are done so that they can be run again by another process.
 
         Raises:
             ArenaError: The memory cannot be had.
             RuntimeError: The engine is not installed.
             ValueError: The engine cannot copy such memory.
         """
-        folder = StateDir(state_dir)
-        arenas: list[Arena] = []
+        arenas = open_arenas(layout.nbytes, tp_ranks, devices, folder, is_kept=is_kept)
         try:
-            arenas = open_arenas(layout.nbytes, tp_ranks, devices, state_dir)
             engines = [
                 ENGINES[engine_for(device, engine)](arena.tensor, layout, threads)
                 for device, arena in zip(devices, arenas, strict=True)
             ]
         except BaseException:
             for arena in arenas:
-                arena.close()
-            folder.close()
+                arena.close(keep=is_kept)
             raise
-        return cls(layout, arenas, engines, folder)
+        return cls(layout, arenas, engines, folder if saves else None)
+
+    @classmethod
+    def none(cls, layout: ArenaLayout) -> "Memory":
+        """Stands for memory where none is touched."""
+        return cls(layout, [], [])
+
+    def rescue(self, other: "Memory", block_ids: Column) -> None:
+        """Copies blocks from another memory of the same layout, on every rank."""
+        regions = zero_regions(block_ids, self._layout)
+        spans = list(zip(regions.destinations.tolist(), regions.nbytes.tolist(), strict=True))
+        for ours, theirs in zip(self._tensors(), other._tensors(), strict=True):  # noqa: SLF001 — of our own kind
+            for start, nbytes in spans:
+                ours[start : start + nbytes] = theirs[start : start + nbytes]
+
+    def stages(self, work: MemoryWork, number: int) -> list[Stage]:
+        """Divides work into what may be done at a time.
+
+        Args:
+            work: The work.
+            number: Names what is saved for it, until `forget`.
+        """
+        before = self._copy_stages(work.post_copies, number) if len(work.post_copies) else []
+        if not len(work.zeroed_blocks) and not len(work.pre_copies):
+            return before
+        return before + self._copy_stages(work.pre_copies, number, work.zeroed_blocks)
+
+    def forget(self, number: int) -> None:
+        """Removes what was saved for work."""
+        for path in self._saved(number):
+            path.unlink(missing_ok=True)
+
+    def forget_others(self, numbers: Collection[int]) -> None:
+        """Removes what was saved for work that is not among these."""
+        if self._saves_in is not None:
+            for path in self._saves_in.glob("saved-*.*"):
+                if int(path.stem.partition("-")[2]) not in numbers:
+                    path.unlink(missing_ok=True)
+
+    def _copy_stages(self, plan: CopyPlan, number: int, zeroed_blocks: Column = NO_BLOCKS) -> list[Stage]:
+        risky = overwriting(plan)
+        if not risky.any():
+            return [Stage(lambda: self._zero_and_copy(zeroed_blocks, plan), lambda: True)]
+        if self._saves_in is None:
+            return [Stage(lambda: self._zero_and_copy(zeroed_blocks, plan), lambda: False)]
+        safe, saved = plan.take(~risky), plan.take(risky)
+
+        def write() -> None:
+            self._zero_and_copy(zeroed_blocks, safe)
+            self._write(saved, number)
+
+        return [
+            Stage(lambda: self._save(saved, number), lambda: True),
+            Stage(write, lambda: all(path.exists() for path in self._saved(number))),
+        ]
+
+    def _zero_and_copy(self, zeroed_blocks: Column, plan: CopyPlan) -> None:
+        if len(zeroed_blocks):
+            self.zero(zeroed_blocks)
+        if len(plan):
+            self.copy(plan)
+
+    def _save(self, plan: CopyPlan, number: int) -> None:
+        for arena, path in zip(self._arenas, self._saved(number), strict=True):
+            if not save(arena.tensor.numpy(), self._layout, plan, path):
+                self.forget(number)
+                return
+
+    def _write(self, plan: CopyPlan, number: int) -> None:
+        paths = self._saved(number)
+        if not all(path.exists() for path in paths):  # there was no room
+            self.copy(plan)
+            return
+        for arena, path in zip(self._arenas, paths, strict=True):
+            write(arena.tensor.numpy(), self._layout, plan, path)
+
+    def _saved(self, number: int) -> list[Path]:
+        """Lists where the sources of a plan are saved, by rank."""
+        if self._saves_in is None:
+            return []
+        return [self._saves_in / f"saved-{number}.{rank_index}" for rank_index in range(len(self._arenas))]
 
     def zero(self, block_ids: Column) -> None:
         """Fills blocks with zero bytes, on every rank."""
@@ -95,6 +202,11 @@ class Memory:
         """Writes bytes of a block image; the range must lie in it."""
         write_image(self._arenas[rank_index].tensor, self._layout, block_id, offset, data)
 
+    def checksums(self, block_ids: Sequence[int]) -> NDArray[np.uint64]:
+        """Computes a checksum of each block's states on each rank, ``[n, ranks]``; the blocks need not stand still."""
+        sums = [[image_checksum(arena.tensor, self._layout, block) for arena in self._arenas] for block in block_ids]
+        return np.array(sums, np.uint64).reshape(len(block_ids), len(self._arenas))
+
     def base_address(self, rank_index: int) -> int:
         """Tells where a rank's arena begins in this process."""
         return self._arenas[rank_index].tensor.data_ptr()
@@ -111,8 +223,14 @@ class Memory:
         """
         return self._arenas[rank_index].open_descriptor(read_only=read_only)
 
-    def close(self) -> None:
-        """Gives all memory back."""
+    def _tensors(self) -> list[torch.Tensor]:
+        return [arena.tensor for arena in self._arenas]
+
+    def close(self, *, keep: bool = False) -> None:
+        """Gives all memory back, or leaves it for another process.
+
+        Args:
+            keep: Whether host arenas stay where they are.
+        """
         for arena in self._arenas:
-            arena.close()
-        self._state_dir.close()
+            arena.close(keep=keep)

@@ -9,6 +9,7 @@ from statepool.models import ModelStates, bundled_models, model_layout, read_mod
 from statepool_server.addresses import Address
 from statepool_server.arena import parse_devices
 from statepool_server.config import ServerConfig
+from statepool_server.journal.journal import RESERVE_BYTES
 from statepool_server.limits import Limits
 from statepool_server.memory import engine_for
 from statepool_server.service.core import PoolDescription
@@ -25,7 +26,9 @@ class Plan:
     addresses: tuple[Address, ...]
     """Where to listen."""
     state_dir: Path
-    """Folder of host arenas."""
+    """Folder of host arenas and of the journal."""
+    outlives_process: bool
+    """Whether another server can go on where this one ends."""
 
     @property
     def attach_socket(self) -> Path:
@@ -57,13 +60,17 @@ class Plan:
             tp_ranks=ranks,
             num_spec=config.num_spec,
             devices=devices,
-            features=(f"copy_engine:{engine_for(devices[0], config.copy_engine)}",),
+            features=(
+                f"checksums:{config.checksums}",
+                f"copy_engine:{engine_for(devices[0], config.copy_engine)}",
+            ),
         )
         return cls(
             description,
             limits_of(config),
             tuple(Address.parse(text) for text in config.listen),
             config.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"),  # noqa: S108 — private: 0700 and locked
+            config.recovery and all(device == "cpu" for device in devices),
         )
 
 
@@ -130,6 +137,8 @@ def limits_of(config: ServerConfig) -> Limits:
     """
     if config.max_chunk_bytes + 4096 > config.max_message_bytes or config.max_chunk_bytes < 1:
         raise ValueError("max-chunk-bytes: must be positive and leave 4 KiB of max-message-bytes for the rest")
+    if config.journal_bytes < 2 * config.max_message_bytes + 4 * RESERVE_BYTES:
+        raise ValueError(f"journal-bytes: must be at least twice max-message-bytes and {4 * RESERVE_BYTES} more")
     if not 0 < config.min_ttl <= config.max_ttl:
         raise ValueError("min-ttl: must be positive and not above max-ttl")
     return Limits(

@@ -18,13 +18,16 @@ from statepool_server.changes import Changes, Listener
 from statepool_server.events import NO_IDS
 from statepool_server.guards import Guards, check_boundaries, check_lengths
 from statepool_server.holdings import counted
+from statepool_server.recency import Ids
 from statepool_server.sequences.applying import StepChanges
 from statepool_server.sequences.context import StepContext
-from statepool_server.sequences.outcomes import StepOutcome, StepWork
+from statepool_server.sequences.outcomes import StepOutcome
 from statepool_server.sequences.requests import StepRequest
 from statepool_server.sequences.stepping import Stepping
+from statepool_server.sequences.tables import NULL
 from statepool_server.sessions import Session
-from statepool_server.view import PoolConfig, PoolView, info_of
+from statepool_server.view import PoolConfig, PoolState, PoolView, info_of
+from statepool_server.work import MemoryWork
 
 __all__ = ["Pool", "PoolConfig"]
 
@@ -48,6 +51,41 @@ class Pool(PoolView):
         )
         self._step_changes = StepChanges(config.block_tokens, self.blocks, self.holdings, self._changes)
         self._stepping = Stepping(context, self.sequences, self.holdings, self._step_changes)
+
+    # As a whole
+
+    def load(self, state: PoolState) -> None:
+        """Takes a state over; the pool must be new and of the same size."""
+        self.blocks.load(state.blocks)
+        self.holdings.load(state.holdings)
+        self.prefixes.load(state.prefixes)
+        self.sessions.load(state.sessions)
+        self.sequences.load(state.sequences, self._config.num_spec)
+        self.attachments.load(state.attachments)
+
+    def distrust(self, generations: Ids) -> Ids:
+        """Gives up all that may have changed since: everything but committed blocks that were never free.
+
+        No work may be under way.
+
+        Args:
+            generations: Generations that blocks were seen at, ``[block_count]``.
+
+        Returns:
+            The blocks that are still what they were; all others are blank, and no ref to them is good.
+        """
+        for attachment_id in list(self.attachments.live):
+            self.detach(attachment_id)
+        for session in list(self.sessions):
+            self._close(session, expired=True)
+        self.pardon()
+        self.sessions.outdate()
+        changed = self.blocks.generations != generations
+        changed[NULL] = False
+        self._changes.unlist(np.flatnonzero(self.blocks.listed & changed))
+        doubtful = np.flatnonzero(changed)
+        self.blocks.outdate(doubtful, generations[doubtful])
+        return np.flatnonzero(self.blocks.listed)
 
     # Sessions
 
@@ -98,6 +136,10 @@ class Pool(PoolView):
         for session in due:
             self._close(session, expired=True)
         return [session.session_id for session in due]
+
+    def prolong_leases(self, until_ns: int) -> None:
+        """Lets no lease end before a moment: nobody could renew one while there was no server."""
+        self.sessions.prolong(until_ns)
 
     # Blocks
 
@@ -222,7 +264,7 @@ class Pool(PoolView):
     def step(self, session_id: int, epoch: int, request: StepRequest) -> StepOutcome:
         """Applies an engine step: settlement, commits, finishes, admissions, schedules, in this order.
 
-        Where the outcome has work, the blocks of its copies are pinned until `finish_step_work`; the session's next
+        Where the outcome has work, the blocks of its copies are pinned until `finish_work`; the session's next
         step must wait for that.
 
         Raises:
@@ -239,7 +281,7 @@ class Pool(PoolView):
         """
         return self._stepping.step(self.sessions.owned(session_id, epoch), request, self.usage)
 
-    def finish_step_work(self, work: StepWork, *, succeeded: bool = True) -> int:
+    def finish_work(self, work: MemoryWork, *, succeeded: bool = True) -> int:
         """Tells that the work of a step has ended: what was copied can be found, and its pin is taken back.
 
         Args:
@@ -251,6 +293,34 @@ class Pool(PoolView):
         """
         session = self.sessions.find(work.session_id) if succeeded else None
         return self._step_changes.finish_work(session, work)
+
+    # Condemned blocks
+
+    def condemn(self, refs: BlockRefs) -> BlockRefs:
+        """Takes blocks out of use whose bytes are not those that were committed.
+
+        They cannot be found, read or copied any more, and are not handed out again until `pardon`, whoever holds them.
+        Refs that are stale, or of blocks that are not committed or condemned already, are passed over: what was read
+        has become nobody's concern meanwhile.
+
+        Returns:
+            The blocks that were condemned by it, in the order of their ids.
+        """
+        blocks = self.blocks
+        known = refs[(refs.block_ids >= 1) & (refs.block_ids < blocks.block_count)]
+        ids = known.block_ids
+        is_meant = (known.generations == blocks.generations[ids]) & blocks.committed[ids] & ~blocks.condemned[ids]
+        condemned = np.unique(ids[is_meant])
+        self._changes.condemn(condemned)
+        return blocks.refs(condemned)
+
+    def pardon(self) -> int:
+        """Ends the quarantine of all condemned blocks; those that nobody holds become blank.
+
+        Returns:
+            Blocks that left quarantine.
+        """
+        return self._changes.pardon()
 
     # Attachments
 

@@ -1,6 +1,7 @@
 """The prefix index: which committed block holds the state after which prefix."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,18 @@ Objects = NDArray[np.object_]
 """Prefix hashes of a batch, ``[n]``."""
 
 _UNLISTED = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefixesState:
+    """The entries of one namespace at a moment."""
+
+    namespace: str
+    """The namespace."""
+    prefix_hashes: list[bytes]
+    """Its hashes, ``[n]``."""
+    block_ids: Ids
+    """Their blocks, ``[n]``."""
 
 
 class PrefixIndex:
@@ -99,6 +112,18 @@ class PrefixIndex:
         """Lists everything, in the order of block ids."""
         for block in np.flatnonzero(self._number_of).tolist():
             yield self._names[int(self._number_of[block])], self._hash_of[block], block
+
+    def dump(self) -> list[PrefixesState]:
+        """Copies everything, namespace by namespace."""
+        return [
+            PrefixesState(name, list(self._blocks[number]), np.fromiter(self._blocks[number].values(), np.int64))
+            for name, number in self._numbers.items()
+        ]
+
+    def load(self, state: Iterable[PrefixesState]) -> None:
+        """Takes a state over; the index must be empty."""
+        for entries in state:
+            self.insert(entries.namespace, entries.prefix_hashes, entries.block_ids)
 
     def _known(self, namespace: str) -> dict[bytes, int]:
         return self._blocks.get(self._numbers.get(namespace, _UNLISTED), {})

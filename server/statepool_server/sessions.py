@@ -15,6 +15,7 @@ from statepool.errors import (
 
 _TAKEN = -1
 _SPARE_NOTES = 64
+_UNKNOWN_IDS = 2**32
 
 
 @dataclass(slots=True)
@@ -37,6 +38,18 @@ class Session:
     """Blocks that it holds, each counted once."""
     shared: dict[int, int] = field(default_factory=dict)
     """References to blocks whose first holder is another session: block id to count."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionsState:
+    """A table of sessions at a moment."""
+
+    live: list[Session]
+    """The sessions, in the order of their ids."""
+    expired: list[int]
+    """Ids of expired sessions that are remembered, oldest first."""
+    last_id: int
+    """Highest id that was given out."""
 
 
 class SessionTable:
@@ -178,6 +191,28 @@ class SessionTable:
         """Tells all that decides what the table answers, as plain values in a fixed order."""
         live = [(s.session_id, s.owner_key, s.epoch, s.ttl_ns, s.expires_ns, sorted(s.shared.items())) for s in self]
         return (live, list(self._expired), self._last_id)
+
+    def prolong(self, until_ns: int) -> None:
+        """Lets no lease end before a moment."""
+        for session in self:
+            session.expires_ns = max(session.expires_ns, until_ns)
+
+    def outdate(self) -> None:
+        """Makes sure that no id from here on was given out by a table that knew more than this one."""
+        self._last_id += _UNKNOWN_IDS
+
+    def dump(self) -> SessionsState:
+        """Shows everything; the sessions themselves, not copies."""
+        return SessionsState(list(self), list(self._expired), self._last_id)
+
+    def load(self, state: SessionsState) -> None:
+        """Takes a state over; the table must be new."""
+        self._sessions = {session.session_id: session for session in state.live}
+        self._by_owner_key = {session.owner_key: session.session_id for session in state.live if session.owner_key}
+        self._expired = OrderedDict.fromkeys(state.expired)
+        self._last_id = state.last_id
+        for session in state.live:
+            self._note(session)
 
     def _take_over(self, session: Session, ttl_ns: int, allowed: bool, now_ns: int) -> Session:
         if not allowed:

@@ -1,18 +1,21 @@
 """What can be seen of a pool; nothing here changes it."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from statepool_server.answers import BlockRows, SequenceRows, SessionInfo, Usage
-from statepool_server.attachments import AttachmentTable
-from statepool_server.blocks import BlockState, BlockTable
-from statepool_server.holdings import Holdings
-from statepool_server.prefix import PrefixIndex
-from statepool_server.sequences.table import IDLE, SequenceTables
-from statepool_server.sessions import Session, SessionTable
+from statepool_server.attachments import AttachmentsState, AttachmentTable
+from statepool_server.blocks import BlocksState, BlockState, BlockTable
+from statepool_server.holdings import Holdings, HoldingsState
+from statepool_server.prefix import PrefixesState, PrefixIndex
+from statepool_server.recency import Ids
+from statepool_server.sequences.admissions import searched
+from statepool_server.sequences.requests import Admissions
+from statepool_server.sequences.table import IDLE, SequencesState, SequenceTables
+from statepool_server.sessions import Session, SessionsState, SessionTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,24 @@ class PoolConfig:
     """Live sequences of all sessions."""
     max_attachments: int = 64
     """Attached processes at a time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoolState:
+    """A pool at a moment."""
+
+    blocks: BlocksState
+    """The table of blocks."""
+    holdings: HoldingsState
+    """Who holds them."""
+    prefixes: list[PrefixesState]
+    """The prefix index."""
+    sessions: SessionsState
+    """The sessions."""
+    sequences: dict[int, SequencesState]
+    """Their sequences, by session id."""
+    attachments: AttachmentsState
+    """Attached processes and fences."""
 
 
 class PoolView:
@@ -134,6 +155,17 @@ class PoolView:
             prefix_hashes=[name[1] if name else b"" for name in names],
         )
 
+    def found(self, namespace: str, prefix_hashes: Sequence[bytes]) -> Ids:
+        """Finds the block that `Pool.lookup` would hand out now, if there is one, ``[0 or 1]``."""
+        found = self.prefixes.deepest(namespace, prefix_hashes)
+        return np.array([] if found is None else [found[1]], np.int64)
+
+    def hits(self, admissions: Admissions) -> Ids:
+        """Finds the blocks that `Pool.step` would begin sequences with now, but for those that the step publishes."""
+        rows = searched(admissions, self._config.block_tokens)
+        found = [self.prefixes.deepest(namespace, prefix_hashes) for namespace, prefix_hashes in rows]
+        return np.array([hit[1] for hit in found if hit is not None], np.int64)
+
     def last_steps(self, session_id: int) -> tuple[int, int]:
         """Tells the numbers of a session's last step and of the last that was confirmed as settled; 0: none."""
         table = self.sequences.of(session_id, self._config.num_spec)
@@ -175,6 +207,25 @@ class PoolView:
             settled_step=table.settled_step,
         )
 
+    def dump(self) -> PoolState:
+        """Shows everything, mostly without copying it: to be written down before the next change."""
+        return PoolState(
+            self.blocks.dump(),
+            self.holdings.dump(),
+            self.prefixes.dump(),
+            self.sessions.dump(),
+            self.sequences.dump(),
+            self.attachments.dump(),
+        )
+
+    def sums(self) -> int:
+        """Sums the counts up to 32 bits, in constant time: pools that have decided differently rarely agree in it."""
+        blocks, total = self.blocks, self.sessions.last_id
+        counts = (blocks.free_count, len(blocks.evictable), blocks.held_count, blocks.busy_count)
+        for count in (*counts, blocks.quarantined_count, len(self.sessions), self.sequences.count):
+            total = (total * 1_000_003 + count) & 0xFFFF_FFFF
+        return total
+
     def digest(self) -> bytes:
         """Digests everything that decides the pool's answers: two pools with one digest behave alike.
 
@@ -187,6 +238,7 @@ class PoolView:
             blocks.committed,
             blocks.busy,
             blocks.fences,
+            blocks.condemned,
             self.holdings.holder,
             self.holdings.held,
             self.holdings.in_sequences,

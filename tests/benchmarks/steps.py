@@ -195,7 +195,7 @@ def bytes_per_sequence(sequences: int = 16384, num_spec: int = 4) -> float:
     schedules = ScheduleRows(ids, np.ones(1, np.int64), np.zeros(1, np.int64))
     outcome = pool.step(session.session_id, session.epoch, StepRequest(1, admissions=admissions, schedules=schedules))
     assert outcome.work is not None
-    pool.finish_step_work(outcome.work)
+    pool.finish_work(outcome.work)
     del outcome, admissions, schedules, ids, ones
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

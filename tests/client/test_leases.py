@@ -1,20 +1,24 @@
 """Guarantee: a lease is renewed in time, and once it cannot be relied on it is lost, once, with one error."""
 
 import math
-import time
 
 import pytest
 
 from statepool.calls.sessions import Opened
+from statepool.clock import now
 from statepool.errors import (
+    DrainingError,
     IncarnationMismatchError,
+    OverloadedError,
     PoolExhaustedError,
     SessionExpiredError,
     SessionFencedError,
     SessionNotFoundError,
     StatepoolError,
+    UnavailableError,
 )
-from statepool.leases import LOSING_ERRORS, Lease, Leases
+from statepool.lease import LOSING_ERRORS, Lease
+from statepool.leases import Leases
 from statepool.renewals import MAX_SESSIONS_PER_REQUEST, Renewals
 from statepool.v1.session_pb2 import KeepAliveRequest, KeepAliveResponse, KeepAliveResult
 from statepool.v1.types_pb2 import Error, SessionRef
@@ -171,7 +175,7 @@ def test_a_call_can_find_a_lease_lost(cls: type[StatepoolError]) -> None:
     """What no call can recover from is raised by every later call, as a new exception of the same class."""
     error = cls("gone")
     leases = Leases()
-    lease, told = _lease(leases, 1, asked_at=time.monotonic())
+    lease, told = _lease(leases, 1, asked_at=now())
 
     assert leases.failed(lease, error) is error
     with pytest.raises(cls) as first:
@@ -186,7 +190,7 @@ def test_a_call_can_find_a_lease_lost(cls: type[StatepoolError]) -> None:
 def test_other_errors_lose_nothing() -> None:
     """A full pool is no reason to give a session up."""
     leases = Leases()
-    lease, told = _lease(leases, 1, asked_at=time.monotonic())
+    lease, told = _lease(leases, 1, asked_at=now())
 
     leases.failed(lease, PoolExhaustedError("full"))
     leases.check(lease)
@@ -197,7 +201,7 @@ def test_other_errors_lose_nothing() -> None:
 def test_a_call_notices_an_expired_lease_itself() -> None:
     """A call does not rely on the background to have found out."""
     leases = Leases()
-    lease, told = _lease(leases, 1, asked_at=time.monotonic() - 9.0)
+    lease, told = _lease(leases, 1, asked_at=now() - 9.0)
 
     with pytest.raises(SessionExpiredError):
         leases.check(lease)
@@ -232,3 +236,132 @@ def test_an_owner_that_fails_disturbs_nobody(caplog: pytest.LogCaptureFixture) -
 
     assert told == ["SESSION_EXPIRED"]
     assert "on_lost of session 1 failed" in caplog.text
+
+
+class TestResuming:
+    """A lease that may be resumed."""
+
+    def _lease(self, leases: Leases) -> tuple[Lease, list[str]]:
+        """Makes one that lasts 9 seconds, and may be resumed for 20 more; the server has answered before."""
+        leases.saw_incarnation(INCARNATION)
+        opened = Opened(SessionRef(session_id=1, epoch=1, incarnation=INCARNATION), "", 9.0, False)
+        lease = Lease(opened, now(), resume_within=20.0)
+        told: list[str] = []
+        lease.on_lost = lambda error: told.append(error.reason)
+        leases.add(lease)
+        return lease, told
+
+    def test_another_process_suspends_it(self) -> None:
+        """It is not lost; nothing may be sent with it, and its renewal is due at once."""
+        leases = Leases()
+        lease, told = self._lease(leases)
+        suspended: list[None] = []
+        leases.on_suspended = lambda: suspended.append(None)
+
+        leases.saw_incarnation(8)
+
+        leases.check(lease)
+        assert (lease.is_suspended, told, len(suspended)) == (True, [], 1)
+        assert _ids(Renewals(leases).request(now())) == [1]
+
+    def test_a_granted_renewal_takes_it_up(self) -> None:
+        """From then on its calls carry the process that granted it; who waits for it is told."""
+        leases = Leases()
+        renewals = Renewals(leases)
+        lease, told = self._lease(leases)
+        changes: list[None] = []
+        lease.listen(lambda: changes.append(None))
+        leases.saw_incarnation(8)
+        request = renewals.request(now())
+
+        renewals.answered(KeepAliveResponse(incarnation=8, results=[KeepAliveResult()]))
+
+        assert request is not None
+        assert request.sessions[0].incarnation == INCARNATION
+        assert (lease.is_suspended, lease.opened.ref.incarnation, told, len(changes)) == (False, 8, [], 1)
+        assert (leases.restarts, leases.resumed, leases.lost) == (1, 1, 0)
+
+    def test_the_renewal_itself_may_be_what_tells_of_the_restart(self) -> None:
+        """One exchange with the restarted server is enough; the other leases are lost by it."""
+        leases = Leases()
+        renewals = Renewals(leases)
+        lease, told = self._lease(leases)
+        other, told_other = _lease(leases, 2, asked_at=now())
+        renewals.request(lease.renew_at + 1.0)
+
+        results = [KeepAliveResult(), KeepAliveResult()]
+        renewals.answered(KeepAliveResponse(incarnation=8, results=results))
+
+        assert (lease.error, lease.is_suspended, lease.opened.ref.incarnation, told) == (None, False, 8, [])
+        assert (other.opened.ref.incarnation, told_other) == (INCARNATION, ["INCARNATION_MISMATCH"])
+
+    @pytest.mark.parametrize("cls", LOSING_ERRORS)
+    def test_a_refused_renewal_loses_it(self, cls: type[StatepoolError]) -> None:
+        """A server that does not know it, or does not continue its process, has the last word."""
+        leases = Leases()
+        renewals = Renewals(leases)
+        lease, told = self._lease(leases)
+        leases.saw_incarnation(8)
+        renewals.request(now())
+
+        result = KeepAliveResult(error=Error(code=cls.code, reason=cls.reason, message="no"))
+        renewals.answered(KeepAliveResponse(incarnation=8, results=[result]))
+
+        assert isinstance(lease.error, cls)
+        assert told == [cls.reason]
+
+    def test_its_end_suspends_it_and_the_end_of_the_wait_loses_it(self) -> None:
+        """A lease that ended here is given up as long after its end as its owner has asked for."""
+        leases = Leases()
+        lease, told = self._lease(leases)
+        lease.renewed(now() - 9.0)
+        suspended = lease.is_suspended
+        leases.check(lease)
+        lease.renewed(now() - 29.0)
+
+        with pytest.raises(SessionExpiredError):
+            leases.check(lease)
+
+        assert suspended
+        assert told == ["SESSION_EXPIRED"]
+
+    @pytest.mark.parametrize("error", [UnavailableError("gone"), DrainingError("x"), IncarnationMismatchError("x")])
+    def test_a_call_that_finds_no_server_suspends_it(self, error: StatepoolError) -> None:
+        """Its next attempt is worth while when a renewal is granted."""
+        leases = Leases()
+        lease, told = self._lease(leases)
+
+        leases.failed(lease, error)
+
+        assert (lease.is_suspended, told) == (True, [])
+
+    def test_an_overloaded_server_does_not(self) -> None:
+        """It answers, after all."""
+        leases = Leases()
+        lease, _ = self._lease(leases)
+
+        leases.failed(lease, OverloadedError("busy"))
+
+        assert not lease.is_suspended
+
+    def test_a_broken_stream_makes_it_due(self) -> None:
+        """A restart is noticed as soon as there is a server again, not after a third of the ttl."""
+        leases = Leases()
+        renewals = Renewals(leases)
+        self._lease(leases)
+        at = now()
+
+        renewals.broke(at)
+
+        assert at < renewals.next_at() < at + 0.1
+
+    def test_a_late_grant_does_not_revive_it(self) -> None:
+        """What is lost, or given back, stays so."""
+        leases = Leases()
+        lease, told = self._lease(leases)
+        leases.lose([lease], SessionFencedError("x"))
+
+        leases.granted(lease, now(), 8)
+
+        assert lease.opened.ref.incarnation == INCARNATION
+        assert told == ["SESSION_FENCED"]

@@ -13,7 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 import statepool
 from statepool import errors
-from statepool.rpc import RPCS, service_config
+from statepool.rpc import RPCS
 from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 
 METHODS: list[MethodDescriptor] = [
@@ -79,14 +79,6 @@ def test_the_table_of_rpcs_is_that_of_the_protos() -> None:
     assert len(RPCS) == len(expected)
 
 
-def test_streams_are_not_retried() -> None:
-    """Exactly the unary RPCs are repeated on UNAVAILABLE."""
-    unary = {method.name for method in METHODS if not (method.client_streaming or method.server_streaming)}
-
-    assert {rpc.name for rpc in RPCS if rpc.is_retried} == unary
-    assert set(re.findall(r'"method": "(\w+)"', service_config())) == unary
-
-
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_every_rpc_has_a_client_method(method: MethodDescriptor) -> None:
     """What the protos offer can be called on a client or a session, of both kinds."""
@@ -104,6 +96,9 @@ def test_twins_have_the_same_methods(blocking: type, awaited: type) -> None:
     assert sync_members.keys() == async_members.keys()
     for name, function in sync_members.items():
         twin = async_members[name]
+        if isinstance(function, property) and function.fget is not None:
+            assert inspect.signature(twin.fget) == inspect.signature(function.fget)
+            continue
         if not inspect.isfunction(function):
             assert twin is function
             continue

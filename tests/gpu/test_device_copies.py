@@ -149,9 +149,7 @@ def test_far_into_a_large_arena() -> None:
 
 def test_memory_of_a_server(tmp_path: Path) -> None:
     """A server's memory on a device copies, zeroes, reads and writes images."""
-    memory = Memory.open(
-        LARGE, tp_ranks=(0,), devices=(DEVICE,), state_dir=tmp_path / "state", engine="host", threads=2
-    )
+    memory = Memory.open(LARGE, tp_ranks=(0,), devices=(DEVICE,), folder=tmp_path, engine="host", threads=2)
     image = np.random.default_rng(1).integers(1, 256, LARGE.block.image_bytes, np.uint8).tobytes()
     memory.write_image(0, 1, 0, image)
     written = memory.read_image(0, 1, 0, len(image))

@@ -159,9 +159,7 @@ def test_other_devices_are_refused(text: str) -> None:
 @pytest.mark.parametrize("engine", ["host", "reference", "triton"])
 def test_memory_does_everything_on_every_rank(folder: Path, engine: EngineName) -> None:
     """Copies and zeroing reach all ranks; images are each rank's own."""
-    memory = Memory.open(
-        LAYOUT, tp_ranks=(1, 3), devices=("cpu", "cpu"), state_dir=folder / "state", engine=engine, threads=2
-    )
+    memory = Memory.open(LAYOUT, tp_ranks=(1, 3), devices=("cpu", "cpu"), folder=folder, engine=engine, threads=2)
     image_bytes = LAYOUT.block.image_bytes
     for rank_index in (0, 1):
         memory.write_image(rank_index, 1, 0, bytes([rank_index + 1]) * image_bytes)
@@ -173,23 +171,47 @@ def test_memory_does_everything_on_every_rank(folder: Path, engine: EngineName) 
     assert memory.read_image(0, 1, 0, image_bytes) == bytes(image_bytes)
     assert memory.base_address(0) != memory.base_address(1)
     memory.close()
-    assert [path.name for path in (folder / "state").iterdir()] == ["lock"]
+    assert list(folder.iterdir()) == []
+
+
+def test_memory_that_is_kept(folder: Path) -> None:
+    """Memory that was left is taken over with what it holds; blocks of another memory can be rescued into a new one."""
+
+    def opened(*, is_kept: bool) -> Memory:
+        return Memory.open(
+            LAYOUT, tp_ranks=(0, 1), devices=("cpu", "cpu"), folder=folder, engine="host", threads=1, is_kept=is_kept
+        )
+
+    image_bytes = LAYOUT.block.image_bytes
+    first = opened(is_kept=False)
+    for block in (1, 2):
+        first.write_image(1, block, 0, bytes([block]) * image_bytes)
+    first.close(keep=True)
+    second = opened(is_kept=True)
+    third = opened(is_kept=False)
+    third.rescue(second, np.array([2]))
+
+    assert second.read_image(1, 1, 0, image_bytes) == b"\1" * image_bytes
+    assert third.read_image(1, 1, 0, image_bytes) == bytes(image_bytes)
+    assert third.read_image(1, 2, 0, image_bytes) == b"\2" * image_bytes
+    second.close(keep=True)
+    third.close()
+    assert list(folder.iterdir()) == []
 
 
 def test_memory_opens_all_ranks_or_none(folder: Path) -> None:
-    """When one rank's memory cannot be had, that of the others is given back and the folder unlocked."""
+    """When one rank's memory cannot be had, that of the others is given back."""
     with pytest.raises(ArenaError):
         Memory.open(
             LAYOUT,
             tp_ranks=(0, 1),
             devices=("cpu", "cuda:7"),
-            state_dir=folder / "state",
+            folder=folder,
             engine="host",
             threads=2,
         )
 
-    assert [path.name for path in (folder / "state").iterdir()] == ["lock"]
-    StateDir(folder / "state").close()
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ async def core(tmp_path: Path) -> AsyncIterator[Core]:
         known.layout,
         tp_ranks=known.tp_ranks[:1],
         devices=known.devices[:1],
-        state_dir=tmp_path / "state",
+        folder=tmp_path,
         engine="host",
         threads=1,
     )
@@ -45,13 +45,15 @@ async def core(tmp_path: Path) -> AsyncIterator[Core]:
 
 
 @pytest.mark.parametrize("turns", range(10))
-async def test_cancelled_at_any_moment_of_its_end(core: Core, turns: int) -> None:
+async def test_cancelled_at_any_moment_of_its_end(core: Core, tmp_path: Path, turns: int) -> None:
     """A connection that is told to end while it is ending does so, and does not wait for the process's death."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    lock, attachment = DeathLock(), core.pool.attach(0, False)
-    connection = AttachConnection(core, attachment, ours, Peer.of(ours), lock, b"", b"")
-    running = asyncio.create_task(connection.run(FrameReader()))
+    lock, attachment = DeathLock(tmp_path / "lock"), core.pool.attach(0, False)
+    held = lock.take()
+    connection = AttachConnection(core, attachment, Peer.of(ours), lock, b"")
+    connection.connect(ours, FrameReader(), b"")
+    running = asyncio.create_task(connection.run())
     for _ in range(3):  # until both of its tasks wait
         await asyncio.sleep(0)
 
@@ -61,7 +63,7 @@ async def test_cancelled_at_any_moment_of_its_end(core: Core, turns: int) -> Non
     running.cancel()
     done, _ = await asyncio.wait([running], timeout=5.0)
 
-    lock.handed_over()
+    os.close(held)
     connection.close()
     assert done
 
@@ -69,7 +71,7 @@ async def test_cancelled_at_any_moment_of_its_end(core: Core, turns: int) -> Non
 async def test_socket_that_is_broken_for_good(core: Core, tmp_path: Path) -> None:
     """The listener ends with the error."""
     path = tmp_path / "attach.sock"
-    listener = AttachListener(path, AttachedProcesses(core, str(path), 1.0), 1.0)
+    listener = AttachListener(path, AttachedProcesses(core, str(path), 1.0, tmp_path), 1.0)
     reading, writing = os.pipe()
     os.dup2(reading, listener._socket.fileno())  # noqa: SLF001 — no good process does this, so there is no method
     os.close(reading)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -30,20 +31,21 @@ def _by_lock(pid: int) -> Peer:
 
 
 def _process(lock: DeathLock) -> "subprocess.Popen[bytes]":
+    held = lock.take()
     process = subprocess.Popen(
         [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        pass_fds=[lock.theirs],
+        pass_fds=[held],
     )
-    lock.handed_over()
+    os.close(held)
     return process
 
 
 @pytest.mark.parametrize("make", [_by_pidfd, _by_start_time, _by_lock])
-async def test_death(make: Make) -> None:
+async def test_death(tmp_path: Path, make: Make) -> None:
     """Whatever proves it, it is not proven before the process is dead, and soon after."""
-    lock = DeathLock()
+    lock = DeathLock(tmp_path / "lock")
     process = _process(lock)
     peer = make(process.pid)
 
@@ -59,11 +61,27 @@ async def test_death(make: Make) -> None:
     lock.close()
 
 
-def test_a_number_that_is_used_again() -> None:
+@pytest.mark.parametrize("make", [_by_pidfd, _by_start_time, _by_lock])
+async def test_death_that_a_later_server_proves(tmp_path: Path, make: Make) -> None:
+    """A server that comes after the one that handed the lock over finds it held, and released."""
+    process = _process(DeathLock(tmp_path / "lock"))
+    known = make(process.pid)
+    lock, peer = DeathLock(tmp_path / "lock"), Peer.known(known.pid, known.uid, known.started)
+
+    alive = peer.is_dead(lock)
+    process.kill()
+    process.communicate()
+    await asyncio.wait_for(peer.death(lock), 60)
+
+    assert not alive
+    known.close()
+    lock.close()
+
+
+def test_a_number_that_is_used_again(tmp_path: Path) -> None:
     """A process with the number of a dead one started later; it is not taken for it."""
-    lock = DeathLock()
+    lock = DeathLock(tmp_path / "lock")
     peer = Peer(os.getpid(), os.getuid(), None)
-    lock.handed_over()
     assert not peer.is_dead(lock)
 
     peer.pid = 1

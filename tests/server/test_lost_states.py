@@ -1,7 +1,6 @@
 """Guarantee: when the memory work of a step fails, its caller is told, and nothing of it can be found."""
 
 import asyncio
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from statepool.copies import Column, CopyPlan
 from statepool.errors import StateLostError
 from statepool.layout import ArenaLayout, BlockLayout, ConvLayout, Dtype, StateKind, StateSpec
 from statepool.v1 import sequence_pb2 as pb
-from statepool_server.arena import StateDir
 from statepool_server.config import ServerConfig
 from statepool_server.memory import Memory
 from statepool_server.planning import limits_of
@@ -18,6 +16,7 @@ from statepool_server.pool import Pool, PoolConfig
 from statepool_server.service.copying import CopyThreads
 from statepool_server.service.core import Core, PoolDescription
 from statepool_server.service.steps import Steps
+from statepool_server.service.verifying import Verifier
 
 BLOCK_TOKENS = 4
 
@@ -34,11 +33,10 @@ class BrokenEngine:
 
 
 @pytest.fixture
-def core(tmp_path: Path) -> Core:
+def core() -> Core:
     """Builds a pool whose copies fail."""
     state = StateSpec("state", 0, StateKind.TEMPORAL, Dtype.FLOAT32, (2, 4))
     layout = ArenaLayout(BlockLayout.of([state], ConvLayout.SD), 9)
-    tmp_path.chmod(0o700)
     description = PoolDescription(
         model_type="custom",
         layout=layout,
@@ -53,14 +51,14 @@ def core(tmp_path: Path) -> Core:
         description=description,
         limits=limits_of(ServerConfig(model_config="custom")),
         pool=Pool(PoolConfig(block_count=9, block_tokens=BLOCK_TOKENS)),
-        memory=Memory(layout, [], [BrokenEngine()], StateDir(tmp_path)),
+        memory=Memory(layout, [], [BrokenEngine()]),
         copies=CopyThreads(1, 4),
     )
 
 
 async def test_failed_copies(core: Core) -> None:
     """The step is answered by STATE_LOST, again when it is asked again, and the sequence can be finished."""
-    steps = Steps(core, asyncio.Event())
+    steps = Steps(core, asyncio.Event(), Verifier(core, "off", 1))
     session, _ = core.pool.create_session("", 10**12, False, 0)
     who = (session.session_id, session.epoch)
     schedules = pb.Schedules(sequence_ids=[1], num_tokens=[BLOCK_TOKENS])

@@ -62,7 +62,7 @@ def arguments(model: Path, target: str, state_dir: Path, *flags: str) -> list[st
         "--state-dir": str(state_dir),
     }
     settings |= dict(zip(flags[::2], flags[1::2], strict=True))
-    return [word for setting in settings.items() for word in setting]
+    return [word for setting in settings.items() for word in setting if word]  # a flag without a value has an empty one
 
 
 @contextlib.contextmanager
@@ -112,12 +112,22 @@ class Server:
         self.target = listen or f"unix:{self.socket}"
         self.state_dir = folder / "state"
         self._log = folder / "log"
+        self._command: list[str] = [
+            str(COMMAND),
+            *arguments(write_model(folder, conv_shape), self.target, self.state_dir, *flags),
+        ]
+        self.start()
+
+    def start(self) -> None:
+        """Starts the process, again after it was killed; it may not answer yet."""
         self._told = False
-        model = write_model(folder, conv_shape)
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [COMMAND, *arguments(model, self.target, self.state_dir, *flags)], stderr=log
-            )
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stderr=log)
+
+    def kill(self) -> None:
+        """Ends the process as a crash does."""
+        self.process.kill()
+        self.wait()
 
     @property
     def log(self) -> str:

@@ -96,6 +96,6 @@ def test_corrupted_bytes_are_reported(servers: Servers) -> None:
 
 def arena_files(server: Server) -> list[Path]:
     """Finds the arena of each rank."""
-    files = sorted(path for path in server.state_dir.rglob("*") if path.is_file() and path.stat().st_size > 0)
+    files = sorted(server.state_dir.glob("*.arena"))
     assert len(files) == 2
     return files

@@ -72,7 +72,17 @@ def test_drain_refuses_the_waiting_and_finishes_the_running(servers: Servers) ->
         assert refusal.retry_after is not None
     server.stop()
     assert not server.socket.exists()
-    assert [path.name for path in server.state_dir.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(("flags", "is_kept"), [((), True), (("--no-recovery", ""), False)])
+def test_what_is_left_behind(servers: Servers, flags: tuple[str, ...], is_kept: bool) -> None:
+    """A server that was stopped leaves memory and journal to the next one, unless it was told not to."""
+    server = servers.start(*flags).wait_until_ready()
+
+    server.stop()
+
+    left = {path.suffix for path in server.state_dir.iterdir()}
+    assert left == ({".arena", ".bin", ".log", ""} if is_kept else {""})
 
 
 @pytest.mark.parametrize(
@@ -94,11 +104,11 @@ def test_second_server_is_refused(servers: Servers, tmp_path: Path, flag: str, w
 
 def test_socket_of_a_dead_server_is_taken_over(servers: Servers) -> None:
     """What a killed server left behind, socket, arenas and lock, does not hinder the next one."""
-    dead = servers.start().wait_until_ready()
+    dead = servers.start("--no-recovery", "").wait_until_ready()
     dead.process.kill()
     dead.wait()
 
-    heir = servers.start("--state-dir", str(dead.state_dir), listen=dead.target).wait_until_ready()
+    heir = servers.start("--no-recovery", "", "--state-dir", str(dead.state_dir), listen=dead.target).wait_until_ready()
 
     with heir.client() as client:
         assert client.get_pool().usage.free_blocks == CAPACITY

@@ -249,10 +249,12 @@ class _Step:
         if not self.request.by_worker:
             for sequence, _ in copies:
                 ask(self._settled(sequence.touched), errors.StepOutOfOrderError)
+        before = self.before.blocks
         for _, moved in copies:
-            before = self.before.blocks
             ask(moved.dst == UNKNOWN or not before[moved.dst].busy, errors.BlockBusyError)
-            ask(not before[moved.src].writing and not before[moved.temporal_src].writing, errors.BlockBusyError)
+        for sources in ([moved.src for _, moved in copies], [moved.temporal_src for _, moved in copies]):
+            self.before.check_uncondemned(sources)
+            ask(not any(before[block].writing for block in sources), errors.BlockBusyError)
 
     def _check_hashes(self, reached: dict[int, int]) -> None:
         commits = self.request.commits
@@ -268,6 +270,8 @@ class _Step:
 
     def _publish_boundaries(self, sequences: list[ModelSequence], copied: set[int]) -> None:
         commits, later = self.request.commits, []
+        rows = zip(commits.hash_rows.tolist(), commits.boundary_tokens.tolist(), strict=True)
+        self.before.check_uncondemned([sequences[row].table[at // self.model.block_tokens - 1] for row, at in rows])
         names = zip(commits.hash_rows.tolist(), commits.boundary_tokens.tolist(), commits.prefix_hashes, strict=True)
         for row, boundary, value in names:
             sequence = sequences[row]

@@ -6,6 +6,8 @@ from statepool import errors
 from statepool_server.answers import Usage
 
 BLOCK_TOKENS = 4
+CONDEMNED = 0
+"""Number of the fence around condemned blocks; others count from 1."""
 
 
 @dataclass
@@ -19,6 +21,7 @@ class ModelBlock:
     readers: int = 0
     writing: bool = False
     fences: set[int] = field(default_factory=set)
+    condemned: bool = False
 
     @property
     def busy(self) -> bool:
@@ -176,7 +179,8 @@ class ModelPool:
             raise errors.BoundaryNotWrittenError("")
         if any(session_id not in self.blocks[block_id].references for block_id in ids):
             raise errors.BlockNotOwnedError("")
-        if any(self.blocks[block_id].writing or self.blocks[block_id].fences for block_id in ids):
+        self._check_clear(ids)
+        if any(self.blocks[block_id].writing for block_id in ids):
             raise errors.BlockBusyError("")
         for block_id, value in zip(ids, hashes, strict=True):
             block = self.blocks[block_id]
@@ -252,6 +256,38 @@ class ModelPool:
         self._check_attached(attachment_id)
         return self._answer(list(self.awaited), {attachment_id})
 
+    def condemn(self, refs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        found = []
+        for block_id, generation in sorted(set(refs)):
+            block = self.blocks.get(block_id)
+            if block is None or block.generation != generation or not block.committed or block.condemned:
+                continue
+            block.condemned, block.name = True, None
+            block.fences.add(CONDEMNED)
+            if block_id in self.evictable:
+                self.evictable.remove(block_id)
+            found.append((block_id, generation))
+        return found
+
+    def pardon(self) -> int:
+        blank: list[int] = []
+        around = [i for i, block in self.blocks.items() if block.condemned]
+        for block_id in around:
+            self.blocks[block_id].condemned = False
+            self.blocks[block_id].fences.remove(CONDEMNED)
+            self._settle(block_id, blank)
+        self._stack(blank)
+        return len(around)
+
+    def check_uncondemned(self, ids: list[int]) -> None:
+        if any(self.blocks[block_id].condemned for block_id in ids):
+            raise errors.ChecksumMismatchError("")
+
+    def _check_clear(self, ids: list[int]) -> None:
+        self.check_uncondemned(ids)
+        if any(self.blocks[block_id].fences for block_id in ids):
+            raise errors.BlockBusyError("")
+
     def _check_attached(self, attachment_id: int) -> None:
         if attachment_id not in self.attachments:
             raise errors.AttachmentNotFoundError("")
@@ -317,7 +353,8 @@ class ModelPool:
         ids = self.check(refs)
         for block_id in ids:
             self._check_readable(session_id, block_id)
-        if any(self.blocks[block_id].writing or self.blocks[block_id].fences for block_id in ids):
+        self._check_clear(ids)
+        if any(self.blocks[block_id].writing for block_id in ids):
             raise errors.BlockBusyError("")
         return ids
 
@@ -329,7 +366,8 @@ class ModelPool:
             raise errors.BlockNotOwnedError("")
         if any(self.blocks[block_id].committed for block_id in ids):
             raise errors.BlockNotWritableError("")
-        if any(self.blocks[block_id].busy or self.blocks[block_id].fences for block_id in ids):
+        self._check_clear(ids)
+        if any(self.blocks[block_id].busy for block_id in ids):
             raise errors.BlockBusyError("")
         return ids
 

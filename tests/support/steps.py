@@ -189,7 +189,7 @@ class Engine:
         """Asks for a step and does its work."""
         outcome = self.plan(commit=commit, finish=finish, admit=admit, run=run, settled=settled, partial=partial)
         if outcome.work is not None:
-            self._pool.finish_step_work(outcome.work)
+            self._pool.finish_work(outcome.work)
             check_integrity(self._pool)
         return outcome
 

@@ -102,7 +102,7 @@ class SymbolicEngine:
         self._server_work = None
         assert outcome.work is not None
         self._copy(outcome)
-        self._pool.finish_step_work(outcome.work)
+        self._pool.finish_work(outcome.work)
         self.queue.append(step)
 
     def step(self, choices: Choices) -> None:

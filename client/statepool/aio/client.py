@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,11 +12,12 @@ import grpc
 
 from statepool import calls
 from statepool.aio.keeper import AsyncKeeper
+from statepool.aio.opening import AsyncOpener
 from statepool.aio.session import AsyncSession
 from statepool.aio.transport import AsyncTransport
 from statepool.channel import DEFAULT_TIMEOUT_SECONDS, ChannelOptions
 from statepool.errors import StatepoolError
-from statepool.leases import Lease
+from statepool.lease import Terms
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -35,14 +34,15 @@ if TYPE_CHECKING:
     )
     from statepool.layout import ConvLayout, Dtype, StateSpec
     from statepool.outcomes import SequencePage
-    from statepool.results import BlockPage, BlockState, CopySpecs
+    from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
+    from statepool.retries import ClientStats
 
 
 class AsyncClient:
     """Talks to one pool from one event loop: that of its first call.
 
     The methods, their arguments and their errors are those of `statepool.sync.client.Client`; listings are async
-    iterators. An ``on_lost`` callback runs on the event loop, so it must not block.
+    iterators. Callbacks run on the event loop, so they must not block.
 
     ::
 
@@ -67,6 +67,12 @@ class AsyncClient:
         """
         self._transport = AsyncTransport(target, timeout, credentials, insecure, options)
         self._keeper = AsyncKeeper(self._transport)
+        self._opener = AsyncOpener(self._transport, self._keeper)
+
+    @property
+    def stats(self) -> ClientStats:
+        """What has become of this client's calls and sessions so far."""
+        return self._transport.stats
 
     async def get_pool(self, *, timeout: float | None = None) -> Pool:
         """Returns the pool: layout, capacity, usage of the moment, limits, features; see `Client.get_pool`."""
@@ -134,18 +140,21 @@ class AsyncClient:
         *,
         owner_key: str = "",
         take_over: bool = False,
+        resume_within: float = 0.0,
         on_lost: Callable[[AsyncSession, StatepoolError], object] | None = None,
+        on_recreated: Callable[[AsyncSession], object] | None = None,
         timeout: float | None = None,
     ) -> AsyncSession:
         """Opens a session and keeps it alive in the background until it is closed; see `Client.create_session`."""
-        asked_at = time.monotonic()
-        lease = Lease(
-            await self._transport.execute(calls.sessions.create_session(ttl, owner_key, take_over), timeout), asked_at
+        terms = Terms(
+            ttl=ttl,
+            owner_key=owner_key,
+            take_over=take_over,
+            resume_within=resume_within,
+            on_lost=on_lost,
+            on_recreated=on_recreated,
         )
-        session = AsyncSession(self._transport, lease)
-        lease.on_lost = None if on_lost is None else partial(on_lost, session)
-        self._keeper.keep(lease)
-        return session
+        return await self._opener.open(terms, timeout)
 
     async def get_session(self, session_id: int, *, timeout: float | None = None) -> SessionInfo:
         """Returns one session, anybody's; see `Client.get_session`."""
@@ -210,9 +219,15 @@ class AsyncClient:
         """Lists the attached processes in the order of their ids; see `Client.list_attachments`."""
         return await self._transport.execute(calls.attachments.list_attachments(), timeout)
 
-    async def release_quarantine(self, attachment_id: int = 0, *, timeout: float | None = None) -> int:
+    async def verify_integrity(self, *, timeout: float | None = None) -> IntegrityReport:
+        """Compares the bytes of every committed block with its checksum; see `Client.verify_integrity`."""
+        return await self._transport.execute(calls.pool.verify_integrity(), timeout)
+
+    async def release_quarantine(
+        self, attachment_id: int = 0, *, condemned: bool = False, timeout: float | None = None
+    ) -> int:
         """Ends quarantine on the operator's word; see `Client.release_quarantine`."""
-        return await self._transport.execute(calls.attachments.release_quarantine(attachment_id), timeout)
+        return await self._transport.execute(calls.attachments.release_quarantine(attachment_id, condemned), timeout)
 
     async def drain(self, grace: float = 10.0, *, stop: bool = False, timeout: float | None = None) -> DrainProgress:
         """Takes the server out of service, and waits until its sequences have finished; see `Client.drain`."""
@@ -225,6 +240,7 @@ class AsyncClient:
         """
         if self._transport.leases.is_foreign():
             return
+        self._opener.close()
         await self._keeper.close()
         is_reachable = True
         for lease in self._transport.leases.live():

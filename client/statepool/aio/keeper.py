@@ -2,14 +2,14 @@
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import grpc
 
 from statepool.aio.transport import AsyncTransport
-from statepool.leases import Lease
+from statepool.clock import now
+from statepool.lease import Lease
 from statepool.renewals import Renewals
 from statepool.v1.session_pb2 import KeepAliveRequest, KeepAliveResponse
 
@@ -54,6 +54,7 @@ class AsyncKeeper:
         self._inbox: asyncio.Queue[_Event] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._stream: _Stream | None = None
+        transport.leases.on_suspended = lambda: self._inbox.put_nowait((None, None))
 
     def keep(self, lease: Lease) -> None:
         """Takes a lease; it is renewed until it is lost or given back."""
@@ -71,11 +72,11 @@ class AsyncKeeper:
     async def _run(self) -> None:
         try:
             while True:
-                now = time.monotonic()
-                self._renewals.expire(now)
-                if self._renewals.is_overdue(now):
-                    self._hang_up(now)
-                request = self._renewals.request(now)
+                at = now()
+                self._renewals.expire(at)
+                if self._renewals.is_overdue(at):
+                    self._hang_up(at)
+                request = self._renewals.request(at)
                 if request is not None:
                     self._open().send(request)
                 await self._wait()
@@ -84,7 +85,7 @@ class AsyncKeeper:
                 self._stream.close()
 
     async def _wait(self) -> None:
-        seconds = self._renewals.next_at() - time.monotonic()
+        seconds = self._renewals.next_at() - now()
         try:
             async with asyncio.timeout(None if math.isinf(seconds) else max(0.0, seconds)):
                 stream, response = await self._inbox.get()
@@ -93,15 +94,15 @@ class AsyncKeeper:
         if stream is None or stream is not self._stream:
             return
         if response is None:
-            self._hang_up(time.monotonic())
+            self._hang_up(now())
         else:
             self._renewals.answered(response)
 
-    def _hang_up(self, now: float) -> None:
+    def _hang_up(self, at: float) -> None:
         if self._stream is not None:
             self._stream.close()
         self._stream = None
-        self._renewals.broke(now)
+        self._renewals.broke(at)
 
     def _open(self) -> _Stream:
         if self._stream is None:

@@ -17,7 +17,7 @@ from statepool.aio.transport import AsyncTransport, ScheduleStream
 from statepool.channel import error_of_rpc
 from statepool.errors import CancelledError, UnavailableError
 from statepool.handle import SchedulerHandle
-from statepool.leases import Lease
+from statepool.lease import Lease
 from statepool.sequences import Admission, Commits, Execution, Notice, Schedules
 from statepool.v1.sequence_pb2 import ScheduleRequest, ScheduleResponse
 
@@ -49,6 +49,7 @@ class AsyncScheduler(SchedulerHandle):
         super().__init__(transport.leases, lease, execution, on_notice)
         self._transport = transport
         self._stream: ScheduleStream | None = None
+        lease.listen(self._lease_changed)
 
     async def open(self, *, timeout: float | None = None) -> None:
         """Opens the stream, from whose answer the steps are numbered; see `Scheduler.open`."""
@@ -115,6 +116,7 @@ class AsyncScheduler(SchedulerHandle):
     async def close(self) -> None:
         """Ends the stream; see `Scheduler.close`."""
         self._is_closed = True
+        self._lease.forget(self._lease_changed)
         self._abandon()
 
     async def _send(self, arguments: StepArguments, deadline: float) -> int:
@@ -158,7 +160,13 @@ class AsyncScheduler(SchedulerHandle):
         self._broke(UnavailableError("the server ended the stream"))
         return None
 
+    def _lease_changed(self) -> None:
+        """Ends the stream of a lost session, whose answers nobody may wait for."""
+        if self._lease.error is not None:
+            self._abandon()
+
     async def _reopen(self, deadline: float) -> None:
+        await self._transport.hold(self._lease, deadline)
         await asyncio.sleep(max(0.0, min(self._retry_at, deadline) - time.monotonic()))
         if self._retry_at > deadline:
             raise self._late()
@@ -185,6 +193,7 @@ class AsyncScheduler(SchedulerHandle):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
+            self._check()
             raise CancelledError("the client was closed") from None  # what grpc.aio makes of it
 
     def _abandon(self) -> None:
@@ -198,6 +207,8 @@ class AsyncScheduler(SchedulerHandle):
     def _check(self) -> None:
         self._transport.check(self._lease)
         self._check_stream()
+        if self._lease.is_suspended:
+            self._abandon()
 
     async def __aenter__(self) -> Self:
         try:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -140,7 +141,7 @@ class AsyncSession(AsyncBlockStreams):
 
     async def delete(self, *, timeout: float | None = None) -> int:
         """Ends the session; whatever comes of it, the handle is closed; see `Session.delete`."""
-        self._transport.leases.check(self._lease)
+        await self._transport.hold(self._lease, time.monotonic() + self._transport.seconds(timeout))
         self._transport.leases.give_back(self._lease)
         return await self._transport.execute(calls.sessions.delete_session(self._ref), timeout)
 

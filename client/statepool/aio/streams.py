@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from statepool import calls
 from statepool.aio.transport import AsyncTransport
 from statepool.handle import SessionHandle
-from statepool.leases import Lease
+from statepool.lease import Lease
 
 if TYPE_CHECKING:
     from statepool.calls.images import ImageReader, Images

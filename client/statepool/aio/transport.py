@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -13,7 +15,9 @@ import grpc
 from statepool import calls, rpc
 from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, check_security, error_of_rpc
 from statepool.errors import CancelledError, StatepoolError
-from statepool.leases import LOSING_ERRORS, Lease, Leases, log
+from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
+from statepool.leases import Leases
+from statepool.retries import Attempts, ClientStats, RetryBudget
 from statepool.rpc import Call, Rpc
 from statepool.v1 import block_pb2, sequence_pb2, session_pb2
 
@@ -52,6 +56,7 @@ class AsyncTransport:
         self.target = target
         self.timeout = timeout
         self.leases = Leases()
+        self._budget = RetryBudget(time.monotonic())
         self._credentials = credentials
         self._options = channel_options(options)
         self._channel: grpc.aio.Channel | None = None
@@ -59,8 +64,25 @@ class AsyncTransport:
         self._pool: Pool | None = None
         self._closed = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no call can be made any more."""
+        return self._closed
+
+    @property
+    def stats(self) -> ClientStats:
+        """What has become of calls and sessions so far."""
+        return ClientStats(
+            calls=self._budget.calls,
+            retries=self._budget.retries,
+            refused_retries=self._budget.refused,
+            restarts=self.leases.restarts,
+            resumed_sessions=self.leases.resumed,
+            lost_sessions=self.leases.lost,
+        )
+
     def check(self, lease: Lease | None) -> None:
-        """Proves that a call may be made.
+        """Proves that a call may be made, once its lease is not suspended.
 
         Args:
             lease: The lease that it needs, if any.
@@ -72,6 +94,32 @@ class AsyncTransport:
         self.leases.check(lease)
         if self._closed:
             raise RuntimeError("the client is closed")
+
+    async def hold(self, lease: Lease | None, deadline: float) -> None:
+        """Waits until a lease is not suspended.
+
+        Args:
+            lease: The lease, if any.
+            deadline: When to give up, by `time.monotonic`.
+
+        Raises:
+            UnavailableError: No server has renewed it in time.
+            StatepoolError: Why the lease is lost.
+            RuntimeError: As `check`.
+        """
+        self.check(lease)
+        if lease is None or not lease.is_suspended:
+            return
+        changed = asyncio.Event()
+        with lease.watched(changed.set):
+            while lease.is_suspended:
+                try:
+                    async with asyncio.timeout(deadline - time.monotonic()):
+                        await changed.wait()
+                except TimeoutError:
+                    raise suspended_error(lease) from None
+                changed.clear()
+                self.check(lease)
 
     def seconds(self, timeout: float | None) -> float:
         """Tells how long a call may take whose caller has asked for a deadline, or for none."""
@@ -89,17 +137,25 @@ class AsyncTransport:
             StatepoolError: What the server raised, what became of the connection, or why the lease is lost.
             RuntimeError: The client is closed, or belongs to the process that this one was forked from.
         """
-        self.check(lease)
+        attempts = Attempts(self._budget, self.seconds(timeout) + call.extra_seconds)
         method = self._unary.get(call.rpc.path) or self._register(call.rpc)
-        try:
-            response = await method(call.request, timeout=self.seconds(timeout) + call.extra_seconds)
-        except grpc.RpcError as error:
-            raise self.leases.failed(lease, error_of_rpc(error)) from error
-        except asyncio.CancelledError:
-            self._check_not_closed_meanwhile()
-            raise
-        self.leases.saw_incarnation(response.incarnation)
-        return call.parse(response)
+        while True:
+            await self.hold(lease, attempts.deadline)
+            try:
+                response = await method(call.under(lease), timeout=attempts.left)
+            except grpc.RpcError as error:
+                failure = self.leases.failed(lease, error_of_rpc(error))
+                pause = attempts.pause_after(failure, is_resumed=lease is not None and lease.is_suspended)
+                if pause is None:
+                    raise failure from error
+                await asyncio.sleep(pause)
+            except asyncio.CancelledError:
+                self._check_not_closed_meanwhile()
+                raise
+            else:
+                self.leases.saw_incarnation(response.incarnation)
+                self.leases.check(lease)  # what a lost session was given is not its own any more
+                return call.parse(response)
 
     async def read(self, reader: ImageReader, timeout: float | None, lease: Lease) -> AsyncGenerator[Chunk, None]:
         """Executes a ReadBlocks stream; it is cancelled when the iterator is closed early.
@@ -107,7 +163,8 @@ class AsyncTransport:
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
-        self.check(lease)
+        await self.hold(lease, time.monotonic() + self.seconds(timeout))
+        reader.request.session.CopyFrom(lease.opened.ref)
         method = self._open_channel().unary_stream(*rpc.READ_BLOCKS.stub)
         responses = method(reader.request, timeout=self.seconds(timeout) + reader.extra_seconds)
         try:
@@ -137,7 +194,7 @@ class AsyncTransport:
         Raises:
             StatepoolError: As `execute`.
         """
-        self.check(lease)
+        await self.hold(lease, time.monotonic() + self.seconds(timeout))
         method = self._open_channel().stream_unary(*rpc.WRITE_BLOCKS.stub)
         try:
             response = await method(messages, timeout=self.seconds(timeout) + extra_seconds)
@@ -172,7 +229,11 @@ class AsyncTransport:
         Returns:
             Whether the server knows, or needs not to.
         """
-        if self.leases.is_foreign() or not self.leases.give_back(lease) or self._closed:
+        if self.leases.is_foreign() or self._closed:
+            return True
+        with contextlib.suppress(StatepoolError):
+            await self.hold(lease, time.monotonic() + RELEASE_SECONDS)
+        if not self.leases.give_back(lease):
             return True
         try:
             await self.execute(calls.sessions.delete_session(lease.opened.ref), RELEASE_SECONDS)

@@ -34,9 +34,9 @@ def list_attachments() -> Call[list[Attachment]]:
     return rpc.LIST_ATTACHMENTS.call(pool_pb2.ListAttachmentsRequest(), _attachments)
 
 
-def release_quarantine(attachment_id: int) -> Call[int]:
+def release_quarantine(attachment_id: int, condemned: bool) -> Call[int]:
     """Builds ReleaseQuarantine; the result is the number of blocks that left quarantine."""
-    request = admin_pb2.ReleaseQuarantineRequest(attachment_id=attachment_id)
+    request = admin_pb2.ReleaseQuarantineRequest(attachment_id=attachment_id, condemned=condemned)
     return rpc.RELEASE_QUARANTINE.call(request, lambda response: response.cleared_blocks)
 
 

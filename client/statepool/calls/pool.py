@@ -11,7 +11,7 @@ import numpy as np
 from statepool import rpc
 from statepool.descriptions import CalculatedShapes, DrainProgress, Limits, Pool, ServerInfo
 from statepool.layout import ConvLayout, Dtype, StateSpec
-from statepool.results import BlockPage, BlockState
+from statepool.results import BlockPage, BlockState, IntegrityReport
 from statepool.rpc import Call
 from statepool.v1 import admin_pb2, pool_pb2
 from statepool.wire import (
@@ -33,6 +33,11 @@ def get_pool() -> Call[Pool]:
 def get_server_info() -> Call[ServerInfo]:
     """Builds GetServerInfo."""
     return rpc.GET_SERVER_INFO.call(admin_pb2.GetServerInfoRequest(), _server_info)
+
+
+def verify_integrity() -> Call[IntegrityReport]:
+    """Builds VerifyIntegrity."""
+    return rpc.VERIFY_INTEGRITY.call(admin_pb2.VerifyIntegrityRequest(), _integrity_report)
 
 
 def drain(grace: float, stop: bool) -> Call[DrainProgress]:
@@ -141,6 +146,16 @@ def _server_info(response: admin_pb2.GetServerInfoResponse) -> ServerInfo:
         background={part.name: part.failure for part in response.background},
         loop_lag=response.loop_lag.ToNanoseconds() / 1e9,
         is_draining=response.is_draining,
+        continued_incarnations=tuple(response.continued_incarnations),
+    )
+
+
+def _integrity_report(response: admin_pb2.VerifyIntegrityResponse) -> IntegrityReport:
+    return IntegrityReport(
+        verified_blocks=response.verified_blocks,
+        unverified_blocks=response.unverified_blocks,
+        condemned=refs_from_wire(response.condemned),
+        condemned_blocks=response.condemned_blocks,
     )
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "info": "Show what a server is, what its pool holds, and how full it is.",
     "loadtest": "Drive a server with real traffic, verify its bytes, and report latencies.",
     "shapes": "Show what states a model keeps on one rank, how large a block is, and how many blocks fit.",
+    "verify": "Compare the bytes of every committed block with its checksum.",
 }
 """Every subcommand and what it does; ``name`` is ``statepool.cli.name:name``, imported when it runs, and may have a
 table ``[name]`` in the configuration file."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,8 +11,9 @@ import grpc
 from statepool import calls
 from statepool.channel import DEFAULT_TIMEOUT_SECONDS, ChannelOptions
 from statepool.errors import StatepoolError
-from statepool.leases import Lease
+from statepool.lease import Terms
 from statepool.sync.keeper import Keeper
+from statepool.sync.opening import Opener
 from statepool.sync.session import Session
 from statepool.sync.transport import Transport
 
@@ -33,16 +32,18 @@ if TYPE_CHECKING:
     )
     from statepool.layout import ConvLayout, Dtype, StateSpec
     from statepool.outcomes import SequencePage
-    from statepool.results import BlockPage, BlockState, CopySpecs
+    from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
+    from statepool.retries import ClientStats
 
 
 class Client:
     """Talks to one pool, with blocking calls; safe to use from threads.
 
-    Nothing is connected before the first call, and a lost connection comes back by itself. Calls that gRPC reports as
+    Nothing is connected before the first call, and a lost connection comes back by itself. Unary calls that are
     UNAVAILABLE are repeated up to three times within their deadline, with the same request id, so that a call takes
-    effect once. Every method raises a `StatepoolError`; in any case `UnavailableError` and `DeadlineExceededError`. A
-    client belongs to the process that made it: after a fork, make another.
+    effect once, and within a budget, so that they do not add to an outage (`statepool.retries`). Every method raises a
+    `StatepoolError`; in any case `UnavailableError` and `DeadlineExceededError`. A client belongs to the process that
+    made it: after a fork, make another.
     """
 
     def __init__(
@@ -68,6 +69,12 @@ class Client:
         """
         self._transport = Transport(target, timeout, credentials, insecure, options)
         self._keeper = Keeper(self._transport)
+        self._opener = Opener(self._transport, self._keeper)
+
+    @property
+    def stats(self) -> ClientStats:
+        """What has become of this client's calls and sessions so far."""
+        return self._transport.stats
 
     def get_pool(self, *, timeout: float | None = None) -> Pool:
         """Returns the pool: layout, capacity, usage of the moment, limits, features."""
@@ -160,7 +167,9 @@ class Client:
         *,
         owner_key: str = "",
         take_over: bool = False,
+        resume_within: float = 0.0,
         on_lost: Callable[[Session, StatepoolError], object] | None = None,
+        on_recreated: Callable[[Session], object] | None = None,
         timeout: float | None = None,
     ) -> Session:
         """Opens a session and keeps it alive in the background until it is closed.
@@ -169,23 +178,32 @@ class Client:
             ttl: Seconds that the lease lasts after its last renewal; it is renewed every third of it.
             owner_key: A name under which the session can be taken over, for example by a restarted owner.
             take_over: Whether to take over a live session of the same owner key, with its blocks.
+            resume_within: Seconds after the lease's end in which the session may be resumed: by a server that was
+                restarted and has recovered its state, or that was out of reach. Until then calls wait for it, within
+                their deadlines, and schedulers send again what was not answered. 0: a server that was restarted, or a
+                lease that could not be renewed in time, loses the session at once.
             on_lost: Called once with the session and the reason if the lease is lost: from a background thread, or from
                 the thread whose call found out. It must not block.
+            on_recreated: Called with another session of the same terms that is opened after this one was lost, unless
+                to a take-over, as soon as a server answers; from a thread of its own. None: none is. No block or
+                sequence of the lost session is in it.
             timeout: Deadline in seconds.
 
         Raises:
+            ValueError: resume_within is below 0.
             OwnerKeyInUseError: A live session has the key, and take_over is not set.
             QuotaExceededError: The server holds as many sessions as it may.
             BadFieldError: The server allows no such ttl.
         """
-        asked_at = time.monotonic()
-        lease = Lease(
-            self._transport.execute(calls.sessions.create_session(ttl, owner_key, take_over), timeout), asked_at
+        terms = Terms(
+            ttl=ttl,
+            owner_key=owner_key,
+            take_over=take_over,
+            resume_within=resume_within,
+            on_lost=on_lost,
+            on_recreated=on_recreated,
         )
-        session = Session(self._transport, lease)
-        lease.on_lost = None if on_lost is None else partial(on_lost, session)
-        self._keeper.keep(lease)
-        return session
+        return self._opener.open(terms, timeout)
 
     def get_session(self, session_id: int, *, timeout: float | None = None) -> SessionInfo:
         """Returns one session, anybody's.
@@ -311,7 +329,24 @@ class Client:
         """Lists the attached processes in the order of their ids."""
         return self._transport.execute(calls.attachments.list_attachments(), timeout)
 
-    def release_quarantine(self, attachment_id: int = 0, *, timeout: float | None = None) -> int:
+    def verify_integrity(self, *, timeout: float | None = None) -> IntegrityReport:
+        """Compares the bytes of every committed block with the checksum taken when it was committed.
+
+        A block that has changed cannot be found, read or copied any more (`ChecksumMismatchError`), and is not handed
+        out again until ``release_quarantine(condemned=True)``.
+
+        Args:
+            timeout: Deadline in seconds; reading the whole memory may take longer than the client's. What was found
+                until then stays found.
+
+        Raises:
+            FeatureUnavailableError: The server takes no checksums.
+        """
+        return self._transport.execute(calls.pool.verify_integrity(), timeout)
+
+    def release_quarantine(
+        self, attachment_id: int = 0, *, condemned: bool = False, timeout: float | None = None
+    ) -> int:
         """Ends quarantine on the operator's word: an attachment is treated as if it had answered every fence so far.
 
         Safe only when its process will not write for a session that is lost. It stays attached, and later fences wait
@@ -319,6 +354,7 @@ class Client:
 
         Args:
             attachment_id: The attachment; 0: all of them.
+            condemned: Release the blocks that were found changed, and nothing else.
             timeout: Deadline in seconds.
 
         Returns:
@@ -327,7 +363,7 @@ class Client:
         Raises:
             AttachmentNotFoundError: No such attachment.
         """
-        return self._transport.execute(calls.attachments.release_quarantine(attachment_id), timeout)
+        return self._transport.execute(calls.attachments.release_quarantine(attachment_id, condemned), timeout)
 
     def drain(self, grace: float = 10.0, *, stop: bool = False, timeout: float | None = None) -> DrainProgress:
         """Takes the server out of service, and waits until its sequences have finished.

@@ -1,13 +1,13 @@
 """Keeps the sessions of a client alive, in daemon threads."""
 
 import math
-import time
 from queue import Empty, SimpleQueue
 from threading import Thread, current_thread
 
 import grpc
 
-from statepool.leases import Lease
+from statepool.clock import now
+from statepool.lease import Lease
 from statepool.renewals import Renewals
 from statepool.sync.transport import KeepAliveStream, Transport
 from statepool.v1.session_pb2 import KeepAliveRequest, KeepAliveResponse
@@ -58,6 +58,7 @@ class Keeper:
         self._thread: Thread | None = None
         self._stream: _Stream | None = None
         self._closed = False
+        transport.leases.on_suspended = lambda: self._inbox.put((None, None))
 
     def keep(self, lease: Lease) -> None:
         """Takes a lease; it is renewed until it is lost or given back."""
@@ -76,11 +77,11 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._closed:
-            now = time.monotonic()
-            self._renewals.expire(now)
-            if self._renewals.is_overdue(now):
-                self._hang_up(now)
-            request = self._renewals.request(now)
+            at = now()
+            self._renewals.expire(at)
+            if self._renewals.is_overdue(at):
+                self._hang_up(at)
+            request = self._renewals.request(at)
             if request is not None:
                 self._open().send(request)
             self._wait()
@@ -88,7 +89,7 @@ class Keeper:
             self._stream.close()
 
     def _wait(self) -> None:
-        seconds = self._renewals.next_at() - time.monotonic()
+        seconds = self._renewals.next_at() - now()
         try:
             stream, response = self._inbox.get(timeout=None if math.isinf(seconds) else max(0.0, seconds))
         except Empty:
@@ -96,15 +97,15 @@ class Keeper:
         if stream is None or stream is not self._stream:
             return
         if response is None:
-            self._hang_up(time.monotonic())
+            self._hang_up(now())
         else:
             self._renewals.answered(response)
 
-    def _hang_up(self, now: float) -> None:
+    def _hang_up(self, at: float) -> None:
         if self._stream is not None:
             self._stream.close()
         self._stream = None
-        self._renewals.broke(now)
+        self._renewals.broke(at)
 
     def _open(self) -> _Stream:
         if self._stream is None:

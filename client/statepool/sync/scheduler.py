@@ -14,7 +14,7 @@ import grpc
 from statepool.channel import error_of_rpc
 from statepool.errors import StatepoolError, UnavailableError
 from statepool.handle import SchedulerHandle
-from statepool.leases import Lease
+from statepool.lease import Lease
 from statepool.sequences import Admission, Commits, Execution, Notice, Schedules
 from statepool.sync.transport import ScheduleStream, Transport
 from statepool.v1.sequence_pb2 import Notice as NoticeMessage
@@ -67,8 +67,8 @@ class _Stream:
         self._inbox.put((self, end))
 
 
-_Event = tuple[_Stream, ScheduleResponse | StatepoolError]
-"""An answer of a stream, or its end."""
+_Event = tuple[_Stream | None, ScheduleResponse | StatepoolError | None]
+"""An answer of a stream, or its end; without a stream, a reason to look at the lease again."""
 
 
 class Scheduler(SchedulerHandle):
@@ -91,6 +91,7 @@ class Scheduler(SchedulerHandle):
         self._transport = transport
         self._inbox: SimpleQueue[_Event] = SimpleQueue()
         self._stream: _Stream | None = None
+        lease.listen(self._lease_changed)
 
     def open(self, *, timeout: float | None = None) -> None:
         """Opens the stream, from whose answer the steps are numbered; done by the context manager.
@@ -214,9 +215,8 @@ class Scheduler(SchedulerHandle):
     def close(self) -> None:
         """Ends the stream; steps that were not received may have been applied or not. Closing twice does nothing."""
         self._is_closed = True
-        if self._stream is not None:
-            self._stream.close()
-        self._stream = None
+        self._lease.forget(self._lease_changed)
+        self._hang_up()
 
     def _advance(self, deadline: float) -> None:
         """Takes the next event of the stream; opens one if there is none."""
@@ -233,10 +233,20 @@ class Scheduler(SchedulerHandle):
         if isinstance(event, StatepoolError):
             self._stream = None
             self._broke(event)
-        else:
+        elif event is not None:
             self._took(event)
 
+    def _lease_changed(self) -> None:
+        """Ends the stream of a lost session, whose answers nobody may wait for; on any thread."""
+        if self._lease.error is None:
+            return
+        stream = self._stream
+        if stream is not None:
+            stream.close()
+        self._inbox.put((None, None))
+
     def _reopen(self, deadline: float) -> _Stream:
+        self._transport.hold(self._lease, deadline)
         time.sleep(max(0.0, min(self._retry_at, deadline) - time.monotonic()))
         if self._retry_at > deadline:
             raise self._late()
@@ -245,6 +255,13 @@ class Scheduler(SchedulerHandle):
     def _check(self) -> None:
         self._transport.check(self._lease)
         self._check_stream()
+        if self._lease.is_suspended:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
     def __enter__(self) -> Self:
         try:

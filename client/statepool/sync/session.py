@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -241,7 +242,7 @@ class Session(BlockStreams):
         Returns:
             References that were dropped.
         """
-        self._transport.leases.check(self._lease)
+        self._transport.hold(self._lease, time.monotonic() + self._transport.seconds(timeout))
         self._transport.leases.give_back(self._lease)
         return self._transport.execute(calls.sessions.delete_session(self._ref), timeout)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from statepool import calls
 from statepool.handle import SessionHandle
-from statepool.leases import Lease
+from statepool.lease import Lease
 from statepool.sync.transport import Transport
 
 if TYPE_CHECKING:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
@@ -10,7 +13,9 @@ import grpc
 from statepool import calls, rpc
 from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, check_security, error_of_rpc
 from statepool.errors import StatepoolError
-from statepool.leases import LOSING_ERRORS, Lease, Leases, log
+from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
+from statepool.leases import Leases
+from statepool.retries import Attempts, ClientStats, RetryBudget
 from statepool.rpc import Call, Rpc
 from statepool.v1 import block_pb2, sequence_pb2, session_pb2
 
@@ -60,6 +65,7 @@ class Transport:
         self.target = target
         self.timeout = timeout
         self.leases = Leases()
+        self._budget = RetryBudget(time.monotonic())
         arguments = channel_options(options)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, arguments)
@@ -69,8 +75,25 @@ class Transport:
         self._pool: Pool | None = None
         self._closed = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no call can be made any more."""
+        return self._closed
+
+    @property
+    def stats(self) -> ClientStats:
+        """What has become of calls and sessions so far."""
+        return ClientStats(
+            calls=self._budget.calls,
+            retries=self._budget.retries,
+            refused_retries=self._budget.refused,
+            restarts=self.leases.restarts,
+            resumed_sessions=self.leases.resumed,
+            lost_sessions=self.leases.lost,
+        )
+
     def check(self, lease: Lease | None) -> None:
-        """Proves that a call may be made.
+        """Proves that a call may be made, once its lease is not suspended.
 
         Args:
             lease: The lease that it needs, if any.
@@ -82,6 +105,29 @@ class Transport:
         self.leases.check(lease)
         if self._closed:
             raise RuntimeError("the client is closed")
+
+    def hold(self, lease: Lease | None, deadline: float) -> None:
+        """Waits until a lease is not suspended.
+
+        Args:
+            lease: The lease, if any.
+            deadline: When to give up, by `time.monotonic`.
+
+        Raises:
+            UnavailableError: No server has renewed it in time.
+            StatepoolError: Why the lease is lost.
+            RuntimeError: As `check`.
+        """
+        self.check(lease)
+        if lease is None or not lease.is_suspended:
+            return
+        changed = threading.Event()
+        with lease.watched(changed.set):
+            while lease.is_suspended:
+                if not changed.wait(max(0.0, deadline - time.monotonic())):
+                    raise suspended_error(lease)
+                changed.clear()
+                self.check(lease)
 
     def seconds(self, timeout: float | None) -> float:
         """Tells how long a call may take whose caller has asked for a deadline, or for none."""
@@ -99,14 +145,22 @@ class Transport:
             StatepoolError: What the server raised, what became of the connection, or why the lease is lost.
             RuntimeError: The client is closed, or belongs to the process that this one was forked from.
         """
-        self.check(lease)
+        attempts = Attempts(self._budget, self.seconds(timeout) + call.extra_seconds)
         method = self._unary.get(call.rpc.path) or self._register(call.rpc)
-        try:
-            response = method(call.request, timeout=self.seconds(timeout) + call.extra_seconds)
-        except grpc.RpcError as error:
-            raise self.leases.failed(lease, error_of_rpc(error)) from error
-        self.leases.saw_incarnation(response.incarnation)
-        return call.parse(response)
+        while True:
+            self.hold(lease, attempts.deadline)
+            try:
+                response = method(call.under(lease), timeout=attempts.left)
+            except grpc.RpcError as error:
+                failure = self.leases.failed(lease, error_of_rpc(error))
+                pause = attempts.pause_after(failure, is_resumed=lease is not None and lease.is_suspended)
+                if pause is None:
+                    raise failure from error
+                time.sleep(pause)
+            else:
+                self.leases.saw_incarnation(response.incarnation)
+                self.leases.check(lease)  # what a lost session was given is not its own any more
+                return call.parse(response)
 
     def read(self, reader: ImageReader, timeout: float | None, lease: Lease) -> Iterator[Chunk]:
         """Executes a ReadBlocks stream; it is cancelled when the iterator is closed early.
@@ -114,7 +168,8 @@ class Transport:
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
-        self.check(lease)
+        self.hold(lease, time.monotonic() + self.seconds(timeout))
+        reader.request.session.CopyFrom(lease.opened.ref)
         method = self._channel.unary_stream(*rpc.READ_BLOCKS.stub)
         responses = method(reader.request, timeout=self.seconds(timeout) + reader.extra_seconds)
         try:
@@ -141,7 +196,7 @@ class Transport:
         Raises:
             StatepoolError: As `execute`.
         """
-        self.check(lease)
+        self.hold(lease, time.monotonic() + self.seconds(timeout))
         method = self._channel.stream_unary(*rpc.WRITE_BLOCKS.stub)
         try:
             response = method(messages, timeout=self.seconds(timeout) + extra_seconds)
@@ -173,7 +228,11 @@ class Transport:
         Returns:
             Whether the server knows, or needs not to.
         """
-        if self.leases.is_foreign() or not self.leases.give_back(lease) or self._closed:
+        if self.leases.is_foreign() or self._closed:
+            return True
+        with contextlib.suppress(StatepoolError):
+            self.hold(lease, time.monotonic() + RELEASE_SECONDS)
+        if not self.leases.give_back(lease):
             return True
         try:
             self.execute(calls.sessions.delete_session(lease.opened.ref), RELEASE_SECONDS)

@@ -110,8 +110,8 @@ class HostEngine:
             staged |= plan.token_biases > 0
         if staged.any():
             # Direct rows neither read nor write what staged rows write, so either may run first.
-            self._reference.copy(_rows(plan, staged))
-            plan = _rows(plan, ~staged)
+            self._reference.copy(plan.take(staged))
+            plan = plan.take(~staged)
         if len(plan):
             self._run(run_copies, plan_regions(plan, self._layout))
 
@@ -148,9 +148,3 @@ def _copy_rows(view: torch.Tensor, sources: Column, destinations: Column, biases
     taken = [view[source, bias:].clone() for source, _, bias in jobs]
     for (_, destination, _), rows in zip(jobs, taken, strict=True):
         view[destination, : len(rows)] = rows
-
-
-def _rows(plan: CopyPlan, mask: "np.typing.NDArray[np.bool_]") -> CopyPlan:
-    return CopyPlan(
-        plan.src_blocks[mask], plan.dst_blocks[mask], plan.token_biases[mask], plan.temporal_src_blocks[mask]
-    )

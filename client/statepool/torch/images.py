@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import xxhash
 
 from statepool.layout import ArenaLayout, Arrangement
 
@@ -47,6 +48,22 @@ def write_image(arena: torch.Tensor, layout: ArenaLayout, block_id: int, offset:
             target.numpy()[:] = piece
         else:
             target.copy_(torch.from_numpy(piece.copy()))
+
+
+def image_checksum(arena: torch.Tensor, layout: ArenaLayout, block_id: int) -> int:
+    """Computes xxh3_64 of a block's states, in the order of its layout, without the padding between them.
+
+    Args:
+        arena: uint8, ``[arena bytes]``, on any device.
+        layout: Its layout.
+        block_id: The block.
+    """
+    digest = xxhash.xxh3_64()
+    source = arena.numpy() if arena.is_cpu else None  # a slice of it is had ten times as fast as one of a tensor
+    for start, _, size in _pieces(layout, block_id, 0, layout.block.image_bytes):
+        piece = arena[start : start + size].cpu().numpy() if source is None else source[start : start + size]
+        digest.update(piece.data)
+    return digest.intdigest()
 
 
 def _bytes(region: torch.Tensor) -> bytes:

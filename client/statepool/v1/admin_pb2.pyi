@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from statepool.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -90,6 +91,7 @@ class GetServerInfoResponse(_message.Message):
     UPTIME_FIELD_NUMBER: _builtins.int
     RUNTIME_VERSIONS_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    CONTINUED_INCARNATIONS_FIELD_NUMBER: _builtins.int
     BACKGROUND_FIELD_NUMBER: _builtins.int
     LOOP_LAG_FIELD_NUMBER: _builtins.int
     IS_DRAINING_FIELD_NUMBER: _builtins.int
@@ -118,6 +120,10 @@ class GetServerInfoResponse(_message.Message):
         """Calls answered since the start, by full method name and status code: "statepool.v1.PoolService/GetPool:OK"."""
 
     @_builtins.property
+    def continued_incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Former server processes whose state this one has recovered: their sessions can be resumed."""
+
+    @_builtins.property
     def background(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackgroundPart]:
         """What works in the background; the death of any turns health to NOT_SERVING."""
 
@@ -135,13 +141,14 @@ class GetServerInfoResponse(_message.Message):
         uptime: _duration_pb2.Duration | None = ...,
         runtime_versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         calls: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        continued_incarnations: _abc.Iterable[_builtins.int] | None = ...,
         background: _abc.Iterable[Global___BackgroundPart] | None = ...,
         loop_lag: _duration_pb2.Duration | None = ...,
         is_draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["loop_lag", b"loop_lag", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "calls", b"calls", "incarnation", b"incarnation", "is_draining", b"is_draining", "loop_lag", b"loop_lag", "pid", b"pid", "runtime_versions", b"runtime_versions", "start_time", b"start_time", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "calls", b"calls", "continued_incarnations", b"continued_incarnations", "incarnation", b"incarnation", "is_draining", b"is_draining", "loop_lag", b"loop_lag", "pid", b"pid", "runtime_versions", b"runtime_versions", "start_time", b"start_time", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,16 +191,20 @@ class ReleaseQuarantineRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ATTACHMENT_ID_FIELD_NUMBER: _builtins.int
+    CONDEMNED_FIELD_NUMBER: _builtins.int
     attachment_id: _builtins.int
     """The attachment; 0: all of them."""
+    condemned: _builtins.bool
+    """Release the condemned blocks, and nothing else."""
     def __init__(
         self,
         *,
         attachment_id: _builtins.int = ...,
+        condemned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_id", b"attachment_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_id", b"attachment_id", "condemned", b"condemned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,6 +235,63 @@ class ReleaseQuarantineResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseQuarantineResponse: _TypeAlias = ReleaseQuarantineResponse  # noqa: Y015
+
+@_typing.final
+class VerifyIntegrityRequest(_message.Message):
+    """Request of VerifyIntegrity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyIntegrityRequest: _TypeAlias = VerifyIntegrityRequest  # noqa: Y015
+
+@_typing.final
+class VerifyIntegrityResponse(_message.Message):
+    """Response of VerifyIntegrity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    VERIFIED_BLOCKS_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_BLOCKS_FIELD_NUMBER: _builtins.int
+    CONDEMNED_FIELD_NUMBER: _builtins.int
+    CONDEMNED_BLOCKS_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The server process."""
+    verified_blocks: _builtins.int
+    """Blocks that were compared, on every rank."""
+    unverified_blocks: _builtins.int
+    """Committed blocks without a checksum: they were committed a moment ago."""
+    condemned_blocks: _builtins.int
+    """All blocks that are condemned now."""
+    @_builtins.property
+    def condemned(self) -> _types_pb2.BlockRefs:
+        """Blocks that this call has condemned."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        verified_blocks: _builtins.int = ...,
+        unverified_blocks: _builtins.int = ...,
+        condemned: _types_pb2.BlockRefs | None = ...,
+        condemned_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["condemned", b"condemned"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condemned", b"condemned", "condemned_blocks", b"condemned_blocks", "incarnation", b"incarnation", "unverified_blocks", b"unverified_blocks", "verified_blocks", b"verified_blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyIntegrityResponse: _TypeAlias = VerifyIntegrityResponse  # noqa: Y015
 
 @_typing.final
 class DrainRequest(_message.Message):

@@ -40,6 +40,11 @@ class AdminServiceStub(object):
                 request_serializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.VerifyIntegrity = channel.unary_unary(
+                '/statepool.v1.AdminService/VerifyIntegrity',
+                request_serializer=statepool_dot_v1_dot_admin__pb2.VerifyIntegrityRequest.SerializeToString,
+                response_deserializer=statepool_dot_v1_dot_admin__pb2.VerifyIntegrityResponse.FromString,
+                _registered_method=True)
         self.ReleaseQuarantine = channel.unary_unary(
                 '/statepool.v1.AdminService/ReleaseQuarantine',
                 request_serializer=statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineRequest.SerializeToString,
@@ -65,14 +70,32 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyIntegrity(self, request, context):
+        """Compares the bytes of every committed block with the checksum that was taken when it was committed.
+
+        A block whose bytes have changed is condemned: it cannot be found, read or copied any more (CHECKSUM_MISMATCH), and is
+        not handed out again until an operator releases it. The call lasts as long as reading the memory takes; what was found
+        stays found if it is given up.
+
+        Errors:
+        * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server takes no checksums.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReleaseQuarantine(self, request, context):
         """Ends quarantine on the operator's word: an attachment is treated as if it had answered every fence so far.
 
         Safe only when the process will not write for a session that is lost, for example since it is stopped for good. It
         stays attached, and later fences wait for it again.
 
+        Condemned blocks wait for no attachment; they are released by a request of their own, when what has changed their
+        bytes is known and will not happen again.
+
         Errors:
         * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
+        * INVALID_ARGUMENT, BAD_FIELD: both an attachment and condemned blocks are named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +123,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoRequest.FromString,
                     response_serializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'VerifyIntegrity': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyIntegrity,
+                    request_deserializer=statepool_dot_v1_dot_admin__pb2.VerifyIntegrityRequest.FromString,
+                    response_serializer=statepool_dot_v1_dot_admin__pb2.VerifyIntegrityResponse.SerializeToString,
             ),
             'ReleaseQuarantine': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseQuarantine,
@@ -140,6 +168,33 @@ class AdminService(object):
             '/statepool.v1.AdminService/GetServerInfo',
             statepool_dot_v1_dot_admin__pb2.GetServerInfoRequest.SerializeToString,
             statepool_dot_v1_dot_admin__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyIntegrity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statepool.v1.AdminService/VerifyIntegrity',
+            statepool_dot_v1_dot_admin__pb2.VerifyIntegrityRequest.SerializeToString,
+            statepool_dot_v1_dot_admin__pb2.VerifyIntegrityResponse.FromString,
             options,
             channel_credentials,
             insecure,

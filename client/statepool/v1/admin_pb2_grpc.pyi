@@ -38,14 +38,28 @@ class AdminServiceStub:
 
     Errors: none in particular.
     """
+    VerifyIntegrity: _grpc.UnaryUnaryMultiCallable[_admin_pb2.VerifyIntegrityRequest, _admin_pb2.VerifyIntegrityResponse]
+    """Compares the bytes of every committed block with the checksum that was taken when it was committed.
+
+    A block whose bytes have changed is condemned: it cannot be found, read or copied any more (CHECKSUM_MISMATCH), and is
+    not handed out again until an operator releases it. The call lasts as long as reading the memory takes; what was found
+    stays found if it is given up.
+
+    Errors:
+    * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server takes no checksums.
+    """
     ReleaseQuarantine: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReleaseQuarantineRequest, _admin_pb2.ReleaseQuarantineResponse]
     """Ends quarantine on the operator's word: an attachment is treated as if it had answered every fence so far.
 
     Safe only when the process will not write for a session that is lost, for example since it is stopped for good. It
     stays attached, and later fences wait for it again.
 
+    Condemned blocks wait for no attachment; they are released by a request of their own, when what has changed their
+    bytes is known and will not happen again.
+
     Errors:
     * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
+    * INVALID_ARGUMENT, BAD_FIELD: both an attachment and condemned blocks are named.
     """
     Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
     """Takes the server out of service: no session, attachment or sequence begins any more (DRAINING), calls that wait for
@@ -69,14 +83,28 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     Errors: none in particular.
     """
+    VerifyIntegrity: _aio.UnaryUnaryMultiCallable[_admin_pb2.VerifyIntegrityRequest, _admin_pb2.VerifyIntegrityResponse]  # type: ignore[assignment]
+    """Compares the bytes of every committed block with the checksum that was taken when it was committed.
+
+    A block whose bytes have changed is condemned: it cannot be found, read or copied any more (CHECKSUM_MISMATCH), and is
+    not handed out again until an operator releases it. The call lasts as long as reading the memory takes; what was found
+    stays found if it is given up.
+
+    Errors:
+    * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server takes no checksums.
+    """
     ReleaseQuarantine: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReleaseQuarantineRequest, _admin_pb2.ReleaseQuarantineResponse]  # type: ignore[assignment]
     """Ends quarantine on the operator's word: an attachment is treated as if it had answered every fence so far.
 
     Safe only when the process will not write for a session that is lost, for example since it is stopped for good. It
     stays attached, and later fences wait for it again.
 
+    Condemned blocks wait for no attachment; they are released by a request of their own, when what has changed their
+    bytes is known and will not happen again.
+
     Errors:
     * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
+    * INVALID_ARGUMENT, BAD_FIELD: both an attachment and condemned blocks are named.
     """
     Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
     """Takes the server out of service: no session, attachment or sequence begins any more (DRAINING), calls that wait for
@@ -105,6 +133,22 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def VerifyIntegrity(
+        self,
+        request: _admin_pb2.VerifyIntegrityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.VerifyIntegrityResponse, _abc.Awaitable[_admin_pb2.VerifyIntegrityResponse]]:
+        """Compares the bytes of every committed block with the checksum that was taken when it was committed.
+
+        A block whose bytes have changed is condemned: it cannot be found, read or copied any more (CHECKSUM_MISMATCH), and is
+        not handed out again until an operator releases it. The call lasts as long as reading the memory takes; what was found
+        stays found if it is given up.
+
+        Errors:
+        * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server takes no checksums.
+        """
+
+    @_abc_1.abstractmethod
     def ReleaseQuarantine(
         self,
         request: _admin_pb2.ReleaseQuarantineRequest,
@@ -115,8 +159,12 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Safe only when the process will not write for a session that is lost, for example since it is stopped for good. It
         stays attached, and later fences wait for it again.
 
+        Condemned blocks wait for no attachment; they are released by a request of their own, when what has changed their
+        bytes is known and will not happen again.
+
         Errors:
         * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
+        * INVALID_ARGUMENT, BAD_FIELD: both an attachment and condemned blocks are named.
         """
 
     @_abc_1.abstractmethod

@@ -26,7 +26,7 @@ from statepool.v1 import pool_pb2 as statepool_dot_v1_dot_pool__pb2
 from statepool.v1 import types_pb2 as statepool_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19statepool/v1/attach.proto\x12\x0cstatepool.v1\x1a\x17statepool/v1/pool.proto\x1a\x18statepool/v1/types.proto\"\x8f\x01\n\x0bWorkerFrame\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.statepool.v1.HelloH\x00\x12*\n\x08quiesced\x18\x02 \x01(\x0b\x32\x16.statepool.v1.QuiescedH\x00\x12&\n\x06\x64\x65tach\x18\x03 \x01(\x0b\x32\x14.statepool.v1.DetachH\x00\x42\x06\n\x04kind\"\x16\n\x05Hello\x12\r\n\x05token\x18\x01 \x01(\x0c\"\x1a\n\x08Quiesced\x12\x0e\n\x06number\x18\x01 \x01(\x06\"\x08\n\x06\x44\x65tach\"\x91\x01\n\x0bServerFrame\x12*\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x16.statepool.v1.AttachedH\x00\x12(\n\x07refused\x18\x02 \x01(\x0b\x32\x15.statepool.v1.RefusedH\x00\x12$\n\x05\x66\x65nce\x18\x03 \x01(\x0b\x32\x13.statepool.v1.FenceH\x00\x42\x06\n\x04kind\"\xb4\x01\n\x08\x41ttached\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x15\n\rattachment_id\x18\x02 \x01(\x06\x12)\n\x06\x65xport\x18\x03 \x01(\x0e\x32\x19.statepool.v1.ArenaExport\x12\x13\n\x0b\x61rena_bytes\x18\x04 \x01(\x04\x12\x17\n\x0flast_session_id\x18\x05 \x01(\x06\x12\x13\n\x0bsession_ids\x18\x06 \x03(\x06\x12\x0e\n\x06\x65pochs\x18\x07 \x03(\x06\"-\n\x07Refused\x12\"\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x13.statepool.v1.Error\":\n\x05\x46\x65nce\x12\x0e\n\x06number\x18\x01 \x01(\x06\x12\x12\n\nsession_id\x18\x02 \x01(\x06\x12\r\n\x05\x65poch\x18\x03 \x01(\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19statepool/v1/attach.proto\x12\x0cstatepool.v1\x1a\x17statepool/v1/pool.proto\x1a\x18statepool/v1/types.proto\"\x8f\x01\n\x0bWorkerFrame\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.statepool.v1.HelloH\x00\x12*\n\x08quiesced\x18\x02 \x01(\x0b\x32\x16.statepool.v1.QuiescedH\x00\x12&\n\x06\x64\x65tach\x18\x03 \x01(\x0b\x32\x14.statepool.v1.DetachH\x00\x42\x06\n\x04kind\"-\n\x05Hello\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x15\n\rattachment_id\x18\x02 \x01(\x06\"\x1a\n\x08Quiesced\x12\x0e\n\x06number\x18\x01 \x01(\x06\"\x08\n\x06\x44\x65tach\"\x91\x01\n\x0bServerFrame\x12*\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x16.statepool.v1.AttachedH\x00\x12(\n\x07refused\x18\x02 \x01(\x0b\x32\x15.statepool.v1.RefusedH\x00\x12$\n\x05\x66\x65nce\x18\x03 \x01(\x0b\x32\x13.statepool.v1.FenceH\x00\x42\x06\n\x04kind\"\xb4\x01\n\x08\x41ttached\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x15\n\rattachment_id\x18\x02 \x01(\x06\x12)\n\x06\x65xport\x18\x03 \x01(\x0e\x32\x19.statepool.v1.ArenaExport\x12\x13\n\x0b\x61rena_bytes\x18\x04 \x01(\x04\x12\x17\n\x0flast_session_id\x18\x05 \x01(\x06\x12\x13\n\x0bsession_ids\x18\x06 \x03(\x06\x12\x0e\n\x06\x65pochs\x18\x07 \x03(\x06\"-\n\x07Refused\x12\"\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x13.statepool.v1.Error\":\n\x05\x46\x65nce\x12\x0e\n\x06number\x18\x01 \x01(\x06\x12\x12\n\nsession_id\x18\x02 \x01(\x06\x12\r\n\x05\x65poch\x18\x03 \x01(\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERFRAME']._serialized_start=95
   _globals['_WORKERFRAME']._serialized_end=238
   _globals['_HELLO']._serialized_start=240
-  _globals['_HELLO']._serialized_end=262
-  _globals['_QUIESCED']._serialized_start=264
-  _globals['_QUIESCED']._serialized_end=290
-  _globals['_DETACH']._serialized_start=292
-  _globals['_DETACH']._serialized_end=300
-  _globals['_SERVERFRAME']._serialized_start=303
-  _globals['_SERVERFRAME']._serialized_end=448
-  _globals['_ATTACHED']._serialized_start=451
-  _globals['_ATTACHED']._serialized_end=631
-  _globals['_REFUSED']._serialized_start=633
-  _globals['_REFUSED']._serialized_end=678
-  _globals['_FENCE']._serialized_start=680
-  _globals['_FENCE']._serialized_end=738
+  _globals['_HELLO']._serialized_end=285
+  _globals['_QUIESCED']._serialized_start=287
+  _globals['_QUIESCED']._serialized_end=313
+  _globals['_DETACH']._serialized_start=315
+  _globals['_DETACH']._serialized_end=323
+  _globals['_SERVERFRAME']._serialized_start=326
+  _globals['_SERVERFRAME']._serialized_end=471
+  _globals['_ATTACHED']._serialized_start=474
+  _globals['_ATTACHED']._serialized_end=654
+  _globals['_REFUSED']._serialized_start=656
+  _globals['_REFUSED']._serialized_end=701
+  _globals['_FENCE']._serialized_start=703
+  _globals['_FENCE']._serialized_end=761
 # @@protoc_insertion_point(module_scope)

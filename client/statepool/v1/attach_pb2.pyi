@@ -13,7 +13,7 @@ proven when the process has ended and nobody holds the lock.
 
 From then on the server sends Fence and the process answers each with Quiesced, in any order. When it leaves it sends
 Detach, and the server ends the connection as soon as it has taken note. Any other end of the connection is no
-detachment: the process stays attached until it is proven dead, or DetachPool is called.
+detachment: the process stays attached until it is proven dead, or DetachPool is called, and may connect again.
 """
 
 from collections import abc as _abc
@@ -78,16 +78,22 @@ class Hello(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: _builtins.int
+    ATTACHMENT_ID_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     """`AttachPoolResponse.token`."""
+    attachment_id: _builtins.int
+    """An attachment of this process whose connection has ended, as it does when the server is started again: the token is
+    the one with which it was made, the arena stays mapped and no descriptors come. 0: a new attachment.
+    """
     def __init__(
         self,
         *,
         token: _builtins.bytes = ...,
+        attachment_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_id", b"attachment_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,7 +149,7 @@ class ServerFrame(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attached(self) -> Global___Attached:
-        """The token was good; two descriptors come along."""
+        """The token was good; two descriptors come along with a new attachment."""
 
     @_builtins.property
     def refused(self) -> Global___Refused:
@@ -190,7 +196,7 @@ class Attached(_message.Message):
     SESSION_IDS_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
-    """The server process."""
+    """The server process; another than before where one has gone on with the state of its predecessor."""
     attachment_id: _builtins.int
     """The attachment."""
     export: _pool_pb2.ArenaExport.ValueType

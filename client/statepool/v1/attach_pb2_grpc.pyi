@@ -13,7 +13,7 @@ proven when the process has ended and nobody holds the lock.
 
 From then on the server sends Fence and the process answers each with Quiesced, in any order. When it leaves it sends
 Detach, and the server ends the connection as soon as it has taken note. Any other end of the connection is no
-detachment: the process stays attached until it is proven dead, or DetachPool is called.
+detachment: the process stays attached until it is proven dead, or DetachPool is called, and may connect again.
 """
 
 from collections import abc as _abc

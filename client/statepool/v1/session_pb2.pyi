@@ -167,7 +167,7 @@ class KeepAliveRequest(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.SessionRef]:
-        """Sessions to renew."""
+        """Sessions to renew; of this incarnation, or to be resumed from one that it continues."""
 
     def __init__(
         self,

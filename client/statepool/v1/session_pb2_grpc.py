@@ -86,6 +86,11 @@ class SessionServiceServicer(object):
 
         Every request is answered by one response with one result per session, in order. A session's error stands in its
         result (SESSION_NOT_FOUND, SESSION_EXPIRED, SESSION_FENCED, INCARNATION_MISMATCH) and does not end the stream.
+
+        A session is *resumed* in the same way: a server that was restarted and has recovered the state of its former processes
+        (`GetServerInfoResponse.continued_incarnations`) renews a lease for a ref of theirs too, if the session still lives at
+        that epoch. From then on calls carry the incarnation of the response; block refs, sequences, step numbers and request
+        ids go on being valid, so that a call whose answer was lost is sent again as it was, but for the incarnation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

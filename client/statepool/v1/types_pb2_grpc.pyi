@@ -9,7 +9,8 @@ Conventions of the whole package:
   message have the same length (else COLUMN_LENGTH_MISMATCH); where a comment says so, a column of length 1 applies to
   every row.
 * Every response carries `incarnation`, the random non-zero number of the server process. A client that sees it change
-  stops: its refs mean nothing to the new process.
+  stops: its refs mean nothing to the new process, unless that has recovered the former one's state and resumes the
+  client's session, see SessionService.KeepAlive.
 * Errors are gRPC status codes with a `google.rpc.ErrorInfo` (domain "statepool", a reason from the list beside each
   RPC) in the status details, a `google.rpc.RetryInfo` where a retry helps and a `google.rpc.BadRequest` where one
   field is at fault. A refused request has changed nothing.
@@ -18,8 +19,8 @@ Conventions of the whole package:
   and INVALID_ARGUMENT (BAD_FIELD, COLUMN_LENGTH_MISMATCH, BATCH_TOO_LARGE); the lists name what is particular.
 * A stream whose client takes or sends nothing for too long where it has to is ended: UNAVAILABLE, STREAM_STALLED.
 * A mutating RPC takes a `request_id`: any string of up to 64 bytes, unique per session and call (a random 128-bit number
-  is fine). The same id with the same request answers the same bytes again and does nothing; with another request it is
-  refused (REQUEST_ID_REUSED). Empty: no such protection. The server remembers a bounded number of ids per session, see
+  is fine). The same id with the same request answers the same again and does nothing; with another request it is refused
+  (REQUEST_ID_REUSED); the incarnation in its session is not part of what makes requests the same. Empty: no such protection. The server remembers a bounded number of ids per session, see
   `Limits.max_replays`.
 """
 

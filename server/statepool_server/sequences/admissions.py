@@ -1,6 +1,6 @@
 """Plans the finishes and admissions of a step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,15 +103,11 @@ def _refuse(bad: NDArray[np.bool_], field: str, values: Ints) -> None:
 
 def _find_hits(plan: StepPlan, context: StepContext, columns: Ints, blocks: Ints) -> None:
     """Searches each row's hashes from the deepest that leaves a token to compute."""
-    admissions, block_tokens = plan.request.admissions, context.block_tokens
+    admissions = plan.request.admissions
     if not len(admissions.prefix_hashes):
         return
     fresh = published_by(plan, context)
-    starts, ends = admissions.hash_offsets[:-1], admissions.hash_offsets[1:]
-    most = np.minimum(admissions.prompt_tokens - 1, admissions.max_hit_tokens) // block_tokens
-    ends = np.minimum(ends, starts + most)
-    for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        hashes, namespace = admissions.prefix_hashes[start:end], admissions.namespaces[row]
+    for row, (namespace, hashes) in enumerate(searched(admissions, context.block_tokens)):
         found = context.prefixes.deepest(namespace, hashes)
         for depth in range(len(hashes) - 1, -1 if found is None else found[0], -1):
             block = fresh.get((namespace, hashes[depth]))
@@ -120,6 +116,15 @@ def _find_hits(plan: StepPlan, context: StepContext, columns: Ints, blocks: Ints
                 break
         if found is not None:
             columns[row], blocks[row] = found
+
+
+def searched(admissions: Admissions, block_tokens: int) -> Iterator[tuple[str, Sequence[bytes]]]:
+    """Lists where each row is searched, and for which hashes: those that leave a token to compute."""
+    starts, ends = admissions.hash_offsets[:-1], admissions.hash_offsets[1:]
+    most = np.minimum(admissions.prompt_tokens - 1, admissions.max_hit_tokens) // block_tokens
+    ends = np.minimum(ends, starts + most)
+    for namespace, start, end in zip(admissions.namespaces, starts.tolist(), ends.tolist(), strict=True):
+        yield namespace, admissions.prefix_hashes[start:end]
 
 
 def published_by(plan: StepPlan, context: StepContext) -> dict[tuple[str, bytes], int]:

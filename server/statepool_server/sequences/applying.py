@@ -14,7 +14,7 @@ from statepool_server.events import NO_IDS
 from statepool_server.holdings import Holdings, counted
 from statepool_server.sequences.admissions import settled_rows
 from statepool_server.sequences.commits import COPIED
-from statepool_server.sequences.outcomes import NO_CHANGES, StepOutcome, StepWork, TableChanges, copy_plan, sources
+from statepool_server.sequences.outcomes import NO_CHANGES, StepOutcome, TableChanges, copy_plan, sources
 from statepool_server.sequences.plan import Drops, StepPlan
 from statepool_server.sequences.requests import StepRequest
 from statepool_server.sequences.rules import NO_MOVES, Growth, Moves, pull
@@ -22,6 +22,7 @@ from statepool_server.sequences.table import SequenceTable
 from statepool_server.sequences.tables import NEW, Ints
 from statepool_server.sequences.unsettled import Publication
 from statepool_server.sessions import Session
+from statepool_server.work import MemoryWork
 
 
 class StepChanges:
@@ -79,7 +80,7 @@ class StepChanges:
         table.digest = _digest_of(table.digest, _numbers(request.step, table.settled_step, counts))
         return StepOutcome(request.step, table.digest, usage=counts)
 
-    def finish_work(self, session: Session | None, work: StepWork) -> int:
+    def finish_work(self, session: Session | None, work: MemoryWork) -> int:
         """Publishes what the server has copied, and takes its pin back.
 
         Args:
@@ -179,14 +180,14 @@ class StepChanges:
 
     def _work(
         self, session: Session, plan: StepPlan, pre_copies: Moves, zeroed: Ints, pin: Pin | None
-    ) -> StepWork | None:
+    ) -> MemoryWork | None:
         """Puts together what the server has to do; pins the blocks that were allocated for it as well."""
         if pin is None:
             return None
         fresh = np.setdiff1d(np.concatenate((pre_copies.dst_blocks, zeroed)), pin.writers)
         self._changes.pin(NO_IDS, fresh)
         copied = np.flatnonzero(plan.publication_steps == COPIED)
-        return StepWork(
+        return MemoryWork(
             session_id=session.session_id,
             post_copies=copy_plan(plan.post_copies),
             zeroed_blocks=zeroed,

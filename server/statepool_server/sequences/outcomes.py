@@ -6,10 +6,10 @@ import numpy as np
 
 from statepool.copies import CopyPlan
 from statepool.refs import BlockRefs
-from statepool_server.answers import Pin, Usage
+from statepool_server.answers import Usage
 from statepool_server.sequences.rules import NO_MOVES, Moves
 from statepool_server.sequences.tables import NO_INTS, Ints
-from statepool_server.sequences.unsettled import Publication
+from statepool_server.work import MemoryWork
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,24 +26,6 @@ class TableChanges:
 
 NO_CHANGES = TableChanges(NO_INTS, NO_INTS, BlockRefs(NO_INTS, NO_INTS))
 """No table changed."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StepWork:
-    """Memory work of a step that the server does itself; its blocks are pinned until `Pool.finish_step_work`."""
-
-    session_id: int
-    """Session of the step."""
-    post_copies: CopyPlan
-    """Done first."""
-    zeroed_blocks: Ints
-    """Zeroed when the post-copies are done."""
-    pre_copies: CopyPlan
-    """Done when the post-copies are done."""
-    pin: Pin
-    """The blocks."""
-    publication: Publication
-    """States that are to be found when the work is done."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +52,7 @@ class StepOutcome:
     """Copies of the schedules."""
     published: int = 0
     """Blocks that became findable by the step itself."""
-    work: StepWork | None = None
+    work: MemoryWork | None = None
     """What the server has to do before it answers; None: nothing."""
 
 

@@ -46,8 +46,11 @@ class Stepping:
         sequences = self._sequences
         table = sequences.of(session.session_id, self._context.num_spec)
         _check_numbers(table, request)
-        if self._context.blocks.quarantined_count:  # until the former owner's passes have ended, nothing moves on
-            self._context.blocks.check_clear(table.held_blocks(), "session")
+        blocks = self._context.blocks
+        if (
+            blocks.quarantined_count > blocks.condemned_count
+        ):  # until the former owner's passes have ended, nothing moves
+            blocks.check_quiesced(table.held_blocks(), "session")
         if table.steady_steps and _decodes_each(table, request):
             return self._changes.apply_steady(table, request, usage)
         table.catch_up()

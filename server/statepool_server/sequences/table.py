@@ -1,6 +1,7 @@
 """The sequences of one session: counters and block tables as a struct of arrays over slots."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from statepool.errors import BadFieldError, SequenceNotFoundError
 from statepool_server.sequences.tables import NEVER, NO_COLUMN, NO_INTS, Ints, Tables
-from statepool_server.sequences.unsettled import Unsettled
+from statepool_server.sequences.unsettled import Unsettled, UnsettledState
 
 IDLE = -1
 """Drafts of a sequence without an outstanding step."""
@@ -18,6 +19,36 @@ _COLUMNS = (
     *("ids", "num_computed", "num_accepted", "running_start"),
     *("written", "drafts", "unsettled_step", "quiet_until"),
 )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequencesState:
+    """The sequences of a session at a moment; columns as of `SequenceTable`."""
+
+    slots: dict[int, int]
+    """Slots by sequence id."""
+    free: list[int]
+    """Slots that are not in use, the next to be used last."""
+    columns: dict[str, Ints]
+    """The columns of counters by name, each ``[slots]``."""
+    tables: Tables
+    """Block tables, ``[slots]``."""
+    namespaces: list[str]
+    """Namespaces, ``[slots]``."""
+    last_step: int
+    """Number of the last step."""
+    settled_step: int
+    """Every step up to this one is settled."""
+    digest: int
+    """Digest of all decisions."""
+    unsettled: UnsettledState
+    """What waits."""
+    running_ids: Ints
+    """The running list."""
+    running_slots: Ints
+    """Its slots."""
+    steady_steps: int
+    """Steady steps that are left."""
 
 
 class SequenceTable:
@@ -191,6 +222,35 @@ class SequenceTable:
             self.running_ids.tolist(),
         )
 
+    def dump(self) -> SequencesState:
+        """Shows everything, without copying the columns."""
+        self.catch_up()
+        return SequencesState(
+            slots=self._slots,
+            free=self._free,
+            columns={name: getattr(self, name) for name in _COLUMNS},
+            tables=self.tables,
+            namespaces=self.namespaces,
+            last_step=self.last_step,
+            settled_step=self.settled_step,
+            digest=self.digest,
+            unsettled=self.unsettled.dump(),
+            running_ids=self.running_ids,
+            running_slots=self.running_slots,
+            steady_steps=self.steady_steps,
+        )
+
+    def load(self, state: SequencesState) -> None:
+        """Takes a state over."""
+        self._slots, self._free = state.slots, state.free
+        for name in _COLUMNS:
+            setattr(self, name, state.columns[name])
+        self.tables, self.namespaces = state.tables, state.namespaces
+        self.last_step, self.settled_step, self.digest = state.last_step, state.settled_step, state.digest
+        self.unsettled.load(state.unsettled)
+        self.running_ids, self.running_slots = state.running_ids, state.running_slots
+        self.steady_steps = state.steady_steps
+
     def _column(self) -> Ints:
         return np.empty(0, np.int64)
 
@@ -231,6 +291,17 @@ class SequenceTables:
         """Lists the blocks that stand in tables of a session, or wait for its settlement; one row per reference."""
         table = self.tables.get(session_id)
         return np.empty(0, np.int64) if table is None else table.held_blocks()
+
+    def dump(self) -> dict[int, SequencesState]:
+        """Shows everything, by session id."""
+        return {session_id: table.dump() for session_id, table in self.tables.items()}
+
+    def load(self, state: Mapping[int, SequencesState], num_spec: int) -> None:
+        """Takes a state over."""
+        for session_id, sequences in state.items():
+            self.tables[session_id] = table = SequenceTable(num_spec)
+            table.load(sequences)
+        self.count = sum(map(len, self.tables.values()))
 
     def facts(self) -> list[tuple[object, ...]]:
         """Tells all that decides what steps answer, as plain values in a fixed order."""

@@ -35,6 +35,16 @@ NOTHING = Publication(np.empty(0, np.int64), (), ())
 """No states."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class UnsettledState:
+    """What waits at a moment, each with its step."""
+
+    publications: list[tuple[int, Publication]]
+    """States that are to be found."""
+    drops: list[tuple[int, Ints]]
+    """Blocks that were dropped."""
+
+
 class Unsettled:
     """Publications and dropped blocks of one session, each with the step that must be settled first."""
 
@@ -71,6 +81,14 @@ class Unsettled:
     def dropped_blocks(self) -> Ints:
         """Lists all blocks whose references are kept."""
         return np.concatenate([np.empty(0, np.int64), *(blocks for _, blocks in self._drops)])
+
+    def dump(self) -> UnsettledState:
+        """Shows everything."""
+        return UnsettledState(list(self._publications), list(self._drops))
+
+    def load(self, state: UnsettledState) -> None:
+        """Takes a state over."""
+        self._publications, self._drops = deque(state.publications), deque(state.drops)
 
     def facts(self) -> Iterator[tuple[object, ...]]:
         """Tells everything as plain values, in a fixed order."""

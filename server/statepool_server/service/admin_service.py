@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from statepool.errors import BadFieldError
 from statepool.v1 import admin_pb2 as pb
+from statepool.wire import refs_to_wire
 from statepool_server import convert
 from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.calls import Context
@@ -14,6 +16,7 @@ from statepool_server.service.core import Core
 from statepool_server.service.draining import Drain
 from statepool_server.service.heartbeat import Heartbeat
 from statepool_server.service.supervision import Part
+from statepool_server.service.verifying import Verifier
 
 
 class AdminService:
@@ -25,6 +28,7 @@ class AdminService:
         *,
         counts: Counter[tuple[str, str]],
         processes: AttachedProcesses,
+        verifier: Verifier,
         parts: Sequence[Part],
         heartbeat: Heartbeat,
         drain: Drain,
@@ -36,12 +40,14 @@ class AdminService:
             core: What the services share.
             counts: Calls answered, by full method name and status code.
             processes: Attached processes.
+            verifier: Compares checksums.
             parts: What works in the background.
             heartbeat: Measures the event loop.
             drain: The way down.
             drain_timeout: Seconds that sequences have to finish when nobody says otherwise.
         """
         self._core = core
+        self._verifier = verifier
         self._counts = counts
         self._processes = processes
         self._parts = parts
@@ -60,6 +66,7 @@ class AdminService:
             uptime=convert.duration(core.uptime_ns),
             runtime_versions={"python": platform.python_version()}
             | {name: version(name) for name in ("grpcio", "protobuf", "torch")},
+            continued_incarnations=sorted(core.continued_incarnations),
             calls={f"{method}:{code}": count for (method, code), count in self._counts.items()},
             background=[
                 pb.BackgroundPart(name=part.name, is_running=not part.failure, failure=part.failure)
@@ -69,11 +76,29 @@ class AdminService:
             is_draining=self._drain.begun.is_set(),
         )
 
+    async def VerifyIntegrity(
+        self, _request: pb.VerifyIntegrityRequest, _context: Context
+    ) -> pb.VerifyIntegrityResponse:
+        """Compares every committed block with its checksum."""
+        report = await self._verifier.verify_all()
+        return pb.VerifyIntegrityResponse(
+            incarnation=self._core.incarnation,
+            verified_blocks=report.verified,
+            unverified_blocks=report.unverified,
+            condemned=refs_to_wire(report.condemned),
+            condemned_blocks=self._core.pool.blocks.condemned_count,
+        )
+
     async def ReleaseQuarantine(
         self, request: pb.ReleaseQuarantineRequest, _context: Context
     ) -> pb.ReleaseQuarantineResponse:
         """Ends quarantine on the operator's word."""
-        cleared = self._processes.release_quarantine(request.attachment_id)
+        if not request.condemned:
+            cleared = self._processes.release_quarantine(request.attachment_id)
+        elif request.attachment_id:
+            raise BadFieldError("condemned blocks wait for no attachment", field="attachment_id")
+        else:
+            cleared = self._verifier.pardon()
         return pb.ReleaseQuarantineResponse(incarnation=self._core.incarnation, cleared_blocks=cleared)
 
     async def Drain(self, request: pb.DrainRequest, _context: Context) -> pb.DrainResponse:

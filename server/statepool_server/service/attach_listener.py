@@ -98,8 +98,11 @@ class AttachListener:
         peer = Peer.of(stream)
         try:
             peer.check_user()
-            token, frames = await self._hello(stream)
-            self._processes.admit(stream, peer, token, frames)
+            hello, frames = await self._hello(stream)
+            if hello.attachment_id:
+                self._processes.readmit(stream, peer, hello, frames)
+            else:
+                self._processes.admit(stream, peer, hello.token, frames)
         except StatepoolError as error:
             _log.warning("attachment refused", pid=peer.pid, error=error.message)
             peer.close()
@@ -110,8 +113,8 @@ class AttachListener:
             if not isinstance(error, OSError):  # it hung up
                 raise
 
-    async def _hello(self, stream: socket.socket) -> tuple[bytes, FrameReader]:
-        """Reads the token.
+    async def _hello(self, stream: socket.socket) -> tuple[pb.Hello, FrameReader]:
+        """Reads what it presents.
 
         Raises:
             PeerUntrustedError: Something else came, or nothing in time.
@@ -121,7 +124,7 @@ class AttachListener:
             async with asyncio.timeout(self._timeout):
                 while data := await loop.sock_recv(stream, MAX_FRAME_BYTES):
                     for message in frames.feed(data):
-                        return pb.WorkerFrame.FromString(message).hello.token, frames
+                        return pb.WorkerFrame.FromString(message).hello, frames
         except TimeoutError:
             raise PeerUntrustedError(f"no token within {self._timeout:g} s") from None
         except (ValueError, DecodeError) as error:

@@ -23,34 +23,44 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred
 class DeathLock:
     """A lock (flock) that a process holds for as long as it lives: the kernel drops it with its last descriptor.
 
-    Processes that are forked from it share the descriptor as they share the memory, so it outlives all of them.
+    Processes that are forked from it share the descriptor as they share the memory, so it outlives all of them. It is
+    on a file, so that a server that comes after this one can look at it as well.
     """
 
-    def __init__(self) -> None:
-        """Makes a lock that is held by `theirs`."""
-        self._ours = os.memfd_create("statepool-attachment", os.MFD_CLOEXEC)
+    def __init__(self, path: Path) -> None:
+        """Looks at the lock of a file, which is made if it is missing."""
+        self._path = path
+        self._ours = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def take(self) -> int:
+        """Takes the lock for another process.
+
+        Returns:
+            The descriptor that holds it: to be handed over, and closed here.
+        """
+        theirs = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            self.theirs = os.open(f"/proc/self/fd/{self._ours}", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            os.close(self._ours)
+            fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(theirs)
             raise
-        fcntl.flock(self.theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return theirs
 
     def is_released(self) -> bool:
-        """Tells whether nobody has the descriptor `theirs` any more."""
+        """Tells whether nobody has the descriptor any more."""
         try:
             fcntl.flock(self._ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
 
-    def handed_over(self) -> None:
-        """Closes `theirs` on this side."""
-        os.close(self.theirs)
-
     def close(self) -> None:
         """Closes this side's own descriptor."""
         os.close(self._ours)
+
+    def remove(self) -> None:
+        """Removes the file: the process is gone."""
+        self._path.unlink(missing_ok=True)
 
 
 class Peer:
@@ -62,13 +72,14 @@ class Peer:
     Attributes:
         pid: Its process id; 0: not visible from here.
         uid: Its user.
+        started: When it started, in clock ticks since the boot; None: not visible from here.
     """
 
-    def __init__(self, pid: int, uid: int, pidfd: int | None) -> None:
+    def __init__(self, pid: int, uid: int, pidfd: int | None, started: int | None = None) -> None:
         self.pid = pid
         self.uid = uid
+        self.started = start_time(pid) if started is None else started
         self._pidfd = pidfd
-        self._started = None if pidfd is not None else start_time(pid)
 
     @classmethod
     def of(cls, connection: socket.socket) -> "Peer":
@@ -76,6 +87,15 @@ class Peer:
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(raw)
         return cls(pid, uid, _pidfd(connection, pid))
+
+    @classmethod
+    def known(cls, pid: int, uid: int, started: int | None) -> "Peer":
+        """Finds a process again that an earlier server knew; it may have ended long ago."""
+        return cls(pid, uid, None, started)
+
+    def is_same(self, other: "Peer") -> bool:
+        """Tells whether two are one process."""
+        return (self.pid, self.uid, self.started) == (other.pid, other.uid, other.started)
 
     def check_user(self) -> None:
         """Refuses processes of other users.
@@ -103,7 +123,7 @@ class Peer:
             watch = select.poll()
             watch.register(self._pidfd, select.POLLIN)
             return bool(watch.poll(0))
-        return self._started is None or start_time(self.pid) != self._started
+        return self.started is None or start_time(self.pid) != self.started
 
     def close(self) -> None:
         """Gives the descriptor back."""

@@ -1,9 +1,13 @@
 """The attached processes: who may attach, who is, and what becomes of each."""
 
 import asyncio
+import contextlib
 import os
 import secrets
 import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -18,10 +22,12 @@ from statepool.errors import (
 from statepool.framing import FrameReader, frame
 from statepool.v1 import attach_pb2, pool_pb2
 from statepool_server import convert
+from statepool_server.attachments import Attachment
 from statepool_server.service.attach_connection import AttachConnection
 from statepool_server.service.attach_peers import DeathLock, Peer
 from statepool_server.service.attach_tokens import Grant, Tokens
 from statepool_server.service.core import Core
+from statepool_server.service.ledger import Kind, ValueCodec
 
 RETRY_SECONDS = 1.0
 """Hint to a process that found the server out of descriptors."""
@@ -29,22 +35,48 @@ RETRY_SECONDS = 1.0
 _log = structlog.get_logger("statepool.attachments")
 
 
+@dataclass(frozen=True, slots=True)
+class Attacher:
+    """The process behind an attachment: what is needed to know it again, and to prove its death."""
+
+    rank_index: int
+    """The rank whose arena it maps."""
+    read_only: bool
+    """Whether it only reads."""
+    token: bytes
+    """With which it was attached: nobody but the process has it."""
+    pid: int
+    """Its process id; 0: not visible from here."""
+    uid: int
+    """Its user."""
+    started: int | None
+    """When it started; None: not visible from here."""
+
+
 class AttachedProcesses:
     """Gives out tokens, hands arenas over, and detaches what is gone."""
 
-    def __init__(self, core: Core, socket_path: str, token_ttl: float) -> None:
+    def __init__(self, core: Core, socket_path: str, token_ttl: float, folder: Path) -> None:
         """Begins without any.
 
         Args:
             core: What the services share.
             socket_path: Where processes connect.
             token_ttl: Seconds that a token is good.
+            folder: Where the locks are that attached processes hold.
         """
         self.tokens = Tokens(token_ttl)
         self._core = core
         self._socket_path = socket_path
+        self._folder = folder
+        self._attachers: dict[int, Attacher] = {}
         self._connections: dict[int, AttachConnection] = {}
         self._serving: dict[int, asyncio.Task[None]] = {}
+        register, numbers = core.ledger.register, ValueCodec(tuple[int, int])
+        register(Kind.ATTACH, ValueCodec(Attacher), self._attach)
+        register(Kind.DETACH, ValueCodec(int), self._detach, can_be_refused=False)
+        register(Kind.QUIESCED, numbers, lambda answer, _now: core.pool.quiesced(*answer), can_be_refused=False)
+        register(Kind.RELEASE_QUARANTINE, ValueCodec(int), lambda number, _now: core.pool.release_quarantine(number))
 
     def offer(self, request: pool_pb2.AttachPoolRequest) -> pool_pb2.AttachPoolResponse:
         """Gives a token out.
@@ -85,31 +117,51 @@ class AttachedProcesses:
 
         Raises:
             PeerUntrustedError: The token is not good.
-            OverloadedError: The server is out of descriptors.
+            OverloadedError: The server is out of descriptors, or its journal is full.
             QuotaExceededError: As many processes as may are attached.
             OSError: The connection broke; the process has got nothing.
         """
         core, grant = self._core, self.tokens.redeem(token)
+        attacher = Attacher(grant.rank_index, grant.read_only, token, peer.pid, peer.uid, peer.started)
+        attachment = core.ledger.perform(Kind.ATTACH, attacher)
         try:
-            lock = DeathLock()
+            lock = DeathLock(self._lock_path(attachment.attachment_id))
         except OSError as error:
+            core.ledger.perform(Kind.DETACH, attachment.attachment_id)
             raise _out_of_descriptors(error) from error
         try:
-            attachment = core.pool.attach(grant.rank_index, grant.read_only)
-            try:
-                unsent = self._hand_over(stream, grant, lock, attachment.attachment_id)
-            except BaseException:
-                core.pool.detach(attachment.attachment_id)
-                raise
+            unsent = self._hand_over(stream, attachment, lock)
         except BaseException:
+            core.ledger.perform(Kind.DETACH, attachment.attachment_id)
             lock.close()
+            lock.remove()
             raise
-        finally:
-            lock.handed_over()
-        connection = AttachConnection(core, attachment, stream, peer, lock, token, unsent)
-        self._connections[attachment.attachment_id] = connection
-        self._serving[attachment.attachment_id] = asyncio.create_task(self._serve(connection, frames))
+        self._begin(AttachConnection(core, attachment, peer, lock, token)).connect(stream, frames, unsent)
         _log.info("attached", attachment_id=attachment.attachment_id, pid=peer.pid, read_only=grant.read_only)
+
+    def readmit(self, stream: socket.socket, peer: Peer, hello: attach_pb2.Hello, frames: FrameReader) -> None:
+        """Goes on with an attached process whose connection ended, with the server before this one for example.
+
+        Args:
+            stream: Its new connection; non-blocking.
+            peer: The process.
+            hello: What it presents.
+            frames: What of its messages has been read.
+
+        Raises:
+            AttachmentNotFoundError: It is not attached: the server does not know it, or its memory, any more.
+            PeerUntrustedError: It was another process.
+            OSError: The connection broke.
+        """
+        self._core.pool.attachments.check(hello.attachment_id)
+        connection = self._connections[hello.attachment_id]
+        known = secrets.compare_digest(connection.token, hello.token) and connection.peer.is_same(peer)
+        if not known or connection.is_connected:
+            raise PeerUntrustedError(f"attachment {hello.attachment_id} is another process, or has a connection")
+        welcome = frame(attach_pb2.ServerFrame(attached=self._welcome(connection.attachment)))
+        connection.connect(stream, frames, welcome)
+        peer.close()
+        _log.info("attached again", attachment_id=hello.attachment_id, pid=peer.pid)
 
     def detach(self, attachment_id: int, token: bytes) -> int:
         """Ends an attachment on the process's word.
@@ -142,7 +194,7 @@ class AttachedProcesses:
         Raises:
             AttachmentNotFoundError: There is none.
         """
-        cleared = self._core.pool.release_quarantine(attachment_id)
+        cleared: int = self._core.ledger.perform(Kind.RELEASE_QUARANTINE, attachment_id)
         _log.warning("quarantine released", attachment_id=attachment_id, cleared_blocks=cleared)
         self._core.blocks_changed()
         return cleared
@@ -155,6 +207,25 @@ class AttachedProcesses:
     def rows(self) -> list[pool_pb2.Attachment]:
         """Lists the attachments."""
         return [self._row(connection) for connection in self._connections.values()]
+
+    def dump(self) -> dict[int, Attacher]:
+        """Shows who is attached."""
+        return self._attachers
+
+    def load(self, state: Mapping[int, Attacher]) -> None:
+        """Takes a state over; nothing is done about it before `resume`."""
+        self._attachers.update(state)
+
+    def resume(self) -> None:
+        """Waits for the processes that an earlier server has attached: to connect again, or to be dead."""
+        for attachment_id, known in list(self._attachers.items()):
+            if not self._lock_path(attachment_id).exists():  # the server ended before it handed anything over
+                self._core.ledger.perform(Kind.DETACH, attachment_id)
+                continue
+            peer = Peer.known(known.pid, known.uid, known.started)
+            lock = DeathLock(self._lock_path(attachment_id))
+            attachment = self._core.pool.attachments.live[attachment_id]
+            self._begin(AttachConnection(self._core, attachment, peer, lock, known.token))
 
     async def close(self) -> None:
         """Ends all connections; the server stops."""
@@ -179,33 +250,50 @@ class AttachedProcesses:
                 limit=limit,
             )
 
-    def _hand_over(self, stream: socket.socket, grant: Grant, lock: DeathLock, attachment_id: int) -> bytes:
+    def _attach(self, attacher: Attacher, _now_ns: int) -> Attachment:
+        attachment = self._core.pool.attach(attacher.rank_index, attacher.read_only)
+        self._attachers[attachment.attachment_id] = attacher
+        return attachment
+
+    def _detach(self, attachment_id: int, _now_ns: int) -> int:
+        del self._attachers[attachment_id]
+        return self._core.pool.detach(attachment_id)
+
+    def _hand_over(self, stream: socket.socket, attachment: Attachment, lock: DeathLock) -> bytes:
         """Sends descriptors and the first bytes of the welcome; returns the others, where it is long."""
+        with contextlib.ExitStack() as opened:
+            try:
+                arena = self._core.memory.open_descriptor(attachment.rank_index, read_only=attachment.read_only)
+                opened.callback(os.close, arena)
+                locked = lock.take()
+                opened.callback(os.close, locked)
+            except OSError as error:
+                raise _out_of_descriptors(error) from error
+            welcome = frame(attach_pb2.ServerFrame(attached=self._welcome(attachment)))
+            return welcome[socket.send_fds(stream, [welcome], [arena, locked]) :]
+
+    def _welcome(self, attachment: Attachment) -> attach_pb2.Attached:
         core, sessions = self._core, self._core.pool.sessions
-        try:
-            arena = core.memory.open_descriptor(grant.rank_index, read_only=grant.read_only)
-        except OSError as error:
-            raise _out_of_descriptors(error) from error
-        attached = attach_pb2.Attached(
+        return attach_pb2.Attached(
             incarnation=core.incarnation,
-            attachment_id=attachment_id,
+            attachment_id=attachment.attachment_id,
             export=pool_pb2.ARENA_EXPORT_FILE,
             arena_bytes=core.description.layout.nbytes,
             last_session_id=sessions.last_id,
             session_ids=[session.session_id for session in sessions],
             epochs=[session.epoch for session in sessions],
         )
-        welcome = frame(attach_pb2.ServerFrame(attached=attached))
-        try:
-            return welcome[socket.send_fds(stream, [welcome], [arena, lock.theirs]) :]
-        finally:
-            os.close(arena)
 
-    async def _serve(self, connection: AttachConnection, frames: FrameReader) -> None:
+    def _begin(self, connection: AttachConnection) -> AttachConnection:
+        attachment_id = connection.attachment.attachment_id
+        self._connections[attachment_id] = connection
+        self._serving[attachment_id] = asyncio.create_task(self._serve(connection))
+        return connection
+
+    async def _serve(self, connection: AttachConnection) -> None:
         attachment_id = connection.attachment.attachment_id
         try:
-            await connection.run(frames)
-            self._gone(attachment_id, "said so" if connection.has_detached else "is dead")
+            self._gone(attachment_id, await connection.run())
         except Exception:  # noqa: BLE001 — whatever it is, the others are served; the process stays attached
             _log.exception("attachment no longer served", attachment_id=attachment_id)
         finally:
@@ -213,11 +301,14 @@ class AttachedProcesses:
             del self._serving[attachment_id]
 
     def _gone(self, attachment_id: int, why: str) -> int:
-        cleared = self._core.pool.detach(attachment_id)
-        self._connections.pop(attachment_id)
+        cleared: int = self._core.ledger.perform(Kind.DETACH, attachment_id)
+        self._connections.pop(attachment_id).forget()
         _log.info("detached", attachment_id=attachment_id, why=f"the process {why}", cleared_blocks=cleared)
         self._core.blocks_changed()
         return cleared
+
+    def _lock_path(self, attachment_id: int) -> Path:
+        return self._folder / f"attached-{attachment_id}.lock"
 
     def _row(self, connection: AttachConnection) -> pool_pb2.Attachment:
         attachment = connection.attachment

@@ -1,7 +1,5 @@
 """BlockService: allocate, share, commit, find and copy blocks."""
 
-import asyncio
-
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -14,9 +12,12 @@ from statepool.wire import refs_to_wire
 from statepool_server import convert
 from statepool_server.service.calls import Context, time_remaining
 from statepool_server.service.core import Core
-from statepool_server.service.replays import Replays, Reply, Ticket
+from statepool_server.service.ledger import Kind
+from statepool_server.service.replays import Reply
 from statepool_server.service.stalls import Stalls
 from statepool_server.service.streams import BlockStreams
+from statepool_server.service.verifying import Verifier
+from statepool_server.work import MemoryWork
 
 MAX_WAIT_NS = 3600 * 10**9
 """Longest wait for blocks, in nanoseconds; the caller's deadline is usually much shorter."""
@@ -25,9 +26,17 @@ MAX_WAIT_NS = 3600 * 10**9
 class BlockService(BlockStreams):
     """Handlers of ``statepool.v1.BlockService``; those of byte streams are inherited."""
 
-    def __init__(self, core: Core, stalls: Stalls) -> None:
+    def __init__(self, core: Core, stalls: Stalls, verifier: Verifier) -> None:
         super().__init__(core, stalls)
         self._core = core
+        self._verifier = verifier
+        core.register(Kind.ALLOCATE_BLOCKS, pb.AllocateBlocksRequest, self._allocate)
+        core.register(Kind.FREE_BLOCKS, pb.FreeBlocksRequest, self._free)
+        core.register(Kind.RETAIN_BLOCKS, pb.RetainBlocksRequest, self._retain)
+        core.register(Kind.COMMIT_BLOCKS, pb.CommitBlocksRequest, self._commit)
+        core.register(Kind.LOOKUP_PREFIX, pb.LookupPrefixRequest, self._lookup)
+        core.register(Kind.EVICT_BLOCKS, pb.EvictBlocksRequest, self._evict)
+        core.register(Kind.COPY_BLOCKS, pb.CopyBlocksRequest, self._copy)
 
     async def AllocateBlocks(self, request: pb.AllocateBlocksRequest, context: Context) -> Message:
         """Hands out blocks, zeroed, now or within max_wait."""
@@ -36,134 +45,52 @@ class BlockService(BlockStreams):
         core.convert.batch(request.count, "count")
         if request.count == 0:
             raise BadFieldError("count must be at least 1", field="count")
-        ticket = Replays.ticket(session[0], request.request_id, request)
         max_wait = _wait_seconds(request.max_wait, context)
         core.pool.check_session(*session)
-        reply = core.replays.find(ticket)
+        reply = core.remembered(request)
         if reply is None:
             if request.count > core.pool.capacity:
                 max_wait = 0.0  # no wait can help
             try:
                 reply = await core.waiting.run(
-                    lambda: self._allocate(ticket, session, request, context),
-                    lambda: core.pool.check_session(*session),
-                    max_wait,
+                    lambda: self._attempt(request, context), lambda: core.pool.check_session(*session), max_wait
                 )
             except PoolExhaustedError as error:
                 raise self._counted(error, request.count) from error
-        return await _settled(reply)
-
-    def _allocate(
-        self, ticket: Ticket, session: tuple[int, int], request: pb.AllocateBlocksRequest, context: Context
-    ) -> Reply:
-        core = self._core
-        repeated = core.replays.find(ticket)  # the same request may have been ahead in the line
-        if repeated is not None:
-            return repeated
-        zero = request.zero if request.HasField("zero") else True
-        if zero:
-            core.copies.check_room(time_remaining(context))
-        refs = core.pool.allocate(*session, request.count)
-        response = pb.AllocateBlocksResponse(incarnation=core.incarnation, blocks=refs_to_wire(refs))
-        core.blocks_taken()
-        if not zero:
-            return core.replays.keep(ticket, response)
-        pin = core.pool.pin_write(*session, refs)
-        done = core.copies.submit(lambda: core.memory.zero(refs.block_ids), lambda: core.unpin(pin))
-        return core.replays.keep(ticket, response, done)
-
-    def _counted(self, error: PoolExhaustedError, requested: int) -> PoolExhaustedError:
-        """Adds the numbers to a refusal of the line, which knows none."""
-        if error.metadata:
-            return error
-        usage = self._core.pool.usage()
-        return PoolExhaustedError(
-            error.message,
-            field=error.field,
-            retry_after=error.retry_after,
-            free=usage.free,
-            evictable=usage.evictable,
-            requested=requested,
-        )
+        return await core.answer(reply, "the allocation")
 
     async def FreeBlocks(self, request: pb.FreeBlocksRequest, _context: Context) -> Message:
         """Drops references."""
-        core = self._core
-        session = core.convert.session(request.session)
-        refs = core.convert.refs(request.blocks, "blocks")
-
-        def act() -> pb.FreeBlocksResponse:
-            core.pool.free(*session, refs)
-            core.blocks_changed()
-            return pb.FreeBlocksResponse(incarnation=core.incarnation)
-
-        return core.once(session, request.request_id, request, act)
+        reply = self._core.once(Kind.FREE_BLOCKS, request)
+        self._core.blocks_changed()
+        return reply.response
 
     async def RetainBlocks(self, request: pb.RetainBlocksRequest, _context: Context) -> Message:
         """Takes references."""
-        core = self._core
-        session = core.convert.session(request.session)
-        refs = core.convert.refs(request.blocks, "blocks")
-
-        def act() -> pb.RetainBlocksResponse:
-            core.pool.retain(*session, refs)
-            return pb.RetainBlocksResponse(incarnation=core.incarnation)
-
-        return core.once(session, request.request_id, request, act)
+        return self._core.once(Kind.RETAIN_BLOCKS, request).response
 
     async def CommitBlocks(self, request: pb.CommitBlocksRequest, _context: Context) -> Message:
         """Makes blocks immutable and findable."""
-        core, checked = self._core, self._core.convert
-        session = checked.session(request.session)
-        refs = checked.refs(request.blocks, "blocks")
-        namespace = checked.name(request.namespace, "namespace")
-        checked.batch(len(request.prefix_hashes), "prefix_hashes")
-        hashes = checked.hashes(request.prefix_hashes, "prefix_hashes")
-        boundary = checked.column(request.boundary_tokens, len(refs), "boundary_tokens")
-        written = checked.column(request.written_through_tokens, len(refs), "written_through_tokens")
-
-        def act() -> pb.CommitBlocksResponse:
-            result = core.pool.commit(*session, refs, namespace, hashes, boundary, written)
-            return pb.CommitBlocksResponse(
-                incarnation=core.incarnation,
-                holders=refs_to_wire(result.holders),
-                duplicate_rows=result.duplicate_rows.tolist(),
-            )
-
-        return core.once(session, request.request_id, request, act)
+        return self._core.once(Kind.COMMIT_BLOCKS, request).response
 
     async def LookupPrefix(self, request: pb.LookupPrefixRequest, _context: Context) -> Message:
         """Finds and references the deepest prefix."""
         core = self._core
-        session = core.convert.session(request.session)
-        namespace = core.convert.name(request.namespace, "namespace")
-        core.convert.batch(len(request.prefix_hashes), "prefix_hashes")
-        hashes = core.convert.hashes(request.prefix_hashes, "prefix_hashes")
-
-        def act() -> pb.LookupPrefixResponse:
-            hit = core.pool.lookup(*session, namespace, hashes)
-            found = None if hit is None else pb.PrefixHit(hash_index=hit.hash_index, block=refs_to_wire(hit.block))
-            return pb.LookupPrefixResponse(incarnation=core.incarnation, hit=found)
-
-        return core.once(session, request.request_id, request, act)
+        core.pool.check_session(*core.convert.session(request.session))
+        namespace, hashes = self._prefixes(request)
+        await self._verifier.vouch_for(lambda: core.pool.found(namespace, hashes))
+        return core.once(Kind.LOOKUP_PREFIX, request).response
 
     async def EvictBlocks(self, request: pb.EvictBlocksRequest, _context: Context) -> Message:
         """Takes blocks out of the prefix index."""
-        core = self._core
-        session = core.convert.session(request.session)
-        refs = core.convert.refs(request.blocks, "blocks")
-        namespace = core.convert.name(request.namespace, "namespace")
-        core.convert.batch(len(request.prefix_hashes), "prefix_hashes")
-        hashes = core.convert.hashes(request.prefix_hashes, "prefix_hashes")
+        reply = self._core.once(Kind.EVICT_BLOCKS, request)
+        self._core.blocks_changed()
+        return reply.response
 
-        def act() -> pb.EvictBlocksResponse:
-            result = core.pool.evict(*session, refs, namespace, hashes)
-            core.blocks_changed()
-            return pb.EvictBlocksResponse(
-                incarnation=core.incarnation, unlisted_blocks=result.unlisted, freed_blocks=result.freed
-            )
-
-        return core.once(session, request.request_id, request, act)
+    async def CopyBlocks(self, request: pb.CopyBlocksRequest, context: Context) -> Message:
+        """Copies states between blocks and answers when it is done."""
+        self._core.copies.check_room(time_remaining(context))
+        return await self._core.answer(self._core.once(Kind.COPY_BLOCKS, request), "the call")
 
     async def ComputeCopySpecs(
         self, request: pb.ComputeCopySpecsRequest, _context: Context
@@ -195,32 +122,105 @@ class BlockService(BlockStreams):
         response.tensor_count = len(layout.tensors)
         return response
 
-    async def CopyBlocks(self, request: pb.CopyBlocksRequest, context: Context) -> Message:
-        """Copies states between blocks and answers when it is done."""
+    # Acts
+
+    def _attempt(self, request: pb.AllocateBlocksRequest, context: Context) -> Reply:
+        core = self._core
+        reply = core.remembered(request)  # the same request may have been ahead in the line
+        if reply is None:
+            if _zeroes(request):
+                core.copies.check_room(time_remaining(context))
+            reply = core.ledger.perform(Kind.ALLOCATE_BLOCKS, request)
+            core.blocks_taken()
+        return reply
+
+    def _allocate(self, request: pb.AllocateBlocksRequest, _now_ns: int) -> tuple[Message, int]:
+        core, work = self._core, 0
+        session = core.convert.session(request.session)
+        refs = core.pool.allocate(*session, request.count)
+        if _zeroes(request):
+            pin = core.pool.pin_write(*session, refs)
+            work = core.works.begin(MemoryWork(session[0], pin, zeroed_blocks=refs.block_ids))
+        return pb.AllocateBlocksResponse(incarnation=core.incarnation, blocks=refs_to_wire(refs)), work
+
+    def _free(self, request: pb.FreeBlocksRequest, _now_ns: int) -> tuple[Message, int]:
+        core = self._core
+        core.pool.free(*core.convert.session(request.session), core.convert.refs(request.blocks, "blocks"))
+        return pb.FreeBlocksResponse(incarnation=core.incarnation), 0
+
+    def _retain(self, request: pb.RetainBlocksRequest, _now_ns: int) -> tuple[Message, int]:
+        core = self._core
+        core.pool.retain(*core.convert.session(request.session), core.convert.refs(request.blocks, "blocks"))
+        return pb.RetainBlocksResponse(incarnation=core.incarnation), 0
+
+    def _commit(self, request: pb.CommitBlocksRequest, _now_ns: int) -> tuple[Message, int]:
         core, checked = self._core, self._core.convert
+        refs = checked.refs(request.blocks, "blocks")
+        namespace, hashes = self._prefixes(request)
+        boundary = checked.column(request.boundary_tokens, len(refs), "boundary_tokens")
+        written = checked.column(request.written_through_tokens, len(refs), "written_through_tokens")
+        session = checked.session(request.session)
+        result = core.pool.commit(*session, refs, namespace, hashes, boundary, written)
+        response = pb.CommitBlocksResponse(
+            incarnation=core.incarnation,
+            holders=refs_to_wire(result.holders),
+            duplicate_rows=result.duplicate_rows.tolist(),
+        )
+        return response, 0
+
+    def _lookup(self, request: pb.LookupPrefixRequest, _now_ns: int) -> tuple[Message, int]:
+        core = self._core
+        hit = core.pool.lookup(*core.convert.session(request.session), *self._prefixes(request))
+        found = None if hit is None else pb.PrefixHit(hash_index=hit.hash_index, block=refs_to_wire(hit.block))
+        return pb.LookupPrefixResponse(incarnation=core.incarnation, hit=found), 0
+
+    def _evict(self, request: pb.EvictBlocksRequest, _now_ns: int) -> tuple[Message, int]:
+        core = self._core
+        session, refs = core.convert.session(request.session), core.convert.refs(request.blocks, "blocks")
+        result = core.pool.evict(*session, refs, *self._prefixes(request))
+        response = pb.EvictBlocksResponse(
+            incarnation=core.incarnation, unlisted_blocks=result.unlisted, freed_blocks=result.freed
+        )
+        return response, 0
+
+    def _copy(self, request: pb.CopyBlocksRequest, _now_ns: int) -> tuple[Message, int]:
+        core, checked, layout = self._core, self._core.convert, self._core.description.layout.block
         session = checked.session(request.session)
         src, dst = checked.refs(request.src, "src"), checked.refs(request.dst, "dst")
         temporal_src = checked.refs(request.temporal_src, "temporal_src") if request.HasField("temporal_src") else src
         biases = checked.column(request.token_biases, len(dst), "token_biases", default=0)
-        ticket = Replays.ticket(session[0], request.request_id, request)
-        core.pool.check_session(*session)
-        reply = core.replays.find(ticket)
-        if reply is None:
-            core.copies.check_room(time_remaining(context))
-            plan = CopyPlan(src.block_ids, dst.block_ids, biases, temporal_src.block_ids)
-            check_plan(plan, core.description.layout.block)
-            pin = core.pool.pin_copy(*session, src, dst, temporal_src)
-            done = core.copies.submit(lambda: core.memory.copy(plan), lambda: core.unpin(pin))
-            written = copied_bytes(plan, core.description.layout.block) * len(core.description.tp_ranks)
-            response = pb.CopyBlocksResponse(incarnation=core.incarnation, copied_bytes=written)
-            reply = core.replays.keep(ticket, response, done)
-        return await _settled(reply)
+        plan = CopyPlan(src.block_ids, dst.block_ids, biases, temporal_src.block_ids)
+        check_plan(plan, layout)
+        pin = core.pool.pin_copy(*session, src, dst, temporal_src)
+        work = core.works.begin(MemoryWork(session[0], pin, pre_copies=plan))
+        written = copied_bytes(plan, layout) * len(core.description.tp_ranks)
+        return pb.CopyBlocksResponse(incarnation=core.incarnation, copied_bytes=written), work
+
+    def _prefixes(
+        self, request: pb.CommitBlocksRequest | pb.LookupPrefixRequest | pb.EvictBlocksRequest
+    ) -> tuple[str, list[bytes]]:
+        checked = self._core.convert
+        namespace = checked.name(request.namespace, "namespace")
+        checked.batch(len(request.prefix_hashes), "prefix_hashes")
+        return namespace, checked.hashes(request.prefix_hashes, "prefix_hashes")
+
+    def _counted(self, error: PoolExhaustedError, requested: int) -> PoolExhaustedError:
+        """Adds the numbers to a refusal of the line, which knows none."""
+        if error.metadata:
+            return error
+        usage = self._core.pool.usage()
+        return PoolExhaustedError(
+            error.message,
+            field=error.field,
+            retry_after=error.retry_after,
+            free=usage.free,
+            evictable=usage.evictable,
+            requested=requested,
+        )
 
 
-async def _settled(reply: Reply) -> Message:
-    if reply.done is not None:
-        await asyncio.shield(reply.done)
-    return reply.response
+def _zeroes(request: pb.AllocateBlocksRequest) -> bool:
+    return request.zero if request.HasField("zero") else True
 
 
 def _wait_seconds(max_wait: Duration, context: Context) -> float:

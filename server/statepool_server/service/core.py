@@ -4,21 +4,26 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from statepool.layout import ArenaLayout
 from statepool.v1 import pool_pb2
-from statepool_server.answers import Pin, Usage
+from statepool_server.answers import Usage
 from statepool_server.convert import Convert
 from statepool_server.limits import Limits
 from statepool_server.memory import Memory
 from statepool_server.pool import Pool
 from statepool_server.service.admission import Admission
 from statepool_server.service.copying import CopyThreads
+from statepool_server.service.ledger import Kind, Ledger, MessageCodec
 from statepool_server.service.replays import Replays, Reply
 from statepool_server.service.turnover import Turnover
 from statepool_server.service.waiting import WaitingLine
+from statepool_server.service.works import Works
+
+R = TypeVar("R", bound=Message)
 
 
 def new_incarnation() -> int:
@@ -52,14 +57,19 @@ class Core:
     """State of one serving process; lives on one event loop.
 
     Attributes:
+        incarnation: Number of this server process.
+        continued_incarnations: Numbers of the server processes whose state this one goes on with, the latest last;
+            their sessions are resumed by renewing them.
         block_listeners: Called when blocks were taken or given back.
         session_listeners: Called with the ids of sessions that ended, or with none when one was taken over.
+        forgetters: Called with the id of a session in the act that ends it.
     """
 
     def __init__(
         self, *, description: PoolDescription, limits: Limits, pool: Pool, memory: Memory, copies: CopyThreads
     ) -> None:
         self.incarnation = new_incarnation()
+        self.continued_incarnations: tuple[int, ...] = ()
         self.description = description
         self.limits = limits
         self.pool = pool
@@ -73,9 +83,12 @@ class Core:
             max_sessions=limits.max_sessions,
         )
         self.turnover = Turnover(pool)
+        self.ledger = Ledger(pool)
+        self.works = Works(self.ledger, pool, memory, copies, self.blocks_changed)
         self.waiting: WaitingLine[Reply] = WaitingLine(limits.max_waiting_allocations, self.turnover.hint)
         self.block_listeners: list[Callable[[], None]] = [self.turnover.blocks_changed]
         self.session_listeners: list[Callable[[Sequence[int]], None]] = []
+        self.forgetters: list[Callable[[int], None]] = []
         self.started_ns = time.time_ns()
         self._started_monotonic_ns = time.monotonic_ns()
 
@@ -84,31 +97,58 @@ class Core:
         """Nanoseconds since the start, by the monotonic clock."""
         return time.monotonic_ns() - self._started_monotonic_ns
 
-    def once(self, session: tuple[int, int], request_id: str, request: Message, act: Callable[[], Message]) -> Message:
-        """Gives the answer that a session's request got before, else acts and remembers the answer.
+    def goes_by(self, incarnation: int) -> None:
+        """Takes a number: answers carry it, and requests must."""
+        self.incarnation = self.convert.incarnation = incarnation
+        self.replays.readdress(incarnation)
+
+    def register(self, kind: Kind, request_type: type[R], act: Callable[[R, int], tuple[Message, int]]) -> None:
+        """Makes an act known that a session asks for, and that takes effect once per request id.
 
         Args:
-            session: Session id and epoch.
-            request_id: The caller's id of the request.
-            request: The request.
-            act: Changes the pool, whole or not at all, and builds the answer.
+            kind: Its kind.
+            request_type: Its request: a message with the fields ``session`` and ``request_id``.
+            act: Changes the pool, whole or not at all; returns the answer and the work before it (0: none).
         """
-        self.pool.check_session(*session)
-        ticket = Replays.ticket(session[0], request_id, request)
-        reply = self.replays.find(ticket) or self.replays.keep(ticket, act())
+
+        def run(request: Any, now_ns: int) -> Reply:
+            ticket = self.replays.ticket(request.session.session_id, request.request_id, request)
+            return self.replays.keep(ticket, *act(request, now_ns))
+
+        self.ledger.register(kind, MessageCodec(request_type), run)
+
+    def once(self, kind: Kind, request: Any) -> Reply:
+        """Gives the answer that a session's request got before, else performs its act, which `register` made known."""
+        self.pool.check_session(*self.convert.session(request.session))
+        return self.remembered(request) or self.ledger.perform(kind, request)
+
+    def remembered(self, request: Any) -> Reply | None:
+        """Finds the answer that a session's request got before.
+
+        Raises:
+            RequestIdReusedError: The id was used for another request.
+        """
+        return self.replays.find(self.replays.ticket(request.session.session_id, request.request_id, request))
+
+    async def answer(self, reply: Reply, what: str) -> Message:
+        """Waits for the memory work of an answer.
+
+        Args:
+            reply: The answer.
+            what: What was asked, for the message of an error.
+
+        Raises:
+            StateLostError: The work could not be done.
+        """
+        await self.works.until_ended(reply.work)
+        self.works.check(reply.work, what)
         return reply.response
 
-    def unpin(self, pin: Pin) -> None:
-        """Takes a pin back, and serves those who wait for its blocks."""
-        self.pool.unpin(pin)
-        self.blocks_changed()
-
-    def expire_sessions(self) -> list[int]:
-        """Ends the sessions whose lease has run out, and serves those who wait for their blocks."""
-        expired = self.pool.expire_sessions(time.monotonic_ns())
-        if expired:
-            self.sessions_changed(expired)
-        return expired
+    def forget_sessions(self, ended: Sequence[int]) -> None:
+        """Forgets what was remembered of sessions; part of the acts that end them."""
+        for forget in (self.replays.forget, *self.forgetters):
+            for session_id in ended:
+                forget(session_id)
 
     def blocks_changed(self) -> None:
         """Serves those who wait for blocks, and tells who wants to know how many there are."""
@@ -126,8 +166,6 @@ class Core:
         Args:
             ended: Sessions that have ended; others were taken over.
         """
-        for session_id in ended:
-            self.replays.forget(session_id)
         self.waiting.recheck()
         for listener in self.session_listeners:
             listener(ended)

@@ -6,6 +6,7 @@ import time
 import structlog
 
 from statepool_server.service.core import Core
+from statepool_server.service.ledger import Kind, ValueCodec
 
 _log = structlog.get_logger("statepool.sessions")
 
@@ -16,6 +17,7 @@ class Reaper:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._changed = asyncio.Event()
+        core.ledger.register(Kind.EXPIRE_SESSIONS, ValueCodec(type(None)), self._expire, can_be_refused=False)
 
     def lease_changed(self) -> None:
         """Tells that a lease may now be the next to end."""
@@ -24,13 +26,21 @@ class Reaper:
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            for session_id in self._core.expire_sessions():
-                _log.info("session expired", session_id=session_id)
             self._changed.clear()
             next_ns = self._core.pool.next_expiry_ns
-            delay = None if next_ns is None else max(0.0, (next_ns - time.monotonic_ns()) / 1e9)
+            delay = None if next_ns is None else (next_ns - time.monotonic_ns()) / 1e9
+            if delay is not None and delay <= 0:
+                expired = self._core.ledger.perform(Kind.EXPIRE_SESSIONS, None)
+                self._core.sessions_changed(expired)
+                _log.info("sessions expired", session_ids=expired)
+                continue
             try:
                 async with asyncio.timeout(delay):
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    def _expire(self, _request: None, now_ns: int) -> list[int]:
+        expired = self._core.pool.expire_sessions(now_ns)
+        self._core.forget_sessions(expired)
+        return expired

@@ -1,13 +1,17 @@
 """Repeated requests: the same ``request_id`` gets the same answer and changes nothing again."""
 
-import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import xxhash
+from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from statepool.errors import BadFieldError, RequestIdReusedError
+from statepool.v1 import session_pb2
 
 MAX_REQUEST_ID_BYTES = 64
 """Longest request id."""
@@ -33,10 +37,29 @@ class Reply:
     """Digest of the request that it answers."""
     response: Message
     """The answer."""
-    done: "asyncio.Future[None] | None" = None
-    """Done when the answer may go out; None: at once."""
+    work: int = 0
+    """Memory work that must have ended before the answer may go out; 0: none."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReplyState:
+    """A remembered answer as plain values."""
+
+    scope: int
+    """Session id, or 0."""
+    request_id: str
+    """The caller's id."""
+    digest: bytes
+    """Digest of the request."""
+    kind: str
+    """Full name of the answer's message."""
+    response: bytes
+    """The answer."""
+    work: int
+    """Work before it."""
+
+
+_POOL = descriptor_pool.Default()
 _NOTHING: OrderedDict[str, Reply] = OrderedDict()
 
 
@@ -61,7 +84,7 @@ class Replays:
             return Ticket(scope, "", b"")
         if len(request_id.encode()) > MAX_REQUEST_ID_BYTES:
             raise BadFieldError(f"request_id is longer than {MAX_REQUEST_ID_BYTES} bytes", field="request_id")
-        content = request.DESCRIPTOR.full_name.encode() + request.SerializeToString(deterministic=True)
+        content = request.DESCRIPTOR.full_name.encode() + _without_incarnation(request, scope)
         return Ticket(scope, request_id, xxhash.xxh3_128_digest(content))
 
     def find(self, ticket: Ticket) -> Reply | None:
@@ -77,9 +100,9 @@ class Replays:
             )
         return reply
 
-    def keep(self, ticket: Ticket, response: Message, done: "asyncio.Future[None] | None" = None) -> Reply:
+    def keep(self, ticket: Ticket, response: Message, work: int = 0) -> Reply:
         """Remembers an answer, if its request has an id."""
-        reply = Reply(ticket.digest, response, done)
+        reply = Reply(ticket.digest, response, work)
         if ticket.request_id:
             replies = self._replies.setdefault(ticket.scope, OrderedDict())
             replies[ticket.request_id] = reply
@@ -90,3 +113,46 @@ class Replays:
     def forget(self, scope: int) -> None:
         """Forgets a session that has ended."""
         self._replies.pop(scope, None)
+
+    def readdress(self, incarnation: int) -> None:
+        """Makes all answers those of another server process, which goes on where the one before has ended."""
+        for replies in self._replies.values():
+            for reply in replies.values():
+                _readdress(reply.response, incarnation)
+
+    def dump(self) -> list[ReplyState]:
+        """Writes everything as plain values."""
+        return [
+            ReplyState(
+                scope,
+                request_id,
+                reply.digest,
+                reply.response.DESCRIPTOR.full_name,
+                reply.response.SerializeToString(),
+                reply.work,
+            )
+            for scope, replies in self._replies.items()
+            for request_id, reply in replies.items()
+        ]
+
+    def load(self, state: Sequence[ReplyState]) -> None:
+        """Takes a state over; the table must be empty."""
+        for row in state:
+            response = GetMessageClass(_POOL.FindMessageTypeByName(row.kind)).FromString(row.response)
+            self.keep(Ticket(row.scope, row.request_id, row.digest), response, row.work)
+
+
+def _without_incarnation(request: Any, scope: int) -> bytes:
+    """Writes a request so that it stays the same when it is sent again to a server that goes on with the state."""
+    if not scope:
+        return bytes(request.SerializeToString(deterministic=True))
+    incarnation, request.session.incarnation = request.session.incarnation, 0
+    content = request.SerializeToString(deterministic=True)
+    request.session.incarnation = incarnation
+    return bytes(content)
+
+
+def _readdress(message: Any, incarnation: int) -> None:
+    message.incarnation = incarnation
+    if isinstance(message, session_pb2.CreateSessionResponse):
+        message.session.ref.incarnation = incarnation

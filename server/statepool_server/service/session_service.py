@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import structlog
 from google.protobuf.message import Message
@@ -17,7 +18,8 @@ from statepool_server.answers import SessionInfo
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
-from statepool_server.service.replays import Replays
+from statepool_server.service.ledger import Kind, MessageCodec
+from statepool_server.service.replays import Replays, Reply, Ticket
 from statepool_server.service.stalls import Stalls
 
 _NO_SESSION = 0
@@ -40,38 +42,33 @@ class SessionService:
         self._lease_changed = lease_changed
         self._over = over
         self._stalls = stalls
+        core.ledger.register(Kind.CREATE_SESSION, MessageCodec(pb.CreateSessionRequest), self._create)
+        core.ledger.register(Kind.KEEP_ALIVE, MessageCodec(pb.KeepAliveRequest), self._keep_alive, can_be_refused=False)
+        core.ledger.register(
+            Kind.DELETE_SESSION, MessageCodec(pb.DeleteSessionRequest), self._delete, can_be_refused=False
+        )
 
     async def CreateSession(self, request: pb.CreateSessionRequest, _context: Context) -> Message:
         """Opens or takes over a session."""
         core = self._core
-        ticket = Replays.ticket(_NO_SESSION, request.request_id, request)
-        ttl_ns = core.convert.ttl_ns(request.ttl)
-        owner_key = core.convert.name(request.owner_key, "owner_key")
-        if request.on_conflict not in pb.OnConflict.values():
-            raise BadFieldError(f"on_conflict: {request.on_conflict} is not known", field="on_conflict")
-        take_over = request.on_conflict == pb.ON_CONFLICT_TAKE_OVER
-
-        def act() -> pb.CreateSessionResponse:
-            session, taken_over = core.pool.create_session(owner_key, ttl_ns, take_over, time.monotonic_ns())
+        reply: Reply | None = core.replays.find(_ticket(request))
+        if reply is None:
+            reply = core.ledger.perform(Kind.CREATE_SESSION, request)
             self._lease_changed()
-            if taken_over:
+            response: Any = reply.response
+            if response.taken_over:
                 core.sessions_changed()
-            _log.info("session opened", session_id=session.session_id, owner_key=owner_key, taken_over=taken_over)
-            return pb.CreateSessionResponse(
-                incarnation=core.incarnation, session=self._to_wire(session), taken_over=taken_over
-            )
-
-        reply = core.replays.find(ticket) or core.replays.keep(ticket, act())
+            opened = response.session
+            _log.info("session opened", session_id=opened.ref.session_id, owner_key=opened.owner_key)
         return reply.response
 
     async def KeepAlive(self, requests: AsyncIterator[pb.KeepAliveRequest], context: Context) -> None:
         """Renews leases for as long as the client likes."""
         async for request in self._until_over(requests):
             self._core.convert.batch(len(request.sessions), "sessions")
-            results = [self._renew(ref) for ref in request.sessions]
+            response = self._core.ledger.perform(Kind.KEEP_ALIVE, request)
             self._lease_changed()
-            answer = pb.KeepAliveResponse(incarnation=self._core.incarnation, results=results)
-            await self._stalls.moving(context.write(answer), "the reader")
+            await self._stalls.moving(context.write(response), "the reader")
 
     async def GetSession(self, request: pb.GetSessionRequest, _context: Context) -> pb.GetSessionResponse:
         """Returns one session."""
@@ -91,12 +88,34 @@ class SessionService:
 
     async def DeleteSession(self, request: pb.DeleteSessionRequest, _context: Context) -> pb.DeleteSessionResponse:
         """Ends a session."""
+        session_id = request.session.session_id
+        response: pb.DeleteSessionResponse = self._core.ledger.perform(Kind.DELETE_SESSION, request)
+        self._core.sessions_changed([session_id])
+        _log.info("session deleted", session_id=session_id, released_references=response.released_references)
+        return response
+
+    def _create(self, request: pb.CreateSessionRequest, now_ns: int) -> Reply:
         core = self._core
-        session_id, epoch = core.convert.session(request.session)
-        released = core.pool.delete_session(session_id, epoch)
-        core.sessions_changed([session_id])
-        _log.info("session deleted", session_id=session_id, released_references=released)
-        return pb.DeleteSessionResponse(incarnation=core.incarnation, released_references=released)
+        ttl_ns = core.convert.ttl_ns(request.ttl)
+        owner_key = core.convert.name(request.owner_key, "owner_key")
+        if request.on_conflict not in pb.OnConflict.values():
+            raise BadFieldError(f"on_conflict: {request.on_conflict} is not known", field="on_conflict")
+        take_over = request.on_conflict == pb.ON_CONFLICT_TAKE_OVER
+        session, taken_over = core.pool.create_session(owner_key, ttl_ns, take_over, now_ns)
+        response = pb.CreateSessionResponse(
+            incarnation=core.incarnation, session=self._to_wire(session), taken_over=taken_over
+        )
+        return core.replays.keep(_ticket(request), response)
+
+    def _keep_alive(self, request: pb.KeepAliveRequest, now_ns: int) -> pb.KeepAliveResponse:
+        results = [self._renew(ref, now_ns) for ref in request.sessions]
+        return pb.KeepAliveResponse(incarnation=self._core.incarnation, results=results)
+
+    def _delete(self, request: pb.DeleteSessionRequest, _now_ns: int) -> pb.DeleteSessionResponse:
+        session_id, epoch = self._core.convert.session(request.session)
+        released = self._core.pool.delete_session(session_id, epoch)
+        self._core.forget_sessions([session_id])
+        return pb.DeleteSessionResponse(incarnation=self._core.incarnation, released_references=released)
 
     async def _until_over(self, requests: AsyncIterator[pb.KeepAliveRequest]) -> AsyncIterator[pb.KeepAliveRequest]:
         """Passes requests on; without it a stream that waits for its client would hold the end of the server up."""
@@ -115,10 +134,10 @@ class SessionService:
         finally:
             over.cancel()
 
-    def _renew(self, ref: types_pb2.SessionRef) -> pb.KeepAliveResult:
+    def _renew(self, ref: types_pb2.SessionRef, now_ns: int) -> pb.KeepAliveResult:
         try:
-            session_id, epoch = self._core.convert.session(ref)
-            expires_ns = self._core.pool.keep_alive(session_id, epoch, time.monotonic_ns())
+            session_id, epoch = self._core.convert.session(ref, self._core.continued_incarnations)
+            expires_ns = self._core.pool.keep_alive(session_id, epoch, now_ns)
         except StatepoolError as error:
             return pb.KeepAliveResult(session_id=ref.session_id, error=error_to_wire(error))
         return pb.KeepAliveResult(session_id=ref.session_id, expire_time=_wall_clock(expires_ns))
@@ -134,6 +153,10 @@ class SessionService:
             expire_time=_wall_clock(session.expires_ns),
             block_count=session.block_count,
         )
+
+
+def _ticket(request: pb.CreateSessionRequest) -> Ticket:
+    return Replays.ticket(_NO_SESSION, request.request_id, request)
 
 
 def _wall_clock(monotonic_ns: int) -> Timestamp:

@@ -1,16 +1,17 @@
 """Steps of each session: one after the other, each exactly once, and answered when its copies are done."""
 
 import asyncio
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from statepool.errors import StateLostError, StatepoolError, StepOutOfOrderError
+from statepool.errors import ChecksumMismatchError, StepOutOfOrderError
 from statepool.v1 import sequence_pb2 as pb
-from statepool_server.memory import Memory
-from statepool_server.sequences.outcomes import StepWork
+from statepool_server.events import NO_IDS
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
+from statepool_server.service.ledger import Kind
+from statepool_server.service.verifying import Verifier
 from statepool_server.step_convert import StepConvert, outcome_to_wire
 
 REMEMBERED = 2
@@ -25,10 +26,8 @@ class _Answer:
     """What it answers."""
     outcome: pb.StepOutcome
     """The answer."""
-    done: "asyncio.Future[None] | None" = None
-    """Done when the answer may go out; None: at once."""
-    error: StatepoolError | None = None
-    """What to answer instead, since the memory work failed."""
+    work: int = 0
+    """Memory work that must have ended before the answer may go out; 0: none."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,28 +37,61 @@ class _Line:
     answers: dict[int, _Answer] = field(default_factory=dict)
     """Answers by step, oldest first."""
 
-    busy: "asyncio.Future[None] | None" = None
-    """Done when the memory work of the latest step has ended."""
+    busy: int = 0
+    """Memory work of the latest step; 0: none."""
 
     def keep(self, answer: _Answer) -> None:
         """Remembers an answer, and forgets the one that nobody can ask for any more."""
         self.answers[answer.request.step] = answer
-        self.busy = answer.done
+        self.busy = answer.work
         if len(self.answers) > REMEMBERED:
             del self.answers[next(iter(self.answers))]
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerState:
+    """A remembered answer as plain values."""
+
+    session_id: int
+    """The session."""
+    request: bytes
+    """The step."""
+    outcome: bytes
+    """Its answer."""
+    work: int
+    """Work before it."""
+
+
+class StepCodec:
+    """Writes steps down, each with its session and epoch."""
+
+    _head = struct.Struct("<QQ")
+
+    def encode(self, request: tuple[int, int, pb.EngineStep]) -> bytes:
+        """Writes a step."""
+        return self._head.pack(*request[:2]) + request[2].SerializeToString()
+
+    def decode(self, data: bytes) -> tuple[int, int, pb.EngineStep]:
+        """Reads it back."""
+        return (*self._head.unpack_from(data), pb.EngineStep.FromString(data[self._head.size :]))
+
+
 class Steps:
-    """Applies steps to the pool and runs their memory work.
+    """Applies steps to the pool and has their memory work done.
 
     The queue of copies has always room for a step: a session has one at a time, and sessions are bounded.
     """
 
-    def __init__(self, core: Core, draining: asyncio.Event) -> None:
+    def __init__(self, core: Core, draining: asyncio.Event, verifier: Verifier) -> None:
         self._core = core
+        self._verifier = verifier
         self._draining = draining
         self._convert = StepConvert(core.convert, core.limits)
         self._lines: dict[int, _Line] = {}
+        self._working: dict[int, _Answer] = {}
+        core.ledger.register(Kind.STEP, StepCodec(), self._apply)
+        core.works.ended.append(self._work_ended)
+        core.forgetters.append(self._forget)
 
     async def apply(self, session: tuple[int, int], step: pb.EngineStep) -> pb.StepOutcome:
         """Applies a step, or gives the answer that it got before.
@@ -70,67 +102,78 @@ class Steps:
 
         Raises:
             StepOutOfOrderError: The number was used for another step.
+            ChecksumMismatchError: A state that an admission would begin with has changed; nothing was applied.
             StateLostError: Its copies failed.
             DrainingError: It admits sequences, and the server is shutting down.
             StatepoolError: Whatever else the pool has against it.
         """
-        self._core.pool.check_session(*session)
+        works, check_session = self._core.works, self._core.pool.check_session
+        check_session(*session)
         line = self._lines.setdefault(session[0], _Line())
-        while line.busy is not None and not line.busy.done():
-            await asyncio.shield(line.busy)
-            self._core.pool.check_session(*session)
+        if self._verifier.vouches and step.admissions.prefix_hashes:
+            await self._vouch_for_hits(line, step)
+        while works.is_under_way(line.busy):
+            await works.until_ended(line.busy)
+            check_session(*session)
         answer = line.answers.get(step.step)
         if answer is None:
-            answer = self._apply(session, step)
-            line.keep(answer)
+            if self._draining.is_set() and len(step.admissions.sequence_ids):
+                raise draining_error()
+            answer = self._core.ledger.perform(Kind.STEP, (*session, step))
+            self._core.blocks_changed()
         elif answer.request != step:
             raise StepOutOfOrderError(f"step {step.step} was applied with another content", field="step")
-        if answer.done is not None:
-            await asyncio.shield(answer.done)
-        if answer.error is not None:
-            raise answer.error
+        if answer.work:
+            await works.until_ended(answer.work)
+            works.check(answer.work, f"step {step.step}", "step")
         return answer.outcome
 
-    def sessions_ended(self, session_ids: Sequence[int]) -> None:
-        """Forgets sessions."""
-        for session_id in session_ids:
-            self._lines.pop(session_id, None)
+    def dump(self) -> list[AnswerState]:
+        """Writes everything as plain values."""
+        return [
+            AnswerState(session_id, answer.request.SerializeToString(), answer.outcome.SerializeToString(), answer.work)
+            for session_id, line in self._lines.items()
+            for answer in line.answers.values()
+        ]
 
-    def _apply(self, session: tuple[int, int], step: pb.EngineStep) -> _Answer:
+    async def _vouch_for_hits(self, line: _Line, step: pb.EngineStep) -> None:
+        """Refuses a step, before any of it is applied, that would begin a sequence with bytes that have changed."""
+        pool, admissions = self._core.pool, self._convert.step(step).admissions
+        try:
+            await self._verifier.vouch_for(lambda: NO_IDS if step.step in line.answers else pool.hits(admissions))
+        except ChecksumMismatchError:
+            if step.step not in line.answers:
+                raise
+
+    def load(self, state: Sequence[AnswerState]) -> None:
+        """Takes a state over; nothing may be remembered yet."""
+        for row in state:
+            outcome = pb.StepOutcome.FromString(row.outcome)
+            self._keep(row.session_id, _Answer(pb.EngineStep.FromString(row.request), outcome, row.work))
+
+    def _apply(self, request: tuple[int, int, pb.EngineStep], _now_ns: int) -> _Answer:
+        session_id, epoch, step = request
         core = self._core
-        if self._draining.is_set() and len(step.admissions.sequence_ids):
-            raise draining_error()
-        outcome = core.pool.step(*session, self._convert.step(step))
+        outcome = core.pool.step(session_id, epoch, self._convert.step(step))
         answer = _Answer(step, outcome_to_wire(outcome))
         if outcome.work is None:
             answer.outcome.usage.CopyFrom(core.usage(outcome.usage))
         else:
-            self._start(outcome.work, answer)
-        core.blocks_changed()
+            answer.work = core.works.begin(outcome.work)
+        self._keep(session_id, answer)
         return answer
 
-    def _start(self, work: StepWork, answer: _Answer) -> None:
-        """Starts memory work whose end completes the answer."""
-        core, done = self._core, asyncio.get_running_loop().create_future()
+    def _keep(self, session_id: int, answer: _Answer) -> None:
+        self._lines.setdefault(session_id, _Line()).keep(answer)
+        if answer.work:
+            self._working[answer.work] = answer
 
-        def ended(copying: "asyncio.Future[Any]") -> None:
-            failed = copying.cancelled() or copying.exception() is not None
-            answer.outcome.published_blocks += core.pool.finish_step_work(work, succeeded=not failed)
-            answer.outcome.usage.CopyFrom(core.usage())
-            if failed:
-                answer.error = StateLostError(f"the copies of step {answer.request.step} failed", field="step")
-            core.blocks_changed()
-            done.set_result(None)
+    def _work_ended(self, number: int, published: int) -> None:
+        """Completes an answer."""
+        answer = self._working.pop(number, None)
+        if answer is not None:
+            answer.outcome.published_blocks += published
+            answer.outcome.usage.CopyFrom(self._core.usage())
 
-        answer.done = done
-        core.copies.submit(lambda: _run(work, core.memory)).add_done_callback(ended)
-
-
-def _run(work: StepWork, memory: Memory) -> None:
-    """Does the memory work of a step; on a copy thread."""
-    if len(work.post_copies):
-        memory.copy(work.post_copies)
-    if len(work.zeroed_blocks):
-        memory.zero(work.zeroed_blocks)
-    if len(work.pre_copies):
-        memory.copy(work.pre_copies)
+    def _forget(self, session_id: int) -> None:
+        self._lines.pop(session_id, None)

@@ -17,10 +17,11 @@ from statepool.errors import (
 )
 from statepool.refs import BlockRefs
 from statepool.v1 import block_pb2 as pb
-from statepool_server.answers import Pin
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
+from statepool_server.service.ledger import Kind, MessageCodec
 from statepool_server.service.stalls import Stalls
+from statepool_server.work import MemoryWork
 
 T = TypeVar("T")
 
@@ -37,15 +38,16 @@ class BlockStreams:
         """
         self._core = core
         self._stalls = stalls
+        core.ledger.register(Kind.READ_BLOCKS, MessageCodec(pb.ReadBlocksRequest), self._pin_read)
+        core.ledger.register(Kind.WRITE_BLOCKS, MessageCodec(pb.WriteBlocksHeader), self._pin_write)
 
     async def ReadBlocks(self, request: pb.ReadBlocksRequest, context: Context) -> None:
         """Streams images in chunks."""
         core = self._core
-        session = core.convert.session(request.session)
         refs = core.convert.refs(request.blocks, "blocks")
         rank_index = self._rank_index(request.rank_index)
         end = self._end_of_range(request.offset, request.length)
-        async with _Pinned(core, core.pool.pin_read(*session, refs)) as pinned:
+        async with _Pinned(core, core.ledger.perform(Kind.READ_BLOCKS, request)) as pinned:
             for block_index, block_id in enumerate(refs.block_ids.tolist()):
                 for offset in range(request.offset, end, core.limits.max_chunk_bytes):
                     length = min(core.limits.max_chunk_bytes, end - offset)
@@ -64,7 +66,7 @@ class BlockStreams:
         rank_index = self._rank_index(header.rank_index)
         self._check_fingerprint(header.layout_fingerprint)
         written = 0
-        async with self._writing(session, refs) as pinned:
+        async with self._writing(header) as pinned:
             while (message := await self._stalls.moving(anext(requests, None), "the writer")) is not None:
                 chunk = self._checked_chunk(message, refs)
                 core.pool.check_session(*session)  # a session that was lost meanwhile writes nothing more
@@ -74,11 +76,21 @@ class BlockStreams:
         return pb.WriteBlocksResponse(incarnation=core.incarnation, written_bytes=written)
 
     @contextlib.asynccontextmanager
-    async def _writing(self, session: tuple[int, int], refs: BlockRefs) -> "AsyncIterator[_Pinned]":
+    async def _writing(self, header: pb.WriteBlocksHeader) -> "AsyncIterator[_Pinned]":
         core = self._core
-        with core.admission.of_session(session[0]):
-            async with _Pinned(core, core.pool.pin_write(*session, refs)) as pinned:
+        with core.admission.of_session(header.session.session_id):
+            async with _Pinned(core, core.ledger.perform(Kind.WRITE_BLOCKS, header)) as pinned:
                 yield pinned
+
+    def _pin_read(self, request: pb.ReadBlocksRequest, _now_ns: int) -> int:
+        core, session = self._core, self._core.convert.session(request.session)
+        pin = core.pool.pin_read(*session, core.convert.refs(request.blocks, "blocks"))
+        return core.works.begin(MemoryWork(session[0], pin), is_stream=True)
+
+    def _pin_write(self, header: pb.WriteBlocksHeader, _now_ns: int) -> int:
+        core, session = self._core, self._core.convert.session(header.session)
+        pin = core.pool.pin_write(*session, core.convert.refs(header.blocks, "header.blocks"))
+        return core.works.begin(MemoryWork(session[0], pin), is_stream=True)
 
     def _rank_index(self, rank_index: int) -> int:
         ranks = len(self._core.description.tp_ranks)
@@ -141,11 +153,11 @@ class BlockStreams:
 
 
 class _Pinned:
-    """Holds a pin while a stream lasts; taken back when the stream has ended and its last thread is done."""
+    """Ends the work of a stream when the stream has ended and its last thread is done."""
 
-    def __init__(self, core: Core, pin: Pin) -> None:
+    def __init__(self, core: Core, number: int) -> None:
         self._core = core
-        self._pin = pin
+        self._number = number
         self._work: asyncio.Future[Any] | None = None
 
     async def __aenter__(self) -> Self:
@@ -159,6 +171,6 @@ class _Pinned:
 
     async def __aexit__(self, *_exc: object) -> None:
         if self._work is not None and not self._work.done():
-            self._work.add_done_callback(lambda _: self._core.unpin(self._pin))
+            self._work.add_done_callback(lambda _: self._core.works.end(self._number))
         else:
-            self._core.unpin(self._pin)
+            self._core.works.end(self._number)

@@ -69,7 +69,7 @@ def apply(pool: Pool, request: StepRequest) -> StepOutcome:
     """Applies a step and tells that its copies are done."""
     outcome = pool.step(*ALICE, request)
     if outcome.work is not None:
-        pool.finish_step_work(outcome.work)
+        pool.finish_work(outcome.work)
     check_integrity(pool)
     return outcome
 

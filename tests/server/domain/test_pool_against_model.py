@@ -14,7 +14,9 @@ from statepool.refs import BlockRefs
 from statepool_server.answers import Pin
 from statepool_server.blocks import BlockState
 from statepool_server.integrity import check_integrity
+from statepool_server.journal.encoding import decode, encode
 from statepool_server.pool import Pool, PoolConfig
+from statepool_server.view import PoolState
 from support.folding import Folded
 from support.pool_model import BLOCK_TOKENS, ModelPool
 
@@ -41,15 +43,15 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        config = PoolConfig(
+        self.config = PoolConfig(
             block_count=BLOCK_COUNT,
             block_tokens=BLOCK_TOKENS,
             max_sessions=MAX_SESSIONS,
             max_attachments=MAX_ATTACHMENTS,
         )
         self.folded = Folded()
-        self.pool = Pool(config, self.folded.apply)
-        self.twin = Pool(config)
+        self.pool = Pool(self.config, self.folded.apply)
+        self.twin = Pool(self.config)
         self.model = ModelPool(BLOCK_COUNT, MAX_SESSIONS, max_attachments=MAX_ATTACHMENTS)
         self.now = 0
         self.seen: Pairs = [(0, 0), (1, 0), (BLOCK_COUNT, 1), (-1, 1)]  # every ref ever handed out, and bad ones
@@ -100,6 +102,13 @@ class PoolMachine(RuleBasedStateMachine):
             self.attach(False)
         self.create_session(key, 300, False)
         self.allocate(0, 3)
+
+    @rule()
+    def restart(self) -> None:
+        """Puts another pool in the place of the twin, which takes over what was written down of it."""
+        former, self.twin = self.twin, Pool(self.config)
+        self.twin.load(decode(encode(former.dump()), PoolState))
+        assert self.twin.digest() == former.digest()
 
     @rule(key=st.sampled_from(["", "", "x", "y"]), ttl=st.integers(50, 400), take_over=st.booleans())
     def create_session(self, key: str, ttl: int, take_over: bool) -> None:
@@ -296,6 +305,22 @@ class PoolMachine(RuleBasedStateMachine):
             lambda pool: pool.release_quarantine(attached), lambda: self.model.release_quarantine(attached)
         )
         assert answers is None or answers[0] == answers[1] == answers[2]
+
+    @rule(session=who, indices=rows)
+    def condemn(self, session: int, indices: list[int]) -> None:
+        pairs = self.pairs(self.session(session), indices)
+        refs = refs_of(pairs)
+        answers = self.ask(lambda pool: pool.condemn(refs), lambda: self.model.condemn(pairs))
+        assert answers is not None
+        condemned, twin, expected = answers
+        assert condemned == twin
+        assert list(zip(condemned.block_ids.tolist(), condemned.generations.tolist(), strict=True)) == expected
+
+    @rule()
+    def pardon(self) -> None:
+        answers = self.ask(lambda pool: pool.pardon(), lambda: self.model.pardon())
+        assert answers is not None
+        assert answers[0] == answers[1] == answers[2]
 
     def attachment(self, index: int) -> int:
         """Picks an attachment; index 5 picks one that may be gone, or was never there."""

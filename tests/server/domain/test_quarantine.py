@@ -30,7 +30,7 @@ def _begin(pool: Pool, session: tuple[int, int], *, by_worker: bool = False) -> 
     request = StepRequest(1, by_worker=by_worker, admissions=admissions, schedules=Schedules(one, tokens, one - 1))
     work = pool.step(*session, request).work
     if work is not None:
-        pool.finish_step_work(work)
+        pool.finish_work(work)
 
 
 def _go_on() -> StepRequest:

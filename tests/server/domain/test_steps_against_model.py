@@ -16,9 +16,12 @@ from statepool.errors import PoolExhaustedError, StatepoolError
 from statepool_server.answers import Pin
 from statepool_server.blocks import BlockState
 from statepool_server.integrity import check_integrity
+from statepool_server.journal.encoding import decode, encode
 from statepool_server.pool import Pool, PoolConfig
-from statepool_server.sequences.outcomes import StepOutcome, StepWork
+from statepool_server.sequences.outcomes import StepOutcome
 from statepool_server.sequences.requests import StepRequest
+from statepool_server.view import PoolState
+from statepool_server.work import MemoryWork
 from support.align_model import AlignModel, ModelOutcome, ModelWork
 from support.folding import Folded
 from support.step_choices import CORRUPTIONS, Choices, StepDraft, Tokens
@@ -41,15 +44,15 @@ class StepMachine(RuleBasedStateMachine):
     def begin(self, sizes: tuple[int, int], blocks: int) -> None:
         """Opens two sessions: one lets the server copy, the other the worker."""
         block_tokens, spec = sizes
-        config = PoolConfig(blocks, block_tokens, MAX_SESSIONS, num_spec=spec, max_sequences=MAX_SEQUENCES)
+        self.config = PoolConfig(blocks, block_tokens, MAX_SESSIONS, num_spec=spec, max_sequences=MAX_SEQUENCES)
         self.folded = Folded()
-        self.pool, self.twin = Pool(config, self.folded.apply), Pool(config)
+        self.pool, self.twin = Pool(self.config, self.folded.apply), Pool(self.config)
         self.model = AlignModel(blocks, MAX_SESSIONS, block_tokens, spec, MAX_SEQUENCES)
         self.now = 0
         self.past: list[tuple[int, int]] = [(99, 1)]
         self.tokens: dict[tuple[int, int], Tokens] = {}
         self.pins: list[tuple[Pin, Pin, tuple[set[int], set[int]]]] = []
-        self.works: list[tuple[StepWork, StepWork, ModelWork]] = []
+        self.works: list[tuple[MemoryWork, MemoryWork, ModelWork]] = []
         self.create_session("x", 300, False)
         self.create_session("y", 300, False)
 
@@ -113,7 +116,7 @@ class StepMachine(RuleBasedStateMachine):
         chosen = Choices(data)
         hasty = chosen.rarely(9)
         while self.works and not hasty:
-            self.finish_step_work(0)
+            self.finish_work(0)
         draft = StepDraft(chosen, self.model, who[0], self.tokens)
         request = draft.request()
         self._ask_step(who, draft, chosen.pick(CORRUPTIONS)(request, chosen) if spoilt else request)
@@ -141,11 +144,18 @@ class StepMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.works)
     @rule(index=st.integers(0, 3))
-    def finish_step_work(self, index: int) -> None:
+    def finish_work(self, index: int) -> None:
         work, twin, expected = self.works.pop(index % len(self.works))
-        self.pool.finish_step_work(work)
-        self.twin.finish_step_work(twin)
+        self.pool.finish_work(work)
+        self.twin.finish_work(twin)
         self.model.finish_work(expected, [*work.pin.readers.tolist(), *work.pin.writers.tolist()])
+
+    @rule()
+    def restart(self) -> None:
+        """Puts another pool in the place of the twin, which takes over what was written down of it."""
+        former, self.twin = self.twin, Pool(self.config)
+        self.twin.load(decode(encode(former.dump()), PoolState))
+        assert self.twin.digest() == former.digest()
 
     # Those who share the pool
 
@@ -228,6 +238,20 @@ class StepMachine(RuleBasedStateMachine):
         refs = refs_of(pairs)
         answers = self.ask(lambda pool: pool.evict(*who, refs, "m", ()), lambda: self.model.evict(*who, pairs, "m", []))
         assert answers is None or (answers[0].unlisted, answers[0].freed) == answers[2]
+
+    @rule(session=who, indices=rows)
+    def condemn(self, session: int, indices: list[int]) -> None:
+        pairs = self.pairs(self.session(session), indices)
+        refs = refs_of(pairs)
+        answers = self.ask(lambda pool: pool.condemn(refs), lambda: self.model.condemn(pairs))
+        assert answers is not None
+        assert answers[0] == answers[1] == refs_of(answers[2])
+
+    @rule()
+    def pardon(self) -> None:
+        answers = self.ask(lambda pool: pool.pardon(), lambda: self.model.pardon())
+        assert answers is not None
+        assert answers[0] == answers[1] == answers[2]
 
     @rule(session=who, indices=rows, write=st.booleans())
     def pin(self, session: int, indices: list[int], write: bool) -> None:

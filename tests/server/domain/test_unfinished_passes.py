@@ -92,7 +92,7 @@ def test_a_copied_state_is_found_when_the_server_has_copied_it() -> None:
 
     assert outcome.work is not None
     assert (outcome.published, pool.lookup(*BOB, "m", [b"a"])) == (0, None)
-    pool.finish_step_work(outcome.work)
+    pool.finish_work(outcome.work)
     assert pool.lookup(*BOB, "m", [b"a"]) is not None
 
 
@@ -107,7 +107,7 @@ def test_copies_of_a_session_that_ended_publish_nothing() -> None:
     pool.delete_session(*ALICE)
     assert pool.usage().releasing > 0
     assert outcome.work is not None
-    pool.finish_step_work(outcome.work)
+    pool.finish_work(outcome.work)
 
     assert (found(pool), pool.usage().free) == ([], 9)
 

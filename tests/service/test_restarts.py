@@ -1,0 +1,274 @@
+"""Guarantee: a client knows at the next answer that its server was restarted, and goes on as its owner asked it to."""
+
+import asyncio
+import importlib.util
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.proxy import Proxy
+from service.servers import BLOCK_TOKENS, CAPACITY, DEADLINE_SECONDS, Server, Servers, until
+from statepool import (
+    Admission,
+    AsyncClient,
+    AsyncSession,
+    Client,
+    Commits,
+    IncarnationMismatchError,
+    Schedules,
+    Session,
+    SessionFencedError,
+    StatepoolError,
+    UnavailableError,
+)
+
+LONG = 60.0
+needs_recovery = pytest.mark.skipif(
+    importlib.util.find_spec("statepool_server.recovery") is None, reason="the server recovers nothing yet"
+)
+
+
+class Losses:
+    """Collects what ``on_lost`` was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def __call__(self, _session: Session | AsyncSession, error: StatepoolError) -> None:
+        """Takes note."""
+        self.told.append(error.reason)
+
+
+@pytest.fixture
+def mortal(servers: Servers) -> Iterator[Server]:
+    """Starts a server that the test may kill."""
+    server = servers.start().wait_until_ready()
+    yield server
+    server.wait_until_ready()
+
+
+def restart(server: Server) -> None:
+    """Kills a server and starts it again, in a while."""
+    server.kill()
+    threading.Timer(0.2, server.start).start()
+
+
+def test_a_restart_loses_a_session(mortal: Server) -> None:
+    """Unless its owner asked for something else, every call of it fails, for good; another session can be opened."""
+    losses = Losses()
+    with mortal.client() as client:
+        session = client.create_session(LONG, on_lost=losses)
+        session.allocate_blocks(1)
+        mortal.kill()
+        mortal.start()
+        mortal.wait_until_ready()
+
+        for _ in range(2):
+            with pytest.raises(IncarnationMismatchError):
+                session.allocate_blocks(1)
+        with pytest.raises(IncarnationMismatchError):
+            session.scheduler().open()
+        with client.create_session(LONG) as another:
+            another.allocate_blocks(1)
+
+    assert losses.told == ["INCARNATION_MISMATCH"]
+    assert (client.stats.restarts, client.stats.lost_sessions, client.stats.resumed_sessions) == (1, 1, 0)
+
+
+def test_a_forgetful_server_loses_a_session_that_may_be_resumed(servers: Servers, tmp_path: Path) -> None:
+    """A server that has not recovered the state says so, and whoever waits for the session gets that error at once."""
+    mortal = servers.start().wait_until_ready()
+    losses = Losses()
+    with mortal.client() as client:
+        session = client.create_session(LONG, resume_within=LONG, on_lost=losses)
+        scheduler = session.scheduler()
+        scheduler.open()
+        mortal.kill()
+        for arena in mortal.state_dir.rglob("*"):
+            arena.unlink(missing_ok=True) if arena.is_file() else None
+        mortal.start()
+
+        with pytest.raises(IncarnationMismatchError):
+            session.allocate_blocks(1, timeout=DEADLINE_SECONDS)
+        with pytest.raises(IncarnationMismatchError):
+            scheduler.step(timeout=DEADLINE_SECONDS)
+    assert losses.told == ["INCARNATION_MISMATCH"]
+
+
+def test_calls_wait_within_their_deadline(mortal: Server) -> None:
+    """A server that stays away loses nothing that may be resumed, but nobody waits longer for it than he would."""
+    losses = Losses()
+    with mortal.client() as client:
+        session = client.create_session(LONG, resume_within=LONG, on_lost=losses)
+        scheduler = session.scheduler()
+        scheduler.open()
+        mortal.kill()
+
+        with pytest.raises(UnavailableError):
+            session.allocate_blocks(1, timeout=0.3)
+        with pytest.raises(UnavailableError):
+            scheduler.step(timeout=0.3)
+
+        assert session.error is None
+        assert losses.told == []
+        mortal.start()
+        session.close()
+
+
+def test_another_session_in_place_of_a_lost_one(mortal: Server) -> None:
+    """It has the same terms, nothing of the former one's, and is replaced in turn."""
+    opened: queue.Queue[Session] = queue.Queue()
+    with mortal.client() as client:
+        first = client.create_session(LONG, owner_key="engine", on_recreated=opened.put)
+        held = first.allocate_blocks(2)
+        for _ in range(2):
+            mortal.kill()
+            mortal.start()
+            mortal.wait_until_ready()
+            client.get_pool()
+            session = opened.get(timeout=DEADLINE_SECONDS)
+
+            assert (session.ttl, session.owner_key, session.error) == (LONG, "engine", None)
+            assert session.incarnation == client.get_pool().incarnation
+            with pytest.raises(StatepoolError):
+                session.free_blocks(held)
+        session.close()
+
+
+async def test_another_session_in_place_of_a_lost_one_async(mortal: Server) -> None:
+    """The client for asyncio does the same."""
+    opened: asyncio.Queue[AsyncSession] = asyncio.Queue()
+    async with AsyncClient(mortal.target, timeout=DEADLINE_SECONDS) as client:
+        lost = await client.create_session(LONG, on_recreated=opened.put_nowait)
+        mortal.kill()
+        mortal.start()
+        await asyncio.to_thread(mortal.wait_until_ready)
+        with pytest.raises(IncarnationMismatchError):
+            await lost.allocate_blocks(1)
+
+        session = await asyncio.wait_for(opened.get(), DEADLINE_SECONDS)
+
+        assert len(await session.allocate_blocks(CAPACITY)) == CAPACITY
+        await session.close()
+
+
+def test_a_session_that_was_taken_over_is_not_replaced(server: Server, client: Client) -> None:
+    """Its successor has it: two would end each other's for ever."""
+    losses, opened = Losses(), queue.Queue[Session]()
+    with server.client() as former:
+        session = former.create_session(LONG, owner_key="one", on_lost=losses, on_recreated=opened.put)
+        with client.create_session(LONG, owner_key="one", take_over=True):
+            with pytest.raises(SessionFencedError):
+                session.allocate_blocks(1)
+
+            assert former.stats.lost_sessions == 1
+            assert opened.empty()
+    assert losses.told == ["SESSION_FENCED"]
+
+
+def test_a_server_out_of_reach(server: Server, client: Client, tmp_path: Path) -> None:
+    """A call of a session that may be resumed waits until the connection is back, and so does its scheduler."""
+    path, losses = tmp_path / "p.sock", Losses()
+    proxy = Proxy(path, server.socket)
+    with Client(proxy.target, timeout=DEADLINE_SECONDS) as cut_off:
+        session = cut_off.create_session(LONG, resume_within=LONG, on_lost=losses)
+        scheduler = session.scheduler()
+        scheduler.open()
+        for _ in range(2):
+            proxy.close()
+            path.unlink()
+            with pytest.raises(UnavailableError):
+                session.allocate_blocks(1, timeout=0.2)
+            back: Future[Proxy] = Future()
+            threading.Timer(0.5, lambda back=back: back.set_result(Proxy(path, server.socket))).start()
+
+            assert len(session.allocate_blocks(1)) == 1
+            scheduler.step()
+            proxy = back.result()
+
+        assert cut_off.stats.lost_sessions == cut_off.stats.restarts == 0
+        assert client.get_session(session.session_id).block_count == 2
+        session.close()
+    proxy.close()
+    assert losses.told == []
+
+
+@needs_recovery
+class TestRecovery:
+    """A server that was killed and has recovered its state."""
+
+    def test_calls(self, mortal: Server) -> None:
+        """Blocks, their contents and their generations go on being valid; each call takes effect once."""
+        losses = Losses()
+        with mortal.client() as client:
+            with client.create_session(LONG, owner_key="a", resume_within=LONG, on_lost=losses) as session:
+                first, before = session.allocate_blocks(2), session.incarnation
+                session.write_blocks(first, np.full((2, 1024), 7, np.uint8))
+                for _ in range(2):
+                    restart(mortal)
+                    more = session.allocate_blocks(1)
+                    assert (session.read_images(first) == 7).all()
+                    session.free_blocks(more)
+
+                assert (session.epoch, losses.told) == (1, [])
+                assert session.incarnation not in (0, before)
+                assert before in client.get_server_info().continued_incarnations
+                assert client.get_session(session.session_id).block_count == 2
+            until(lambda: client.get_pool().usage.free_blocks == CAPACITY, "every block to be free")
+        assert (client.stats.restarts, client.stats.resumed_sessions, client.stats.lost_sessions) == (2, 2, 0)
+
+    async def test_calls_async(self, mortal: Server) -> None:
+        """The client for asyncio does the same."""
+        async with AsyncClient(mortal.target, timeout=DEADLINE_SECONDS) as client:
+            async with await client.create_session(LONG, resume_within=LONG) as session:
+                blocks = await session.allocate_blocks(2)
+                restart(mortal)
+                await session.free_blocks(blocks)
+                assert (await client.get_pool()).usage.held_blocks == 0
+            assert client.stats.resumed_sessions == 1
+
+    def test_schedulers(self, mortal: Server) -> None:
+        """A scheduler with two steps under way gets both outcomes, and every token is counted once."""
+        with (
+            mortal.client() as client,
+            client.create_session(LONG, resume_within=LONG) as session,
+            session.scheduler() as scheduler,
+        ):
+            scheduler.step(admit=[Admission(1, 2 * BLOCK_TOKENS)], schedule=Schedules([1], 4))
+            for number in range(2, 12, 2):
+                scheduler.send(commit=_committed(), schedule=Schedules([1], 1))
+                scheduler.send(commit=_committed(), schedule=Schedules([1], 1))
+                restart(mortal)
+                assert [scheduler.receive().step for _ in range(2)] == [number, number + 1]
+            (page,) = client.list_sequences(session.session_id)
+            assert page.num_computed_tokens.tolist() == [4 + 9]
+            scheduler.step(commit=_committed(), finish=[1])
+
+    async def test_schedulers_async(self, mortal: Server) -> None:
+        """So does one for asyncio."""
+        async with AsyncClient(mortal.target, timeout=DEADLINE_SECONDS) as client:
+            session = await client.create_session(LONG, resume_within=LONG)
+            async with session, session.scheduler() as scheduler:
+                await scheduler.step(admit=[Admission(1, 2 * BLOCK_TOKENS)], schedule=Schedules([1], 4))
+                await scheduler.send(commit=_committed(), schedule=Schedules([1], 1))
+                restart(mortal)
+                assert (await scheduler.receive()).step == 2
+                await scheduler.step(commit=_committed(), finish=[1])
+
+    def test_without_being_asked(self, mortal: Server) -> None:
+        """A session whose owner did not ask for it is lost here, and ends at the server when its lease does."""
+        with mortal.client() as client:
+            session = client.create_session(LONG)
+            restart(mortal)
+            mortal.wait_until_ready()
+            with pytest.raises(IncarnationMismatchError):
+                session.allocate_blocks(1)
+
+
+def _committed() -> Commits:
+    return Commits([1])
