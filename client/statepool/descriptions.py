@@ -61,6 +61,10 @@ class Limits:
     """Prefix hashes of all admissions of one engine step."""
     max_attachments: int
     """Processes that are attached, or about to be."""
+    max_calls: int
+    """Calls of everybody under way; more are refused with `OverloadedError`."""
+    max_session_calls: int
+    """Calls of one session under way, without those that only give something back."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -150,12 +154,33 @@ class ServerInfo:
     """Calls answered since the start, by full method name and status code: "statepool.v1.PoolService/GetPool:OK"."""
     continued_incarnations: tuple[int, ...]
     """Former server processes whose state this one has recovered: their sessions can be resumed."""
+    background: Mapping[str, str]
+    """What works in the background, by name, and what ended it: empty while it works."""
+    loop_lag: float
+    """Longest delay of the server's event loop within the last ten seconds, in seconds."""
+    is_draining: bool
+    """Whether the server drains, or has drained."""
 
     def __repr__(self) -> str:
         return (
             f"<ServerInfo statepool {self.version}, pid {self.pid}, up {self.uptime:.1f} s, "
             f"{sum(self.calls.values()):,} calls, incarnation {self.incarnation:#x}>"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DrainProgress:
+    """What a draining server still holds."""
+
+    sequences: int
+    """Sequences that have not finished."""
+    sessions: int
+    """Sessions that are still open."""
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether every sequence has finished."""
+        return not self.sequences
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -13,7 +13,7 @@
     │                             BoundaryNotWrittenError, StepOutOfOrderError
     ├── AbortedError              GenerationStaleError, SessionFencedError
     ├── ResourceExhaustedError    PoolExhaustedError, QuotaExceededError
-    ├── UnavailableError          OverloadedError, DrainingError
+    ├── UnavailableError          OverloadedError, DrainingError, StreamStalledError
     ├── UnimplementedError        DsSpecNotContiguousError, FeatureUnavailableError
     ├── DataLossError             ChecksumMismatchError, StateLostError
     ├── UnauthenticatedError      PeerUntrustedError
@@ -285,6 +285,12 @@ class DrainingError(UnavailableError):
     """The server is shutting down and takes no new work."""
 
     reason = "DRAINING"
+
+
+class StreamStalledError(UnavailableError):
+    """The client of a stream took or sent nothing for so long that the server has ended the stream."""
+
+    reason = "STREAM_STALLED"
 
 
 class UnimplementedError(StatepoolError):

@@ -124,6 +124,7 @@ VERIFY_INTEGRITY = Rpc(_ADMIN, "VerifyIntegrity", admin_pb2.VerifyIntegrityReque
 RELEASE_QUARANTINE = Rpc(
     _ADMIN, "ReleaseQuarantine", admin_pb2.ReleaseQuarantineRequest, admin_pb2.ReleaseQuarantineResponse
 )
+DRAIN = Rpc(_ADMIN, "Drain", admin_pb2.DrainRequest, admin_pb2.DrainResponse)
 
 RPCS: tuple[Rpc[Any, Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rpc))
 """Every remote procedure."""

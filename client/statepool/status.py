@@ -17,22 +17,28 @@ DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 """Trailer that tells gRPC's own retry when to come back (gRFC A6)."""
 
+NO_RETRY = "-1"
+"""Value of it that tells gRPC's own retry not to."""
+
 MAX_MESSAGE_BYTES = 2048
 """Longest error message on the wire: trailers share one budget of 8 KiB with everything else in them."""
 
 
-def trailers_of(error: StatepoolError) -> tuple[tuple[str, str | bytes], ...]:
+def trailers_of(error: StatepoolError, seconds_left: float | None = None) -> tuple[tuple[str, str | bytes], ...]:
     """Builds the trailers that carry an error.
 
     Args:
         error: The error; its message is cut to `MAX_MESSAGE_BYTES`.
+        seconds_left: Until the call's deadline; None: it has none. A retry after it is not made: it would only hide the
+            reason behind DEADLINE_EXCEEDED, and keep the caller waiting.
 
     Returns:
         Trailing metadata; the status code and message go beside it.
     """
     trailers: tuple[tuple[str, str | bytes], ...] = ((DETAILS_KEY, _status_of(error).SerializeToString()),)
     if error.retry_after is not None:
-        trailers += ((PUSHBACK_KEY, str(max(1, round(error.retry_after * 1000)))),)
+        is_late = seconds_left is not None and error.retry_after >= seconds_left
+        trailers += ((PUSHBACK_KEY, NO_RETRY if is_late else str(max(1, round(error.retry_after * 1000)))),)
     return trailers
 
 

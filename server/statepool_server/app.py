@@ -6,20 +6,18 @@ import gc
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import structlog
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 from statepool_server.addresses import Address
 from statepool_server.arena import StateDir
-from statepool_server.assembly import Assembly
+from statepool_server.assembly import DESCRIPTORS, Assembly
 from statepool_server.config import ServerConfig
 from statepool_server.journal.columns import new_column
 from statepool_server.journal.journal import Journal
@@ -29,49 +27,48 @@ from statepool_server.planning import Plan
 from statepool_server.recovery import GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
 from statepool_server.service.attach_listener import AttachListener
 from statepool_server.service.attach_processes import AttachedProcesses
+from statepool_server.service.draining import draining_error
+from statepool_server.service.health import Health
 
-_DESCRIPTORS = {
-    name: module.DESCRIPTOR.services_by_name[name]
-    for name, module in {
-        "AdminService": admin_pb2,
-        "BlockService": block_pb2,
-        "PoolService": pool_pb2,
-        "SequenceService": sequence_pb2,
-        "SessionService": session_pb2,
-    }.items()
-}
+MAX_METADATA_BYTES = 8192
+"""Of a call; ours have none, and proxies add little."""
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = structlog.get_logger("statepool.server")
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    config: ServerConfig, plan: Plan, memory: Memory, journal: Journal | None = None, state: ServerState | None = None
-) -> AsyncIterator[grpc.aio.Server]:
+    config: ServerConfig,
+    plan: Plan,
+    memory: Memory,
+    stop: asyncio.Event,
+    journal: Journal | None = None,
+    state: ServerState | None = None,
+) -> AsyncIterator[None]:
     """Serves until the block ends; then drains.
 
     Args:
         config: The configuration.
         plan: What it comes to.
         memory: The open arenas.
+        stop: Set when a client has asked for the end.
         journal: Where to write down what happens; None: nowhere.
         state: What a server before this one has left; None: nothing.
-
-    Yields:
-        The started server.
 
     Raises:
         ValueError: An address cannot be bound.
         OSError: The journal cannot be begun.
     """
-    assembly, health, server = Assembly.of(config, plan, memory), health_aio.HealthServicer(), _new_server(plan.limits)
+    assembly, server = Assembly.of(config, plan, memory, stop), _new_server(plan.limits, config.max_connections)
     core, calls, processes = assembly.core, assembly.calls, assembly.processes
+    health, supervisor, drain = assembly.health, assembly.supervisor, assembly.drain
     if state is not None:
         load(assembly, state)
         core.goes_by(core.incarnation)
         core.pool.prolong_leases(time.monotonic_ns() + round(config.recovery_grace * 1e9))
     for name, servicer in assembly.servicers.items():
-        calls.register(server, _DESCRIPTORS[name], servicer)
+        calls.register(server, DESCRIPTORS[name], servicer)
     _add_standard_services(server, health)
     _bind(server, plan.addresses)
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
@@ -81,15 +78,15 @@ async def serving(
         core.ledger.write_to(journal, lambda: dump(assembly))
     core.works.resume()
     processes.resume()
+    await health.starting()
     await server.start()
     gc.collect()
     gc.freeze()  # torch's modules are a million objects that no later collection has to look at
-    background = [
-        asyncio.create_task(supervised(assembly.reaper.run(), health, "sessions no longer expire")),
-        asyncio.create_task(supervised(listener.run(), health, "nothing can be attached any more")),
-        asyncio.create_task(supervised(assembly.verifier.run(), health, "checksums are neither taken nor compared")),
-    ]
-    await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
+    supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
+    supervisor.run("attach listener", "nothing can be attached any more", listener.run())
+    supervisor.run("verifier", "checksums are neither taken nor compared", assembly.verifier.run())
+    supervisor.run("heartbeat", "a loop that stands still is no longer noticed", assembly.heartbeat.run())
+    await health.ready()
     _log.info(
         "serving",
         addresses=[address.target for address in plan.addresses],
@@ -101,16 +98,14 @@ async def serving(
         continues=[f"{incarnation:016x}" for incarnation in core.continued_incarnations[-1:]],
     )
     try:
-        yield server
+        yield
     finally:
-        _log.info("draining", timeout_s=config.drain_timeout)
-        calls.draining.set()
-        await health.enter_graceful_shutdown()
-        core.waiting.close()
-        await assembly.streams.drain(config.drain_timeout)
-        await server.stop(config.drain_timeout)
-        for task in background:
-            task.cancel()
+        drain.begin(stop_within=config.drain_timeout)
+        await drain.drained.wait()
+        drain.over.set()
+        assembly.streams.end(draining_error())
+        await server.stop(drain.seconds_left)
+        await supervisor.close()
         await listener.close()
         await processes.close()
         await core.copies.close()
@@ -120,7 +115,7 @@ async def serving(
 
 
 async def run(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT.
+    """Serves until SIGTERM or SIGINT, or until a client has it drained and stopped.
 
     Raises:
         ValueError: The configuration cannot be.
@@ -141,7 +136,7 @@ async def run(config: ServerConfig) -> None:
         memory = _open_memory(config, plan, estate)
         opened.callback(memory.close, keep=plan.outlives_process)
         kept, state = (journal if plan.outlives_process else None), (estate.state if estate else None)
-        async with serving(config, plan, memory, kept, state):
+        async with serving(config, plan, memory, stop, kept, state):
             await stop.wait()
     for signal_number in _STOP_SIGNALS:  # a second signal must not turn a clean end into a death by signal
         asyncio.get_running_loop().remove_signal_handler(signal_number)
@@ -153,7 +148,9 @@ def _estate(config: ServerConfig, plan: Plan, journal: Journal) -> Estate | None
     history = journal.read() if plan.outlives_process else None
     estate = None
     if history is not None:
-        estate = make_sense(history, plan, Assembly.of(config, plan, Memory.none(plan.description.layout)))
+        estate = make_sense(
+            history, plan, Assembly.of(config, plan, Memory.none(plan.description.layout), asyncio.Event())
+        )
     if estate is None or estate.rescued is not None:  # who dies from here on has left nothing, rather than half of it
         journal.remove()
         forget_locks(plan.state_dir)
@@ -184,20 +181,28 @@ def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None) -> Mem
     return memory
 
 
-def _new_server(limits: Limits) -> grpc.aio.Server:
+def _new_server(limits: Limits, max_connections: int) -> grpc.aio.Server:
     return grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", limits.max_message_bytes),
             ("grpc.max_send_message_length", limits.max_message_bytes),
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.max_allowed_incoming_connections", max_connections),
+            # One client may have all calls and all streams; what is beyond that waits in the client.
+            ("grpc.max_concurrent_streams", 2 * limits.max_calls + 2 * limits.max_sessions),
+            # A peer that is gone without a word is found out within a minute and a half.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.so_reuseport", 0),  # two servers on one port would each see half of the calls
         ]
     )
 
 
-def _add_standard_services(server: grpc.aio.Server, health: health_aio.HealthServicer) -> None:
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+def _add_standard_services(server: grpc.aio.Server, health: Health) -> None:
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     channelz.add_channelz_servicer(server)
-    names = [descriptor.full_name for descriptor in _DESCRIPTORS.values()]
+    names = [descriptor.full_name for descriptor in DESCRIPTORS.values()]
     standard = (health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, "grpc.channelz.v1.Channelz")
     reflection.enable_server_reflection([*names, *standard, reflection.SERVICE_NAME], server)
 
@@ -220,26 +225,3 @@ def _listen(path: Path, processes: AttachedProcesses, timeout: float) -> AttachL
         return AttachListener(path, processes, timeout)
     except OSError as error:  # a path of more than 107 bytes, for one
         raise ValueError(f"attach socket {path}: cannot be bound: {error}") from error
-
-
-async def _set_health(
-    health: health_aio.HealthServicer, status: "health_pb2.HealthCheckResponse.ServingStatus"
-) -> None:
-    for name in ("", *(descriptor.full_name for descriptor in _DESCRIPTORS.values())):
-        await health.set(name, status)
-
-
-async def supervised(work: Awaitable[None], health: health_aio.HealthServicer, loss: str) -> None:
-    """Runs what a server cannot do without: its death is told to everybody who asks for health.
-
-    Args:
-        work: Ends only when it is cancelled.
-        health: The health service.
-        loss: What the server no longer does when the work has died.
-    """
-    try:
-        await work
-    except Exception:
-        _log.exception(f"background work died: {loss}")
-        await _set_health(health, health_pb2.HealthCheckResponse.NOT_SERVING)
-        raise

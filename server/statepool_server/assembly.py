@@ -1,8 +1,10 @@
 """The parts of a server, put together; without addresses to listen on, and without anything running yet."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 from statepool_server.config import ServerConfig
 from statepool_server.memory import Memory
 from statepool_server.planning import Plan
@@ -13,13 +15,30 @@ from statepool_server.service.block_service import BlockService
 from statepool_server.service.calls import Calls
 from statepool_server.service.copying import CopyThreads
 from statepool_server.service.core import Core
+from statepool_server.service.draining import Drain
+from statepool_server.service.health import Health
+from statepool_server.service.heartbeat import Heartbeat
 from statepool_server.service.pool_service import PoolService
 from statepool_server.service.reaper import Reaper
 from statepool_server.service.schedule_streams import ScheduleStreams
 from statepool_server.service.sequence_service import SequenceService
 from statepool_server.service.session_service import SessionService
+from statepool_server.service.stalls import Stalls
 from statepool_server.service.steps import Steps
+from statepool_server.service.supervision import Supervisor
 from statepool_server.service.verifying import Verifier
+
+DESCRIPTORS = {
+    name: module.DESCRIPTOR.services_by_name[name]
+    for name, module in {
+        "AdminService": admin_pb2,
+        "BlockService": block_pb2,
+        "PoolService": pool_pb2,
+        "SequenceService": sequence_pb2,
+        "SessionService": session_pb2,
+    }.items()
+}
+"""Descriptors of the services, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +49,14 @@ class Assembly:
     """What the services share."""
     calls: Calls
     """What every call goes through."""
+    health: Health
+    """Readiness and liveness."""
+    supervisor: Supervisor
+    """What works in the background."""
+    heartbeat: Heartbeat
+    """Measures the event loop."""
+    drain: Drain
+    """The way down."""
     reaper: Reaper
     """Ends sessions."""
     verifier: Verifier
@@ -44,30 +71,57 @@ class Assembly:
     """Handlers by service name."""
 
     @classmethod
-    def of(cls, config: ServerConfig, plan: Plan, memory: Memory) -> "Assembly":
+    def of(cls, config: ServerConfig, plan: Plan, memory: Memory, stop: asyncio.Event) -> "Assembly":
         """Puts a server together.
 
         Args:
             config: The configuration.
             plan: What it comes to.
             memory: The open arenas; `Memory.none()` for a server that does no memory work.
+            stop: Set when a client has had the server drained and wants its end.
         """
         copies = CopyThreads(config.copy_threads, config.max_queued_copies)
         core = Core(description=plan.description, limits=plan.limits, pool=_pool(plan), memory=memory, copies=copies)
-        calls, reaper = Calls(), Reaper(core)
+        health = Health(descriptor.full_name for descriptor in DESCRIPTORS.values())
+        supervisor, heartbeat, stalls = Supervisor(health.not_ready), Heartbeat(), Stalls(config.stall_timeout)
+        drain = Drain(core, health, stop)
+        calls, reaper = Calls(core, drain.begun), Reaper(core)
         verifier = Verifier(core, config.checksums, config.scrub_rate)
-        steps, streams = Steps(core, calls.draining, verifier), ScheduleStreams(core, config.pressure)
+        steps, streams = Steps(core, drain.begun, verifier), ScheduleStreams(core, config.pressure, stalls)
         processes = AttachedProcesses(core, str(plan.attach_socket), config.attach_timeout, plan.state_dir)
-        core.block_listeners.append(streams.blocks_changed)
+        core.block_listeners += [streams.blocks_changed, drain.progressed]
+        drain.on_begin.append(streams.going_away)
         core.session_listeners += [streams.sessions_changed, lambda _ended: processes.fences_changed()]
         servicers = {
-            "AdminService": AdminService(core, calls.counts, processes, verifier),
-            "BlockService": BlockService(core, config.stall_timeout, verifier),
+            "AdminService": AdminService(
+                core,
+                counts=calls.counts,
+                processes=processes,
+                verifier=verifier,
+                parts=supervisor.parts,
+                heartbeat=heartbeat,
+                drain=drain,
+                drain_timeout=config.drain_timeout,
+            ),
+            "BlockService": BlockService(core, stalls, verifier),
             "PoolService": PoolService(core, processes),
-            "SequenceService": SequenceService(core, steps, streams),
-            "SessionService": SessionService(core, reaper.lease_changed, calls.draining),
+            "SequenceService": SequenceService(core, steps, streams, stalls),
+            "SessionService": SessionService(core, reaper.lease_changed, drain.over, stalls),
         }
-        return cls(core, calls, reaper, verifier, steps, streams, processes, servicers)
+        return cls(
+            core=core,
+            calls=calls,
+            health=health,
+            supervisor=supervisor,
+            heartbeat=heartbeat,
+            drain=drain,
+            reaper=reaper,
+            verifier=verifier,
+            steps=steps,
+            streams=streams,
+            processes=processes,
+            servicers=servicers,
+        )
 
 
 def _pool(plan: Plan) -> Pool:

@@ -116,6 +116,7 @@ class BlockTable:
         busy_count: Blocks that are read or written.
         quarantined_count: Blocks in quarantine, condemned ones included.
         condemned_count: Condemned blocks.
+        released_count: How often blocks became blank or evictable, since the pool was made.
     """
 
     def __init__(self, block_count: int) -> None:
@@ -129,6 +130,7 @@ class BlockTable:
         self.condemned = np.zeros(block_count, np.bool_)
         self.evictable = RecencyLog(block_count)
         self.held_count = self.busy_count = self.quarantined_count = self.condemned_count = 0
+        self.released_count = 0
         self._free = np.arange(block_count - 1, 0, -1, dtype=np.int64)  # a stack: block 1 is on top
         self._free_count = block_count - 1
         self._mark = np.zeros(block_count, np.int64)
@@ -445,6 +447,7 @@ class BlockTable:
 
     def _settle(self, idle: Ids) -> Ids:
         """Puts blocks that nobody holds or uses where they belong; returns those that became blank."""
+        self.released_count += len(idle)
         listed = self.listed[idle]
         if first_true(listed) < 0:
             return self._blank(idle)

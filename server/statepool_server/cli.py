@@ -1,6 +1,7 @@
 """The ``statepool-server`` command."""
 
 import asyncio
+import faulthandler
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ def _serve(settings: ServerConfig, *, print_config: Annotated[bool, Parameter(ne
         print(_to_toml(settings), end="")
         return 0
     configure_logging(settings.log_level, settings.log_format)
+    faulthandler.enable()  # a fatal signal, SIGABRT by an operator's hand included, shows the stacks of all threads
     from statepool_server.app import run  # imports torch: not needed for --help and --print-config
 
     asyncio.run(run(settings))

@@ -64,15 +64,19 @@ class ServerConfig:
         max_sequences: Live sequences of all sessions.
         max_step_hashes: Prefix hashes of all admissions of one engine step.
         max_attachments: Processes that are attached, or about to be.
+        max_connections: Connections; more are closed as they come.
+        max_calls: Calls of everybody under way, KeepAlive and Schedule streams apart; those that give something back
+            find room for as many again.
+        max_session_calls: Calls of one session under way, without those that give something back.
         pressure: Share of the blocks below which free and evictable ones are told to be scarce.
         max_waiting_allocations: AllocateBlocks calls that may wait for blocks at a time.
         max_queued_copies: Copies, zeroings, reads and writes that may be queued or run at a time.
         max_replays: Answers remembered per session for repeated request ids.
         min_ttl: Shortest time to live of a session.
         max_ttl: Longest time to live of a session.
-        stall_timeout: How long a WriteBlocks or ReadBlocks peer may stand still before its pins are taken back.
+        stall_timeout: How long the peer of a stream that has to move may stand still before the stream is ended.
         attach_timeout: How long a token for attaching is good, and how long a connection may take to present it.
-        drain_timeout: How long a stopping server waits for running calls.
+        drain_timeout: How long a stopping server waits for sequences and calls to finish.
         log_level: Least level of what is logged; debug has one line per call.
         log_format: auto is console on a terminal, else json.
     """
@@ -106,6 +110,9 @@ class ServerConfig:
     max_sequences: Count = 65536
     max_step_hashes: Count = 65536
     max_attachments: Count = 64
+    max_connections: Count = 1024
+    max_calls: Count = 1024
+    max_session_calls: Count = 256
     pressure: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.05
     max_waiting_allocations: Count = 256
     max_queued_copies: Count = 1024

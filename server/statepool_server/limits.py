@@ -31,3 +31,7 @@ class Limits:
     """Prefix hashes of all admissions of one step."""
     max_attachments: int
     """Processes that are attached, or about to be."""
+    max_calls: int
+    """Calls of everybody under way, without the streams that last as long as their client."""
+    max_session_calls: int
+    """Calls of one session under way, without those that only give something back."""

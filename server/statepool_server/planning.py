@@ -154,4 +154,6 @@ def limits_of(config: ServerConfig) -> Limits:
         max_sequences=config.max_sequences,
         max_step_hashes=config.max_step_hashes,
         max_attachments=config.max_attachments,
+        max_calls=config.max_calls,
+        max_session_calls=config.max_session_calls,
     )

@@ -20,6 +20,7 @@ from statepool.v1 import (
     pool_pb2_grpc,
     sequence_pb2,
     sequence_pb2_grpc,
+    session_pb2,
     session_pb2_grpc,
     types_pb2,
 )
@@ -82,6 +83,27 @@ class OpenWrite:
             return refusal_of(lambda: self.call.result(DEADLINE_SECONDS))
         finally:
             self.send_end()
+
+
+class OpenKeepAlive:
+    """A KeepAlive stream, message by message."""
+
+    def __init__(self, stubs: Stubs) -> None:
+        self._requests: SimpleQueue[session_pb2.KeepAliveRequest | None] = SimpleQueue()
+        self._call = stubs.sessions.KeepAlive(iter(self._requests.get, None), timeout=DEADLINE_SECONDS)
+
+    def renew(self, ref: types_pb2.SessionRef) -> session_pb2.KeepAliveResult:
+        """Renews a session and receives what became of it."""
+        self._requests.put(session_pb2.KeepAliveRequest(sessions=[ref]))
+        response: session_pb2.KeepAliveResponse = next(self._call)
+        return response.results[0]
+
+    def refusal(self) -> StatepoolError:
+        """Waits until the server has ended the stream, and returns why."""
+        try:
+            return refusal_of(lambda: next(self._call))
+        finally:
+            self._requests.put(None)
 
 
 class OpenSchedule:

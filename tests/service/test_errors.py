@@ -31,6 +31,7 @@ NOT_THROUGH_A_CLIENT = {
     "DRAINING": "needs a server that stops; test_lifecycle.py stops one",
     "STATE_LOST": "needs a copy engine that fails; test_lost_states.py has one, in process",
     "FEATURE_UNAVAILABLE": "needs an arena that cannot be attached, in device memory",
+    "STREAM_STALLED": "takes a peer that stands still; test_stalls.py has some",
     "STREAM_REPLACED": "a session has one scheduler; test_schedule_stream.py opens two streams",
     "PEER_UNTRUSTED": "comes over the attach socket; test_handshakes.py sends bad tokens",
 }

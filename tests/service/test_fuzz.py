@@ -24,6 +24,8 @@ CALL_SECONDS = 20.0
 """Deadline of each call; every call ends by itself long before."""
 NEVER = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED)
 STREAMED = ("KeepAlive", "Schedule", "WriteBlocks")
+FUZZED = [rpc for rpc in RPCS if rpc.name != "Drain"]
+"""All but the one that no server comes back from; it has two scalars, whose bounds test_draining.py tries."""
 FUZZ = settings(
     max_examples=25,
     deadline=None,
@@ -139,7 +141,7 @@ def _assert_alive(channel: Any) -> None:
     assert pool_pb2.GetPoolResponse.FromString(answer).pool.capacity == CAPACITY
 
 
-@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
+@pytest.mark.parametrize("rpc", FUZZED, ids=lambda rpc: rpc.name)
 def test_random_bytes(channel: grpc.Channel, live: types_pb2.SessionRef, rpc: Rpc[Any, Any]) -> None:
     """Bytes that are no message, or a strange one, get a status of their own."""
 
@@ -152,7 +154,7 @@ def test_random_bytes(channel: grpc.Channel, live: types_pb2.SessionRef, rpc: Rp
     _assert_alive(channel)
 
 
-@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
+@pytest.mark.parametrize("rpc", FUZZED, ids=lambda rpc: rpc.name)
 def test_absurd_messages(channel: grpc.Channel, live: types_pb2.SessionRef, rpc: Rpc[Any, Any]) -> None:
     """Valid messages with extreme numbers, huge strings and columns of any lengths get a status of their own."""
     drawn = messages(rpc.request_type.DESCRIPTOR, live).map(_bounded)

@@ -18,11 +18,11 @@ from statepool import (
     BlockRefs,
     ChecksumMismatchError,
     Client,
-    DeadlineExceededError,
     LayoutMismatchError,
     Session,
     SessionFencedError,
     SessionNotFoundError,
+    StreamStalledError,
 )
 from statepool.layout import BlockLayout
 from statepool.v1 import block_pb2 as pb
@@ -173,7 +173,7 @@ def test_stalled_writer_is_ended(tight: Server) -> None:
 
         error = stream.refusal()
 
-        assert isinstance(error, DeadlineExceededError)
+        assert isinstance(error, StreamStalledError)
         assert "the writer stood still" in error.message
         assert session.write_blocks(blocks, b"more") == 4
         assert session.read_images(blocks, length=4).tobytes() == b"more"
@@ -186,7 +186,7 @@ def test_writer_without_a_header_is_ended(tight: Server) -> None:
         error = refusal_of(lambda: stubs.blocks.WriteBlocks(iter(never.get, None)))
         never.put(None)
 
-    assert isinstance(error, DeadlineExceededError)
+    assert isinstance(error, StreamStalledError)
 
 
 @pytest.mark.parametrize("kind", ["deleted", "taken over"])

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from statepool.calls.blocks import BlockIds
-    from statepool.descriptions import Attachment, AttachOffer, CalculatedShapes, Pool, ServerInfo, SessionInfo
+    from statepool.descriptions import (
+        Attachment,
+        AttachOffer,
+        CalculatedShapes,
+        DrainProgress,
+        Pool,
+        ServerInfo,
+        SessionInfo,
+    )
     from statepool.layout import ConvLayout, Dtype, StateSpec
     from statepool.outcomes import SequencePage
     from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
@@ -220,6 +228,10 @@ class AsyncClient:
     ) -> int:
         """Ends quarantine on the operator's word; see `Client.release_quarantine`."""
         return await self._transport.execute(calls.attachments.release_quarantine(attachment_id, condemned), timeout)
+
+    async def drain(self, grace: float = 10.0, *, stop: bool = False, timeout: float | None = None) -> DrainProgress:
+        """Takes the server out of service, and waits until its sequences have finished; see `Client.drain`."""
+        return await self._transport.execute(calls.pool.drain(grace, stop), timeout)
 
     async def close(self) -> None:
         """Ends the client's sessions, as well as it can, and the connection; closing twice does nothing.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from statepool import rpc
-from statepool.descriptions import CalculatedShapes, Limits, Pool, ServerInfo
+from statepool.descriptions import CalculatedShapes, DrainProgress, Limits, Pool, ServerInfo
 from statepool.layout import ConvLayout, Dtype, StateSpec
 from statepool.results import BlockPage, BlockState, IntegrityReport
 from statepool.rpc import Call
@@ -38,6 +38,17 @@ def get_server_info() -> Call[ServerInfo]:
 def verify_integrity() -> Call[IntegrityReport]:
     """Builds VerifyIntegrity."""
     return rpc.VERIFY_INTEGRITY.call(admin_pb2.VerifyIntegrityRequest(), _integrity_report)
+
+
+def drain(grace: float, stop: bool) -> Call[DrainProgress]:
+    """Builds Drain.
+
+    Raises:
+        ValueError: A grace time that is negative or too long for the wire.
+    """
+    request = admin_pb2.DrainRequest(stop=stop)
+    request.grace.FromNanoseconds(round(grace * 1e9))
+    return rpc.DRAIN.call(request, _drain_progress, extra_seconds=grace)
 
 
 def list_blocks(
@@ -132,6 +143,9 @@ def _server_info(response: admin_pb2.GetServerInfoResponse) -> ServerInfo:
         uptime=response.uptime.ToNanoseconds() / 1e9,
         runtime_versions=dict(response.runtime_versions),
         calls=dict(response.calls),
+        background={part.name: part.failure for part in response.background},
+        loop_lag=response.loop_lag.ToNanoseconds() / 1e9,
+        is_draining=response.is_draining,
         continued_incarnations=tuple(response.continued_incarnations),
     )
 
@@ -143,6 +157,10 @@ def _integrity_report(response: admin_pb2.VerifyIntegrityResponse) -> IntegrityR
         condemned=refs_from_wire(response.condemned),
         condemned_blocks=response.condemned_blocks,
     )
+
+
+def _drain_progress(response: admin_pb2.DrainResponse) -> DrainProgress:
+    return DrainProgress(sequences=response.sequences, sessions=response.sessions)
 
 
 def _block_page(response: pool_pb2.ListBlocksResponse) -> tuple[BlockPage, str]:

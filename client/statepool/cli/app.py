@@ -27,6 +27,7 @@ COMMANDS = {
     "demo": "Start a server on the CPU with a pool for a real model, load-test it over a Unix socket, and stop it.",
     "doctor": "Check a deployment: sockets, memory, devices, versions; and say how to mend what is wrong.",
     "health": "Ask a server whether it serves, by the standard health service.",
+    "drain": "Take a server out of service: nothing begins any more, and what has begun may finish.",
     "info": "Show what a server is, what its pool holds, and how full it is.",
     "loadtest": "Drive a server with real traffic, verify its bytes, and report latencies.",
     "shapes": "Show what states a model keeps on one rank, how large a block is, and how many blocks fit.",

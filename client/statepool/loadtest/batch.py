@@ -62,13 +62,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.waiting) + len(self.running)
 
-    def plan(self) -> None:
-        """Schedules what runs, and admits what there may be room for."""
+    def plan(self, *, may_admit: bool = True) -> None:
+        """Schedules what runs, and admits what there may be room for.
+
+        Args:
+            may_admit: Whether to admit anything.
+        """
         budget = PREFILL_BLOCKS * self._pool.block_tokens
         for request in self.running:
             budget -= self._schedule(request, budget)
         first_blocks = 2 + self._pool.num_spec
-        while self.waiting and len(self.running) + len(self._admitted) < self._max_sequences:
+        while may_admit and self.waiting and len(self.running) + len(self._admitted) < self._max_sequences:
             is_alone = not self.running and not self._admitted
             if not is_alone and self._room < first_blocks * (1 + len(self._admitted)):
                 break

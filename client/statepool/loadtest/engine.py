@@ -1,6 +1,7 @@
 """A simulated engine: one session, one stream, one worker, and a continuous-batching loop over them."""
 
 import asyncio
+import random
 import time
 
 from statepool.aio.client import AsyncClient
@@ -44,6 +45,7 @@ class Engine:
         self._states = PrefixStates(pool.layout.block, pool.num_spec, options.seed)
         self._source = RequestSource(number, workload, options, pool.block_tokens, len(pool.tp_ranks))
         self._arrivals: Arrivals | None = None
+        self._admit_at = 0.0
 
     async def run(self, until_ns: int) -> None:
         """Serves requests until a time of ``time.perf_counter_ns``; an error costs the session, so nothing leaks."""
@@ -65,7 +67,7 @@ class Engine:
         passes = ForwardPasses(session, self._states, self._recorder)
         while time.perf_counter_ns() < until_ns:
             self._take_arrivals(batch)
-            batch.plan()
+            batch.plan(may_admit=self._may_admit(batch, scheduler))
             outcome = await self._step(scheduler, batch)
             async with asyncio.TaskGroup() as running:
                 for run in batch.applied(outcome):
@@ -83,6 +85,7 @@ class Engine:
             try:
                 outcome = await scheduler.step(**batch.step())
             except StatepoolError as error:
+                self._admit_at = time.monotonic() + (error.retry_after or 0.0) * random.uniform(0.5, 1.5)  # noqa: S311
                 if not isinstance(error, PoolExhaustedError) or not batch.preempt():
                     self._recorder.error("step", error)
                     raise
@@ -90,6 +93,12 @@ class Engine:
             else:
                 self._record(outcome, time.perf_counter_ns() - start_ns)
                 return outcome
+
+    def _may_admit(self, batch: Batch, scheduler: AsyncScheduler) -> bool:
+        """Tells whether to begin sequences: not while the pool is short of blocks for those that run."""
+        if time.monotonic() < self._admit_at:
+            return False
+        return not (batch.running and scheduler.is_under_pressure)
 
     def _record(self, outcome: StepOutcome, nanoseconds: int) -> None:
         copies = len(outcome.post_copies) + len(outcome.pre_copies)

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from statepool.calls.blocks import BlockIds
-    from statepool.descriptions import Attachment, AttachOffer, CalculatedShapes, Pool, ServerInfo, SessionInfo
+    from statepool.descriptions import (
+        Attachment,
+        AttachOffer,
+        CalculatedShapes,
+        DrainProgress,
+        Pool,
+        ServerInfo,
+        SessionInfo,
+    )
     from statepool.layout import ConvLayout, Dtype, StateSpec
     from statepool.outcomes import SequencePage
     from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
@@ -356,6 +364,27 @@ class Client:
             AttachmentNotFoundError: No such attachment.
         """
         return self._transport.execute(calls.attachments.release_quarantine(attachment_id, condemned), timeout)
+
+    def drain(self, grace: float = 10.0, *, stop: bool = False, timeout: float | None = None) -> DrainProgress:
+        """Takes the server out of service, and waits until its sequences have finished.
+
+        No session, attachment or sequence begins any more (`DrainingError`), health is not serving, and schedulers are
+        told (`Scheduler.is_going_away`); what has begun goes on. Draining cannot be taken back; a call that comes again
+        joins in.
+
+        Args:
+            grace: Seconds to wait for the sequences.
+            stop: End the server, with exit code 0, when they have finished or the grace time is over. Else it stays
+                drained, and takes nothing from anybody, until it is stopped.
+            timeout: Deadline in seconds, on top of the grace time.
+
+        Returns:
+            What the server still holds.
+
+        Raises:
+            ValueError: A negative or endless grace time.
+        """
+        return self._transport.execute(calls.pool.drain(grace, stop), timeout)
 
     def close(self) -> None:
         """Ends the client's sessions, as well as it can, and the connection; closing twice does nothing."""

@@ -92,12 +92,17 @@ class GetServerInfoResponse(_message.Message):
     RUNTIME_VERSIONS_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     CONTINUED_INCARNATIONS_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
+    LOOP_LAG_FIELD_NUMBER: _builtins.int
+    IS_DRAINING_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The server process."""
     version: _builtins.str
     """Version of statepool."""
     pid: _builtins.int
     """Process id, in the server's own pid namespace."""
+    is_draining: _builtins.bool
+    """Whether the server drains, or has drained."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the process began to serve."""
@@ -118,6 +123,14 @@ class GetServerInfoResponse(_message.Message):
     def continued_incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Former server processes whose state this one has recovered: their sessions can be resumed."""
 
+    @_builtins.property
+    def background(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackgroundPart]:
+        """What works in the background; the death of any turns health to NOT_SERVING."""
+
+    @_builtins.property
+    def loop_lag(self) -> _duration_pb2.Duration:
+        """Longest delay of the event loop within the last ten seconds: how late it came to what was due."""
+
     def __init__(
         self,
         *,
@@ -129,14 +142,47 @@ class GetServerInfoResponse(_message.Message):
         runtime_versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         calls: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         continued_incarnations: _abc.Iterable[_builtins.int] | None = ...,
+        background: _abc.Iterable[Global___BackgroundPart] | None = ...,
+        loop_lag: _duration_pb2.Duration | None = ...,
+        is_draining: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loop_lag", b"loop_lag", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "continued_incarnations", b"continued_incarnations", "incarnation", b"incarnation", "pid", b"pid", "runtime_versions", b"runtime_versions", "start_time", b"start_time", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "calls", b"calls", "continued_incarnations", b"continued_incarnations", "incarnation", b"incarnation", "is_draining", b"is_draining", "loop_lag", b"loop_lag", "pid", b"pid", "runtime_versions", b"runtime_versions", "start_time", b"start_time", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class BackgroundPart(_message.Message):
+    """One of the things that a server does beside answering calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    IS_RUNNING_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name: "reaper", "attach listener", "heartbeat", …"""
+    is_running: _builtins.bool
+    """Whether it works."""
+    failure: _builtins.str
+    """What ended it, in one line; empty while it runs."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        is_running: _builtins.bool = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "is_running", b"is_running", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackgroundPart: _TypeAlias = BackgroundPart  # noqa: Y015
 
 @_typing.final
 class ReleaseQuarantineRequest(_message.Message):
@@ -246,3 +292,63 @@ class VerifyIntegrityResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyIntegrityResponse: _TypeAlias = VerifyIntegrityResponse  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    """Request of Drain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRACE_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    stop: _builtins.bool
+    """End the process, with exit code 0, when the sequences have finished or the grace time is over, as SIGTERM does. Else
+    nothing is taken from anybody: the server stays as it is until it is stopped.
+    """
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """How long sequences may take to finish; not set: the server's own drain timeout."""
+
+    def __init__(
+        self,
+        *,
+        grace: _duration_pb2.Duration | None = ...,
+        stop: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    """Response of Drain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The server process."""
+    sequences: _builtins.int
+    """Sequences that have not finished; 0: the server is drained."""
+    sessions: _builtins.int
+    """Sessions that are still open."""
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        sequences: _builtins.int = ...,
+        sessions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "sequences", b"sequences", "sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015

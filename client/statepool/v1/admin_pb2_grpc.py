@@ -50,6 +50,11 @@ class AdminServiceStub(object):
                 request_serializer=statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineRequest.SerializeToString,
                 response_deserializer=statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/statepool.v1.AdminService/Drain',
+                request_serializer=statepool_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=statepool_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -96,6 +101,21 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Takes the server out of service: no session, attachment or sequence begins any more (DRAINING), calls that wait for
+        blocks are refused, open Schedule streams are told (KIND_GOING_AWAY), health is NOT_SERVING (liveness stays
+        SERVING). What has begun goes on: leases are renewed, steps taken, copies run.
+
+        Answers when no sequence is left, or the grace time is over. Draining cannot be taken back. A call that comes again,
+        or a SIGTERM, joins the draining that is under way and may only shorten it; the end of the caller does not end it.
+
+        Errors:
+        * INVALID_ARGUMENT, BAD_FIELD: a negative grace time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +133,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ReleaseQuarantine,
                     request_deserializer=statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineRequest.FromString,
                     response_serializer=statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=statepool_dot_v1_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=statepool_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -197,6 +222,33 @@ class AdminService(object):
             '/statepool.v1.AdminService/ReleaseQuarantine',
             statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineRequest.SerializeToString,
             statepool_dot_v1_dot_admin__pb2.ReleaseQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statepool.v1.AdminService/Drain',
+            statepool_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+            statepool_dot_v1_dot_admin__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,6 +61,17 @@ class AdminServiceStub:
     * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
     * INVALID_ARGUMENT, BAD_FIELD: both an attachment and condemned blocks are named.
     """
+    Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
+    """Takes the server out of service: no session, attachment or sequence begins any more (DRAINING), calls that wait for
+    blocks are refused, open Schedule streams are told (KIND_GOING_AWAY), health is NOT_SERVING (liveness stays
+    SERVING). What has begun goes on: leases are renewed, steps taken, copies run.
+
+    Answers when no sequence is left, or the grace time is over. Draining cannot be taken back. A call that comes again,
+    or a SIGTERM, joins the draining that is under way and may only shorten it; the end of the caller does not end it.
+
+    Errors:
+    * INVALID_ARGUMENT, BAD_FIELD: a negative grace time.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -94,6 +105,17 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Errors:
     * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
     * INVALID_ARGUMENT, BAD_FIELD: both an attachment and condemned blocks are named.
+    """
+    Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
+    """Takes the server out of service: no session, attachment or sequence begins any more (DRAINING), calls that wait for
+    blocks are refused, open Schedule streams are told (KIND_GOING_AWAY), health is NOT_SERVING (liveness stays
+    SERVING). What has begun goes on: leases are renewed, steps taken, copies run.
+
+    Answers when no sequence is left, or the grace time is over. Draining cannot be taken back. A call that comes again,
+    or a SIGTERM, joins the draining that is under way and may only shorten it; the end of the caller does not end it.
+
+    Errors:
+    * INVALID_ARGUMENT, BAD_FIELD: a negative grace time.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,6 +165,23 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         * NOT_FOUND, ATTACHMENT_NOT_FOUND: no such attachment.
         * INVALID_ARGUMENT, BAD_FIELD: both an attachment and condemned blocks are named.
+        """
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _admin_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DrainResponse, _abc.Awaitable[_admin_pb2.DrainResponse]]:
+        """Takes the server out of service: no session, attachment or sequence begins any more (DRAINING), calls that wait for
+        blocks are refused, open Schedule streams are told (KIND_GOING_AWAY), health is NOT_SERVING (liveness stays
+        SERVING). What has begun goes on: leases are renewed, steps taken, copies run.
+
+        Answers when no sequence is left, or the grace time is over. Draining cannot be taken back. A call that comes again,
+        or a SIGTERM, joins the draining that is under way and may only shorten it; the end of the caller does not end it.
+
+        Errors:
+        * INVALID_ARGUMENT, BAD_FIELD: a negative grace time.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

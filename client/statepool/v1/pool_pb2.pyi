@@ -280,6 +280,8 @@ class Limits(_message.Message):
     MAX_SEQUENCES_FIELD_NUMBER: _builtins.int
     MAX_STEP_HASHES_FIELD_NUMBER: _builtins.int
     MAX_ATTACHMENTS_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_FIELD_NUMBER: _builtins.int
+    MAX_SESSION_CALLS_FIELD_NUMBER: _builtins.int
     max_batch: _builtins.int
     """Rows (blocks, hashes, requests) of one request."""
     max_copy_specs: _builtins.int
@@ -304,6 +306,10 @@ class Limits(_message.Message):
     """Prefix hashes of all admissions of one engine step."""
     max_attachments: _builtins.int
     """Processes that are attached, or about to be."""
+    max_calls: _builtins.int
+    """Calls of everybody under way, without the streams that last as long as their client; more are OVERLOADED."""
+    max_session_calls: _builtins.int
+    """Calls of one session under way, without those that only give something back."""
     def __init__(
         self,
         *,
@@ -319,10 +325,12 @@ class Limits(_message.Message):
         max_sequences: _builtins.int = ...,
         max_step_hashes: _builtins.int = ...,
         max_attachments: _builtins.int = ...,
+        max_calls: _builtins.int = ...,
+        max_session_calls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_attachments", b"max_attachments", "max_batch", b"max_batch", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sequences", b"max_sequences", "max_sessions", b"max_sessions", "max_step_hashes", b"max_step_hashes", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_attachments", b"max_attachments", "max_batch", b"max_batch", "max_calls", b"max_calls", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sequences", b"max_sequences", "max_session_calls", b"max_session_calls", "max_sessions", b"max_sessions", "max_step_hashes", b"max_step_hashes", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,8 +14,10 @@ Conventions of the whole package:
 * Errors are gRPC status codes with a `google.rpc.ErrorInfo` (domain "statepool", a reason from the list beside each
   RPC) in the status details, a `google.rpc.RetryInfo` where a retry helps and a `google.rpc.BadRequest` where one
   field is at fault. A refused request has changed nothing.
-* Any RPC may answer UNAVAILABLE (DRAINING: the server is shutting down; OVERLOADED: a queue is full) and
-  INVALID_ARGUMENT (BAD_FIELD, COLUMN_LENGTH_MISMATCH, BATCH_TOO_LARGE); the lists name what is particular.
+* Any RPC may answer UNAVAILABLE (DRAINING: the server is going to stop; OVERLOADED: a queue is full, as many calls are
+  under way as may be, or the work ahead takes longer than the call's deadline; RetryInfo tells when it will be done)
+  and INVALID_ARGUMENT (BAD_FIELD, COLUMN_LENGTH_MISMATCH, BATCH_TOO_LARGE); the lists name what is particular.
+* A stream whose client takes or sends nothing for too long where it has to is ended: UNAVAILABLE, STREAM_STALLED.
 * A mutating RPC takes a `request_id`: any string of up to 64 bytes, unique per session and call (a random 128-bit number
   is fine). The same id with the same request answers the same again and does nothing; with another request it is refused
   (REQUEST_ID_REUSED); the incarnation in its session is not part of what makes requests the same. Empty: no such protection. The server remembers a bounded number of ids per session, see

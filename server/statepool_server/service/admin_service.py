@@ -3,6 +3,7 @@
 import os
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from statepool.errors import BadFieldError
@@ -12,6 +13,9 @@ from statepool_server import convert
 from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
+from statepool_server.service.draining import Drain
+from statepool_server.service.heartbeat import Heartbeat
+from statepool_server.service.supervision import Part
 from statepool_server.service.verifying import Verifier
 
 
@@ -19,12 +23,37 @@ class AdminService:
     """Handlers of ``statepool.v1.AdminService``."""
 
     def __init__(
-        self, core: Core, counts: Counter[tuple[str, str]], processes: AttachedProcesses, verifier: Verifier
+        self,
+        core: Core,
+        *,
+        counts: Counter[tuple[str, str]],
+        processes: AttachedProcesses,
+        verifier: Verifier,
+        parts: Sequence[Part],
+        heartbeat: Heartbeat,
+        drain: Drain,
+        drain_timeout: float,
     ) -> None:
+        """Builds the handlers.
+
+        Args:
+            core: What the services share.
+            counts: Calls answered, by full method name and status code.
+            processes: Attached processes.
+            verifier: Compares checksums.
+            parts: What works in the background.
+            heartbeat: Measures the event loop.
+            drain: The way down.
+            drain_timeout: Seconds that sequences have to finish when nobody says otherwise.
+        """
         self._core = core
         self._verifier = verifier
-        self._processes = processes
         self._counts = counts
+        self._processes = processes
+        self._parts = parts
+        self._heartbeat = heartbeat
+        self._drain = drain
+        self._drain_timeout = drain_timeout
 
     async def GetServerInfo(self, _request: pb.GetServerInfoRequest, _context: Context) -> pb.GetServerInfoResponse:
         """Tells what this process is."""
@@ -39,6 +68,12 @@ class AdminService:
             | {name: version(name) for name in ("grpcio", "protobuf", "torch")},
             continued_incarnations=sorted(core.continued_incarnations),
             calls={f"{method}:{code}": count for (method, code), count in self._counts.items()},
+            background=[
+                pb.BackgroundPart(name=part.name, is_running=not part.failure, failure=part.failure)
+                for part in self._parts
+            ],
+            loop_lag=convert.duration(round(self._heartbeat.lag * 1e9)),
+            is_draining=self._drain.begun.is_set(),
         )
 
     async def VerifyIntegrity(
@@ -65,3 +100,13 @@ class AdminService:
         else:
             cleared = self._verifier.pardon()
         return pb.ReleaseQuarantineResponse(incarnation=self._core.incarnation, cleared_blocks=cleared)
+
+    async def Drain(self, request: pb.DrainRequest, _context: Context) -> pb.DrainResponse:
+        """Takes the server out of service."""
+        grace = self._drain_timeout
+        if request.HasField("grace"):
+            grace = convert.duration_ns(request.grace, "grace") / 1e9
+        self._drain.begin(stop_within=grace if request.stop else None)
+        await self._drain.wait(grace)
+        usage = self._core.pool.usage()
+        return pb.DrainResponse(incarnation=self._core.incarnation, sequences=usage.sequences, sessions=usage.sessions)

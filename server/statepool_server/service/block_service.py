@@ -10,10 +10,11 @@ from statepool.errors import BadFieldError, BatchTooLargeError, PoolExhaustedErr
 from statepool.v1 import block_pb2 as pb
 from statepool.wire import refs_to_wire
 from statepool_server import convert
-from statepool_server.service.calls import Context
+from statepool_server.service.calls import Context, time_remaining
 from statepool_server.service.core import Core
 from statepool_server.service.ledger import Kind
 from statepool_server.service.replays import Reply
+from statepool_server.service.stalls import Stalls
 from statepool_server.service.streams import BlockStreams
 from statepool_server.service.verifying import Verifier
 from statepool_server.work import MemoryWork
@@ -25,8 +26,8 @@ MAX_WAIT_NS = 3600 * 10**9
 class BlockService(BlockStreams):
     """Handlers of ``statepool.v1.BlockService``; those of byte streams are inherited."""
 
-    def __init__(self, core: Core, stall_timeout: float, verifier: Verifier) -> None:
-        super().__init__(core, stall_timeout)
+    def __init__(self, core: Core, stalls: Stalls, verifier: Verifier) -> None:
+        super().__init__(core, stalls)
         self._core = core
         self._verifier = verifier
         core.register(Kind.ALLOCATE_BLOCKS, pb.AllocateBlocksRequest, self._allocate)
@@ -52,7 +53,7 @@ class BlockService(BlockStreams):
                 max_wait = 0.0  # no wait can help
             try:
                 reply = await core.waiting.run(
-                    lambda: self._attempt(request), lambda: core.pool.check_session(*session), max_wait
+                    lambda: self._attempt(request, context), lambda: core.pool.check_session(*session), max_wait
                 )
             except PoolExhaustedError as error:
                 raise self._counted(error, request.count) from error
@@ -86,9 +87,9 @@ class BlockService(BlockStreams):
         self._core.blocks_changed()
         return reply.response
 
-    async def CopyBlocks(self, request: pb.CopyBlocksRequest, _context: Context) -> Message:
+    async def CopyBlocks(self, request: pb.CopyBlocksRequest, context: Context) -> Message:
         """Copies states between blocks and answers when it is done."""
-        self._core.copies.check_room()
+        self._core.copies.check_room(time_remaining(context))
         return await self._core.answer(self._core.once(Kind.COPY_BLOCKS, request), "the call")
 
     async def ComputeCopySpecs(
@@ -123,12 +124,12 @@ class BlockService(BlockStreams):
 
     # Acts
 
-    def _attempt(self, request: pb.AllocateBlocksRequest) -> Reply:
+    def _attempt(self, request: pb.AllocateBlocksRequest, context: Context) -> Reply:
         core = self._core
         reply = core.remembered(request)  # the same request may have been ahead in the line
         if reply is None:
             if _zeroes(request):
-                core.copies.check_room()
+                core.copies.check_room(time_remaining(context))
             reply = core.ledger.perform(Kind.ALLOCATE_BLOCKS, request)
             core.blocks_taken()
         return reply
@@ -224,9 +225,5 @@ def _zeroes(request: pb.AllocateBlocksRequest) -> bool:
 
 def _wait_seconds(max_wait: Duration, context: Context) -> float:
     wait_ns = min(convert.duration_ns(max_wait, "max_wait"), MAX_WAIT_NS)
-    remaining = _time_remaining(context)
+    remaining = time_remaining(context)
     return wait_ns / 1e9 if remaining is None else min(wait_ns / 1e9, remaining)
-
-
-def _time_remaining(context: Context) -> float | None:
-    return context.time_remaining()  # None without a deadline, which the stubs do not know

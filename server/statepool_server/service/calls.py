@@ -1,4 +1,4 @@
-"""What every call goes through: decoding, the drain gate, errors to statuses, counts, one log line."""
+"""What every call goes through: gates of draining and overload, decoding, errors to statuses, counts, a log line."""
 
 import asyncio
 import time
@@ -13,8 +13,11 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from statepool.errors import BadFieldError, Code, DrainingError, StatepoolError
+from statepool.errors import BadFieldError, Code, StatepoolError
 from statepool.status import message_of, trailers_of
+from statepool_server.service.admission import Gate
+from statepool_server.service.core import Core
+from statepool_server.service.draining import LAST_WORDS_SECONDS, draining_error
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 """Context of a call."""
@@ -22,43 +25,42 @@ Handler: TypeAlias = Callable[[Any, Context], Awaitable[Message | None]]
 """Handles one call: takes the request (or an iterator over requests) and returns the response; a handler of a streaming
 response writes to the context and returns None."""
 
-DRAIN_RETRY_SECONDS = 1.0
-"""Hint to callers of a draining server: a restart takes about as long."""
-
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
-_ALLOWED_WHILE_DRAINING = frozenset(
-    {
-        *("FreeBlocks", "DeleteSession", "KeepAlive", "GetPool", "GetServerInfo", "Step", "Schedule", "ListSequences"),
-        *("DetachPool", "ListAttachments", "ReleaseQuarantine"),
-    }
-)
+_BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "LookupPrefix"})
+"""What a draining server refuses; all else may bring to an end what has begun. Steps look for themselves."""
 
 _log = structlog.get_logger("statepool.calls")
 
 
-def draining_error() -> DrainingError:
-    """Tells a caller that the server is shutting down."""
-    return DrainingError("the server is shutting down", retry_after=DRAIN_RETRY_SECONDS)
+def time_remaining(context: Context) -> float | None:
+    """Tells how many seconds are left until a call's deadline."""
+    return context.time_remaining()  # None without a deadline, which the stubs do not know
 
 
 class _Malformed:
-    """Stands for a request whose bytes are no message of its type; whoever looks into it refuses it."""
+    """Stands for a message of a stream whose bytes are no message of its type; whoever looks into it refuses it."""
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise BadFieldError("the request's bytes are not a message of its type")
+        raise _malformed()
 
 
 class Calls:
     """Registers services on a server so that every call is treated alike.
 
     Attributes:
-        draining: Set when the server stops: new work is refused, streams that wait for their client end.
         counts: Calls answered, by (full method name, status code name).
     """
 
-    def __init__(self) -> None:
-        self.draining = asyncio.Event()
+    def __init__(self, core: Core, draining: asyncio.Event) -> None:
+        """Begins without services.
+
+        Args:
+            core: What the services share.
+            draining: Set when nothing may begin any more.
+        """
         self.counts: Counter[tuple[str, str]] = Counter()
+        self._core = core
+        self._draining = draining
 
     def register(self, server: grpc.aio.Server, service: ServiceDescriptor, servicer: object) -> None:
         """Registers a servicer that has one `Handler` per method of the service, by the method's name.
@@ -84,23 +86,29 @@ class Calls:
         )
         return build(
             self._guarded(method, handler),
-            request_deserializer=partial(_decode, request_type),
+            request_deserializer=partial(_decode, request_type) if method.client_streaming else None,
             response_serializer=response_type.SerializeToString,
         )
 
     def _guarded(self, method: MethodDescriptor, handler: Handler) -> Handler:
         name = f"{method.containing_service.full_name}/{method.name}"
-        admitted_while_draining = method.name in _ALLOWED_WHILE_DRAINING
+        is_beginning, gate = method.name in _BEGINNINGS, self._core.admission.gate(method)
+        admitted = handler if method.client_streaming else self._decoded(method, gate, handler)
 
         async def call(request: Any, context: Context) -> Message | None:
             started_ns, code, reason = time.perf_counter_ns(), "OK", ""
             try:
-                if self.draining.is_set() and not admitted_while_draining:
+                if is_beginning and self._draining.is_set():
                     raise draining_error()
-                return await handler(request, context)
-            except StatepoolError as error:
+                gate.enter()
+                try:
+                    return await admitted(request, context)
+                finally:
+                    gate.leave()
+            except StatepoolError as raised:
+                error = self._core.turnover.complete(raised)
                 code, reason = error.code.name, error.reason
-                await context.abort(_STATUS[error.code], message_of(error), trailers_of(error))
+                await _end(context, error)
             except asyncio.CancelledError:
                 code = Code.CANCELLED.name
                 raise
@@ -114,6 +122,35 @@ class Calls:
                 _log.debug("call", method=name, code=code, reason=reason, elapsed_us=elapsed_us)
 
         return call
+
+    def _decoded(self, method: MethodDescriptor, gate: Gate, handler: Handler) -> Handler:
+        """Wraps a handler of one request: takes its bytes, which nobody has looked into before the call was let in."""
+        request_type, admission = GetMessageClass(method.input_type), self._core.admission
+
+        async def call(data: bytes, context: Context) -> Message | None:
+            try:
+                request: Any = request_type.FromString(data)
+            except DecodeError:
+                raise _malformed() from None
+            if not gate.is_by_session:
+                return await handler(request, context)
+            with admission.of_session(request.session.session_id):
+                return await handler(request, context)
+
+        return call
+
+
+async def _end(context: Context, error: StatepoolError) -> NoReturn:
+    """Ends a call with a status, without waiting for ever for a client who does not take what stands before it."""
+    try:
+        async with asyncio.timeout(LAST_WORDS_SECONDS):
+            await context.abort(_STATUS[error.code], message_of(error), trailers_of(error, time_remaining(context)))
+    except TimeoutError:
+        raise asyncio.CancelledError from None  # the rest is gRPC's, which keeps no more than the stream's window
+
+
+def _malformed() -> BadFieldError:
+    return BadFieldError("the request's bytes are not a message of its type")
 
 
 def _decode(request_type: type[Message], data: bytes) -> Message | _Malformed:

@@ -7,12 +7,10 @@ from typing import Any, TypeVar
 
 import structlog
 
-from statepool.errors import OverloadedError, StatepoolError
+from statepool.errors import StatepoolError
+from statepool_server.service.flow import Flow
 
 T = TypeVar("T")
-
-RETRY_SECONDS = 0.05
-"""Hint to a caller that found the queue full; a queue of copies drains in milliseconds."""
 
 _log = structlog.get_logger("statepool.copying")
 
@@ -27,16 +25,20 @@ class CopyThreads:
     def __init__(self, threads: int, limit: int) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="statepool-copy")
         self._limit = limit
+        self._flow = Flow("copies")
         self._running: set[asyncio.Future[Any]] = set()
 
-    def check_room(self) -> None:
+    def check_room(self, seconds: float | None = None) -> None:
         """Refuses new work before anything was changed for it.
 
+        Args:
+            seconds: How long the caller can wait for it; None: as long as it takes.
+
         Raises:
-            OverloadedError: As much work is queued as may be.
+            OverloadedError: As much work is queued as may be, or more than is done in time: work that nobody waits for
+                any more would only hold up the work of others.
         """
-        if len(self._running) >= self._limit:
-            raise OverloadedError(f"{self._limit} copies are queued already", retry_after=RETRY_SECONDS)
+        self._flow.check(self._limit, seconds)
 
     def submit(self, work: Callable[[], T], release: Callable[[], None] | None = None) -> "asyncio.Future[T]":
         """Starts work.
@@ -50,9 +52,11 @@ class CopyThreads:
         """
         future = asyncio.get_running_loop().run_in_executor(self._executor, work)
         self._running.add(future)
+        self._flow.begin()
 
         def ended(future: "asyncio.Future[T]") -> None:
             self._running.discard(future)
+            self._flow.end()
             error = None if future.cancelled() else future.exception()
             if error is not None and not isinstance(error, StatepoolError):
                 _log.error("copy failed", exc_info=error)

@@ -16,9 +16,11 @@ from statepool_server.convert import Convert
 from statepool_server.limits import Limits
 from statepool_server.memory import Memory
 from statepool_server.pool import Pool
+from statepool_server.service.admission import Admission
 from statepool_server.service.copying import CopyThreads
 from statepool_server.service.ledger import Kind, Ledger, MessageCodec
 from statepool_server.service.replays import Replays, Reply
+from statepool_server.service.turnover import Turnover
 from statepool_server.service.waiting import WaitingLine
 from statepool_server.service.works import Works
 
@@ -76,10 +78,16 @@ class Core:
         self.copies = copies
         self.convert = Convert(limits, self.incarnation)
         self.replays = Replays(limits.max_replays)
+        self.admission = Admission(
+            max_calls=limits.max_calls,
+            max_session_calls=limits.max_session_calls,
+            max_sessions=limits.max_sessions,
+        )
+        self.turnover = Turnover(pool)
         self.ledger = Ledger(pool)
         self.works = Works(self.ledger, pool, memory, copies, self.blocks_changed)
-        self.waiting: WaitingLine[Reply] = WaitingLine(limits.max_waiting_allocations)
-        self.block_listeners: list[Callable[[], None]] = []
+        self.waiting: WaitingLine[Reply] = WaitingLine(limits.max_waiting_allocations, self.turnover.hint)
+        self.block_listeners: list[Callable[[], None]] = [self.turnover.blocks_changed]
         self.session_listeners: list[Callable[[Sequence[int]], None]] = []
         self.forgetters: list[Callable[[int], None]] = []
         self.started_ns = time.time_ns()

@@ -113,6 +113,8 @@ class PoolService:
             max_sequences=limits.max_sequences,
             max_step_hashes=limits.max_step_hashes,
             max_attachments=limits.max_attachments,
+            max_calls=limits.max_calls,
+            max_session_calls=limits.max_session_calls,
         )
 
 

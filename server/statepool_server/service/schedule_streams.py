@@ -2,43 +2,70 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from statepool.errors import StatepoolError, StreamReplacedError
 from statepool.v1 import sequence_pb2 as pb
-from statepool_server.service.calls import Context, draining_error
+from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
+from statepool_server.service.stalls import Stalls
 
 RELIEF = 2
 """Blocks are plenty again when so many times the threshold are free or evictable, so that notices do not flutter."""
+
+_TAKEN_BACK = {
+    pb.Notice.KIND_PRESSURE: pb.Notice.KIND_RELIEF,
+    pb.Notice.KIND_RELIEF: pb.Notice.KIND_PRESSURE,
+    pb.Notice.KIND_GOING_AWAY: pb.Notice.KIND_GOING_AWAY,
+}
+"""What each notice says is true no longer; so a client that reads slowly has two notices before it at most."""
 
 
 class ScheduleStream:
     """One open stream."""
 
-    def __init__(self, core: Core, session: tuple[int, int], context: Context) -> None:
+    def __init__(self, core: Core, session: tuple[int, int], context: Context, stalls: Stalls) -> None:
         self._core = core
         self._context = context
+        self._stalls = stalls
         self._writing = asyncio.Lock()
-        self._news: asyncio.Queue[pb.Notice.Kind.ValueType] = asyncio.Queue()
+        self._news: deque[pb.Notice.Kind.ValueType] = deque()
+        self._is_told = asyncio.Event()
         self._handler = asyncio.current_task()
         self.session = session
         self.error: StatepoolError | None = None
 
     async def send(self, message: pb.ScheduleResponse) -> None:
-        """Writes a message; answers and notices take turns."""
+        """Writes a message; answers and notices take turns.
+
+        Raises:
+            StreamStalledError: The client takes nothing.
+        """
         async with self._writing:
-            await self._context.write(message)
+            await self._stalls.moving(self._context.write(message), "the reader")
 
     def tell(self, kind: "pb.Notice.Kind.ValueType") -> None:
-        """Has a notice written."""
-        self._news.put_nowait(kind)
+        """Has a notice written; one that takes back what was not written yet takes its place."""
+        with contextlib.suppress(ValueError):
+            self._news.remove(_TAKEN_BACK[kind])
+        self._news.append(kind)
+        self._is_told.set()
 
     async def write_notices(self) -> None:
         """Writes notices as they come."""
         while True:
-            notice = pb.Notice(kind=await self._news.get(), usage=self._core.usage())
-            await self.send(pb.ScheduleResponse(incarnation=self._core.incarnation, notice=notice))
+            await self._is_told.wait()
+            self._is_told.clear()
+            while self._news:
+                notice = pb.Notice(kind=self._news.popleft(), usage=self._core.usage())
+                await self.send(pb.ScheduleResponse(incarnation=self._core.incarnation, notice=notice))
+
+    def notices_ended(self, notices: "asyncio.Task[None]") -> None:
+        """Ends the stream when a notice could not be written."""
+        error = None if notices.cancelled() else notices.exception()
+        if isinstance(error, StatepoolError):
+            self.end(error)
 
     def end(self, error: StatepoolError) -> None:
         """Ends the stream with a status, also while it waits for its client."""
@@ -50,19 +77,20 @@ class ScheduleStream:
 class ScheduleStreams:
     """All open streams, at most one of a session."""
 
-    def __init__(self, core: Core, pressure: float) -> None:
+    def __init__(self, core: Core, pressure: float, stalls: Stalls) -> None:
         """Builds the list.
 
         Args:
             core: What the services share.
             pressure: Share of the blocks below which free and evictable ones are scarce.
+            stalls: Bounds how long a client may stand still.
         """
         self._core = core
+        self._stalls = stalls
         self._scarce = round(pressure * core.pool.capacity)
         self._is_scarce = False
         self._open: dict[int, ScheduleStream] = {}  # by session id
         self._draining = False
-        self._progress = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def opened(self, session: tuple[int, int], context: Context) -> AsyncIterator[ScheduleStream]:
@@ -74,13 +102,14 @@ class ScheduleStreams:
         Raises:
             StatepoolError: What the stream was ended with.
         """
-        stream = ScheduleStream(self._core, session, context)
+        stream = ScheduleStream(self._core, session, context, self._stalls)
         former = self._open.get(session[0])
         if former is not None:
             former.end(StreamReplacedError("the session has opened another stream", field="open"))
         self._open[session[0]] = stream
         self._tell_news(stream)
         notices = asyncio.create_task(stream.write_notices())
+        notices.add_done_callback(stream.notices_ended)
         try:
             yield stream
         except asyncio.CancelledError:
@@ -90,13 +119,10 @@ class ScheduleStreams:
         finally:
             if self._open.get(session[0]) is stream:
                 del self._open[session[0]]
-            self._progress.set()
             notices.cancel()
 
     def blocks_changed(self) -> None:
         """Tells all streams when blocks have become scarce, or plenty again."""
-        if self._draining:
-            self._progress.set()
         blocks = self._core.pool.blocks
         room = blocks.free_count + len(blocks.evictable)
         if room < self._scarce if not self._is_scarce else room >= RELIEF * self._scarce:
@@ -112,22 +138,16 @@ class ScheduleStreams:
             except StatepoolError as error:
                 stream.end(error)
 
-    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - part of a longer shutdown
-        """Tells every stream that the server is going to stop, lets it finish its sequences, and ends it.
-
-        Args:
-            timeout: Seconds after which streams are ended whatever they still have.
-        """
+    def going_away(self) -> None:
+        """Tells every stream, and every one that opens from now on, that the server is going to stop."""
         self._draining = True
         for stream in self._open.values():
             stream.tell(pb.Notice.KIND_GOING_AWAY)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                while any(map(self._core.pool.sequences.count_of, self._open)):
-                    self._progress.clear()
-                    await self._progress.wait()
+
+    def end(self, error: StatepoolError) -> None:
+        """Ends every stream with a status."""
         for stream in list(self._open.values()):
-            stream.end(draining_error())
+            stream.end(error)
 
     def _tell_news(self, stream: ScheduleStream) -> None:
         if self._is_scarce:

@@ -14,6 +14,7 @@ from statepool.v1 import sequence_pb2 as pb
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
 from statepool_server.service.schedule_streams import ScheduleStreams
+from statepool_server.service.stalls import Stalls
 from statepool_server.service.steps import Steps
 from statepool_server.step_convert import sequences_to_wire
 
@@ -23,8 +24,9 @@ _SESSION_IS_LOST = (SessionExpiredError, SessionFencedError, SessionNotFoundErro
 class SequenceService:
     """Handlers of ``statepool.v1.SequenceService``."""
 
-    def __init__(self, core: Core, steps: Steps, streams: ScheduleStreams) -> None:
+    def __init__(self, core: Core, steps: Steps, streams: ScheduleStreams, stalls: Stalls) -> None:
         self._core = core
+        self._stalls = stalls
         self._steps = steps
         self._streams = streams
 
@@ -36,7 +38,7 @@ class SequenceService:
 
     async def Schedule(self, requests: AsyncIterator[pb.ScheduleRequest], context: Context) -> None:
         """Applies steps for as long as the client likes."""
-        first = await anext(requests, None)
+        first = await self._stalls.moving(anext(requests, None), "the writer")
         if first is None or first.WhichOneof("message") != "open":
             raise BadFieldError("the first message of the stream must open it", field="open")
         session = self._core.convert.session(first.open)
@@ -66,7 +68,7 @@ class SequenceService:
         except _SESSION_IS_LOST:
             raise
         except StatepoolError as error:
-            refusal = pb.StepRefusal(step=step.step, error=error_to_wire(error))
+            refusal = pb.StepRefusal(step=step.step, error=error_to_wire(self._core.turnover.complete(error)))
             return pb.ScheduleResponse(incarnation=incarnation, refusal=refusal)
 
     def _opened(self, session_id: int) -> pb.ScheduleResponse:

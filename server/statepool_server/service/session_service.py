@@ -15,10 +15,12 @@ from statepool.v1 import session_pb2 as pb
 from statepool.v1 import types_pb2
 from statepool_server import convert
 from statepool_server.answers import SessionInfo
-from statepool_server.service.calls import Context, draining_error
+from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
+from statepool_server.service.draining import draining_error
 from statepool_server.service.ledger import Kind, MessageCodec
 from statepool_server.service.replays import Replays, Reply, Ticket
+from statepool_server.service.stalls import Stalls
 
 _NO_SESSION = 0
 _log = structlog.get_logger("statepool.sessions")
@@ -27,17 +29,19 @@ _log = structlog.get_logger("statepool.sessions")
 class SessionService:
     """Handlers of ``statepool.v1.SessionService``."""
 
-    def __init__(self, core: Core, lease_changed: Callable[[], None], draining: asyncio.Event) -> None:
+    def __init__(self, core: Core, lease_changed: Callable[[], None], over: asyncio.Event, stalls: Stalls) -> None:
         """Builds the handlers.
 
         Args:
             core: What the services share.
             lease_changed: Called when a lease may now be the next to end.
-            draining: Set when the server stops.
+            over: Set when streams that wait for their client have to end.
+            stalls: Bounds how long a peer may stand still.
         """
         self._core = core
         self._lease_changed = lease_changed
-        self._draining = draining
+        self._over = over
+        self._stalls = stalls
         core.ledger.register(Kind.CREATE_SESSION, MessageCodec(pb.CreateSessionRequest), self._create)
         core.ledger.register(Kind.KEEP_ALIVE, MessageCodec(pb.KeepAliveRequest), self._keep_alive, can_be_refused=False)
         core.ledger.register(
@@ -60,11 +64,11 @@ class SessionService:
 
     async def KeepAlive(self, requests: AsyncIterator[pb.KeepAliveRequest], context: Context) -> None:
         """Renews leases for as long as the client likes."""
-        async for request in self._until_draining(requests):
+        async for request in self._until_over(requests):
             self._core.convert.batch(len(request.sessions), "sessions")
             response = self._core.ledger.perform(Kind.KEEP_ALIVE, request)
             self._lease_changed()
-            await context.write(response)
+            await self._stalls.moving(context.write(response), "the reader")
 
     async def GetSession(self, request: pb.GetSessionRequest, _context: Context) -> pb.GetSessionResponse:
         """Returns one session."""
@@ -113,13 +117,13 @@ class SessionService:
         self._core.forget_sessions([session_id])
         return pb.DeleteSessionResponse(incarnation=self._core.incarnation, released_references=released)
 
-    async def _until_draining(self, requests: AsyncIterator[pb.KeepAliveRequest]) -> AsyncIterator[pb.KeepAliveRequest]:
+    async def _until_over(self, requests: AsyncIterator[pb.KeepAliveRequest]) -> AsyncIterator[pb.KeepAliveRequest]:
         """Passes requests on; without it a stream that waits for its client would hold the end of the server up."""
-        draining = asyncio.ensure_future(self._draining.wait())
+        over = asyncio.ensure_future(self._over.wait())
         try:
             while True:
                 coming = asyncio.ensure_future(anext(requests, None))
-                await asyncio.wait({coming, draining}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
                 if not coming.done():
                     coming.cancel()
                     raise draining_error()
@@ -128,7 +132,7 @@ class SessionService:
                     return
                 yield request
         finally:
-            draining.cancel()
+            over.cancel()
 
     def _renew(self, ref: types_pb2.SessionRef, now_ns: int) -> pb.KeepAliveResult:
         try:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from statepool.errors import ChecksumMismatchError, StepOutOfOrderError
 from statepool.v1 import sequence_pb2 as pb
 from statepool_server.events import NO_IDS
-from statepool_server.service.calls import draining_error
 from statepool_server.service.core import Core
+from statepool_server.service.draining import draining_error
 from statepool_server.service.ledger import Kind
 from statepool_server.service.verifying import Verifier
 from statepool_server.step_convert import StepConvert, outcome_to_wire

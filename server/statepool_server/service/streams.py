@@ -1,7 +1,8 @@
 """Byte streams of block images: ReadBlocks and WriteBlocks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -12,7 +13,6 @@ from statepool.errors import (
     BatchTooLargeError,
     BlockIndexOutOfRangeError,
     ChecksumMismatchError,
-    DeadlineExceededError,
     LayoutMismatchError,
 )
 from statepool.refs import BlockRefs
@@ -20,6 +20,7 @@ from statepool.v1 import block_pb2 as pb
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
 from statepool_server.service.ledger import Kind, MessageCodec
+from statepool_server.service.stalls import Stalls
 from statepool_server.work import MemoryWork
 
 T = TypeVar("T")
@@ -28,15 +29,15 @@ T = TypeVar("T")
 class BlockStreams:
     """Handlers that stream bytes; a stream pins its blocks, and lasts no longer than its peer moves."""
 
-    def __init__(self, core: Core, stall_timeout: float) -> None:
+    def __init__(self, core: Core, stalls: Stalls) -> None:
         """Builds the handlers.
 
         Args:
             core: What the services share.
-            stall_timeout: Seconds that a peer may stand still.
+            stalls: Bounds how long a peer may stand still.
         """
         self._core = core
-        self._stall_timeout = stall_timeout
+        self._stalls = stalls
         core.ledger.register(Kind.READ_BLOCKS, MessageCodec(pb.ReadBlocksRequest), self._pin_read)
         core.ledger.register(Kind.WRITE_BLOCKS, MessageCodec(pb.WriteBlocksHeader), self._pin_write)
 
@@ -52,7 +53,7 @@ class BlockStreams:
                     length = min(core.limits.max_chunk_bytes, end - offset)
                     chunk = await pinned.run(partial(self._read, rank_index, block_id, offset, length))
                     chunk.block_index = block_index
-                    await self._moving(context.write(chunk), "the reader")
+                    await self._stalls.moving(context.write(chunk), "the reader")
 
     async def WriteBlocks(
         self, requests: AsyncIterator[pb.WriteBlocksRequest], _context: Context
@@ -65,14 +66,21 @@ class BlockStreams:
         rank_index = self._rank_index(header.rank_index)
         self._check_fingerprint(header.layout_fingerprint)
         written = 0
-        async with _Pinned(core, core.ledger.perform(Kind.WRITE_BLOCKS, header)) as pinned:
-            while (message := await self._moving(anext(requests, None), "the writer")) is not None:
+        async with self._writing(header) as pinned:
+            while (message := await self._stalls.moving(anext(requests, None), "the writer")) is not None:
                 chunk = self._checked_chunk(message, refs)
                 core.pool.check_session(*session)  # a session that was lost meanwhile writes nothing more
                 block_id = int(refs.block_ids[chunk.block_index])
                 await pinned.run(partial(self._write, rank_index, block_id, chunk))
                 written += len(chunk.data)
         return pb.WriteBlocksResponse(incarnation=core.incarnation, written_bytes=written)
+
+    @contextlib.asynccontextmanager
+    async def _writing(self, header: pb.WriteBlocksHeader) -> "AsyncIterator[_Pinned]":
+        core = self._core
+        with core.admission.of_session(header.session.session_id):
+            async with _Pinned(core, core.ledger.perform(Kind.WRITE_BLOCKS, header)) as pinned:
+                yield pinned
 
     def _pin_read(self, request: pb.ReadBlocksRequest, _now_ns: int) -> int:
         core, session = self._core, self._core.convert.session(request.session)
@@ -115,7 +123,7 @@ class BlockStreams:
         self._core.memory.write_image(rank_index, block_id, chunk.offset, data)
 
     async def _header(self, requests: AsyncIterator[pb.WriteBlocksRequest]) -> pb.WriteBlocksHeader:
-        first = await self._moving(anext(requests, None), "the writer")
+        first = await self._stalls.moving(anext(requests, None), "the writer")
         if first is None or first.WhichOneof("message") != "header":
             raise BadFieldError("the first message of the stream must be a header", field="header")
         return first.header
@@ -142,13 +150,6 @@ class BlockStreams:
             )
         self._end_of_range(chunk.offset, len(chunk.data))
         return chunk
-
-    async def _moving(self, step: Awaitable[T], who: str) -> T:
-        try:
-            async with asyncio.timeout(self._stall_timeout):
-                return await step
-        except TimeoutError:
-            raise DeadlineExceededError(f"{who} stood still for {self._stall_timeout:g} s") from None
 
 
 class _Pinned:

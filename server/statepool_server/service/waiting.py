@@ -7,12 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from statepool.errors import DrainingError, OverloadedError, PoolExhaustedError, StatepoolError
+from statepool.errors import OverloadedError, PoolExhaustedError, StatepoolError
 
 T = TypeVar("T")
-
-RETRY_SECONDS = 0.1
-"""Hint to a caller that found no blocks or a full queue; blocks usually come back within a few engine steps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,8 +26,15 @@ class WaitingLine(Generic[T]):
     waits, else in the step that freed blocks (`serve`), so that blocks cannot slip to somebody else in between.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, hint: Callable[[int], float]) -> None:
+        """Makes a line.
+
+        Args:
+            limit: Callers that may wait.
+            hint: Tells in how many seconds so many of them may have been served.
+        """
         self._limit = limit
+        self._hint = hint
         self._line: deque[_Waiter[T]] = deque()
 
     def __len__(self) -> int:
@@ -61,14 +65,12 @@ class WaitingLine(Generic[T]):
                 if max_wait <= 0:
                     raise
         elif max_wait <= 0:
-            raise PoolExhaustedError(
-                f"{len(self)} calls wait for blocks already", field="count", retry_after=RETRY_SECONDS
-            )
+            raise self._exhausted(f"{len(self)} calls wait for blocks already")
         return await self._wait(attempt, check, max_wait)
 
     async def _wait(self, attempt: Callable[[], T], check: Callable[[], None], max_wait: float) -> T:
         if len(self) >= self._limit:
-            raise OverloadedError(f"{self._limit} calls wait for blocks already", retry_after=RETRY_SECONDS)
+            raise OverloadedError(f"{self._limit} calls wait for blocks already", retry_after=self._hint(self._limit))
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(attempt, check, answer)
         self._line.append(waiter)
@@ -78,9 +80,7 @@ class WaitingLine(Generic[T]):
         except TimeoutError:
             if answer.done() and not answer.cancelled():  # served in the very step of the timeout
                 return answer.result()
-            raise PoolExhaustedError(
-                f"no blocks within {max_wait:g} s", field="count", retry_after=RETRY_SECONDS
-            ) from None
+            raise self._exhausted(f"no blocks within {max_wait:g} s") from None
         finally:
             with contextlib.suppress(ValueError):  # at the head it was taken out when it was served
                 self._line.remove(waiter)
@@ -111,12 +111,15 @@ class WaitingLine(Generic[T]):
                     waiter.answer.set_exception(error)
         self.serve()
 
-    def close(self) -> None:
-        """Refuses everybody who waits: the server stops."""
+    def close(self, error: StatepoolError) -> None:
+        """Refuses everybody who waits."""
         for waiter in self._line:
             if not waiter.answer.done():
-                waiter.answer.set_exception(DrainingError("the server is shutting down", retry_after=1.0))
+                waiter.answer.set_exception(error)
         self._line.clear()
+
+    def _exhausted(self, message: str) -> PoolExhaustedError:
+        return PoolExhaustedError(message, field="count", retry_after=self._hint(len(self) + 1))
 
     def _drop_gone(self) -> None:
         while self._line and self._line[0].answer.done():

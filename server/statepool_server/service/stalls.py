@@ -1,0 +1,36 @@
+"""Peers of streams that stand still: cut off in bounded time.
+
+A write of grpc.aio waits for the flow control of its stream, so a reader that takes nothing costs the window of its
+stream and one message, but for ever; so every wait for a peer that has to move is bounded here.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from statepool.errors import StreamStalledError
+
+T = TypeVar("T")
+
+
+class Stalls:
+    """Bounds how long a peer may stand still."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def moving(self, step: Awaitable[T], who: str) -> T:
+        """Awaits a read or a write of a stream.
+
+        Args:
+            step: The read or write; cancelled when it takes too long.
+            who: Who has to move.
+
+        Raises:
+            StreamStalledError: They stood still too long.
+        """
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await step
+        except TimeoutError:
+            raise StreamStalledError(f"{who} stood still for {self._seconds:g} s") from None
