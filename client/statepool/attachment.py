@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,12 @@ from statepool.v1 import pool_pb2
 
 DETACH_SECONDS = 1.0
 """How long detaching waits until the server has taken note."""
+REATTACH_SECONDS = 60.0
+"""How long a broken connection may be away; a server is started again in a few seconds."""
+FIRST_PAUSE_SECONDS = 0.02
+"""Pause before the first attempt to connect again."""
+LONGEST_PAUSE_SECONDS = 1.0
+"""Longest pause between two of them."""
 _DESCRIPTORS = 2
 _DETACH = frame(pb.WorkerFrame(detach=pb.Detach()))
 _all: "weakref.WeakSet[ArenaAttachment]" = weakref.WeakSet()
@@ -40,14 +47,16 @@ class _Welcome:
 class ArenaAttachment:
     """The arena of one rank, mapped into this process.
 
-    A thread answers fences: at once where no pass of the lost session runs here, else when the last one has ended. A
-    broken connection lets no pass begin any more; the mapping stays, and so does the attachment, until `detach` or the
-    process's death. In a forked process nothing of it can be used.
+    A thread answers fences: at once where no pass of the lost session runs here, else when the last one has ended.
+    When the connection breaks, passes that would begin wait until it stands again: a server that is started again and
+    goes on with the state of the one before knows this process. If it does not in time, no pass begins any more; the
+    mapping stays, and so does the attachment, until `detach` or the process's death. In a forked process nothing of it
+    can be used.
 
     Attributes:
         attachment_id: The attachment, as the server counts it.
         token: With which it was made.
-        incarnation: The server process.
+        incarnation: The server process; the last one.
         error: Why no pass can begin any more; None while all is well.
     """
 
@@ -59,6 +68,7 @@ class ArenaAttachment:
         nbytes: int,
         read_only: bool,
         timeout: float,
+        reattach_within: float = REATTACH_SECONDS,
         on_lost: Callable[[StatepoolError], object] | None = None,
         synchronize: Callable[[], object] = lambda: None,
     ) -> None:
@@ -70,7 +80,8 @@ class ArenaAttachment:
             nbytes: Bytes that the arena must have.
             read_only: As it was asked for.
             timeout: Seconds to wait for each answer.
-            on_lost: Called once if the connection is lost, from a background thread.
+            reattach_within: Seconds in which a broken connection must stand again.
+            on_lost: Called once if the connection is lost for good, from a background thread.
             synchronize: Called before a fence is answered, when the passes that it concerns have ended; returns when
                 all that they have queued on devices is done.
 
@@ -87,6 +98,8 @@ class ArenaAttachment:
         self._pid = os.getpid()
         self._sending = threading.Lock()
         self._frames = FrameReader(MAX_SERVER_FRAME_BYTES)
+        self._socket_path, self._timeout, self._reattach_within = socket_path, timeout, reattach_within
+        self._leaving = threading.Event()
         self._stream = _connect(socket_path, timeout)
         self._early: list[bytes] = []
         try:
@@ -125,7 +138,7 @@ class ArenaAttachment:
 
         Raises:
             SessionFencedError: The session is lost.
-            UnavailableError: The connection is: nobody could tell this process to stop.
+            UnavailableError: The connection is, and has not come back in time: nobody could tell this process to stop.
             RuntimeError: This process was forked from the one that attached.
         """
         self._check_process()
@@ -202,16 +215,72 @@ class ArenaAttachment:
         self._stream.close()
 
     def _listen(self) -> None:
-        """Takes fences until the connection ends."""
+        """Takes fences, over one connection after the other, until there is none any more."""
+        error = self._serve()
+        while self.error is None:
+            self._fences.suspend()
+            try:
+                self._connect_again(error)
+            except StatepoolError as final:
+                self._lose(final)
+                return
+            self._fences.resume()
+            error = self._serve()
+        self._lose(error)
+
+    def _serve(self) -> UnavailableError:
+        """Takes fences until the connection ends; returns how it did."""
         try:
             for message in self._early:
                 self._told(pb.ServerFrame.FromString(message))
             while data := self._stream.recv(MAX_FRAME_BYTES):
                 for message in self._frames.feed(data):
                     self._told(pb.ServerFrame.FromString(message))
-            self._lose(UnavailableError("the server has ended the attachment's connection"))
+            return UnavailableError("the server has ended the attachment's connection")
         except (OSError, ValueError, DecodeError) as error:
-            self._lose(UnavailableError(f"the attachment's connection broke: {error}"))
+            return UnavailableError(f"the attachment's connection broke: {error}")
+
+    def _connect_again(self, error: StatepoolError) -> None:
+        """Tries until the server knows this process again.
+
+        Raises:
+            StatepoolError: It does not in time, or never will.
+        """
+        deadline, pause = time.monotonic() + self._reattach_within, FIRST_PAUSE_SECONDS
+        while time.monotonic() < deadline and not self._leaving.wait(pause):
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            try:
+                self._hello_again()
+            except UnavailableError as refusal:  # nobody there yet, or it has not noticed that we were gone
+                error = refusal
+                continue
+            return
+        raise error
+
+    def _hello_again(self) -> None:
+        stream = _connect(self._socket_path, self._timeout)
+        frames = FrameReader(MAX_SERVER_FRAME_BYTES)
+        try:
+            stream.sendall(frame(pb.WorkerFrame(hello=pb.Hello(token=self.token, attachment_id=self.attachment_id))))
+            messages: list[bytes] = []
+            while not messages:
+                data = stream.recv(MAX_FRAME_BYTES)
+                if not data:
+                    raise UnavailableError("the server ended the connection")
+                messages += frames.feed(data)
+            answer = pb.ServerFrame.FromString(messages.pop(0))
+            if answer.HasField("refused"):
+                raise error_from_wire(answer.refused.error)
+            stream.settimeout(None)
+        except BaseException as error:
+            stream.close()
+            if isinstance(error, (OSError, ValueError, DecodeError)):
+                raise UnavailableError(f"the attach socket: {error}") from error
+            raise
+        with self._sending:
+            self._stream.close()
+            self._stream, self._frames, self._early = stream, frames, messages
+        self.incarnation = answer.attached.incarnation
 
     def _told(self, message: pb.ServerFrame) -> None:
         if message.HasField("fence"):
@@ -229,17 +298,15 @@ class ArenaAttachment:
             self._lose(UnavailableError(f"what was queued cannot be waited for: {error}"))
             return
         for fence in quiet:
-            try:
-                with self._sending:
-                    self._stream.sendall(frame(pb.WorkerFrame(quiesced=pb.Quiesced(number=fence.number))))
-            except OSError as error:
-                self._lose(UnavailableError(f"the attachment's connection broke: {error}"))
+            with contextlib.suppress(OSError), self._sending:  # whoever connects again is told of the fence again
+                self._stream.sendall(frame(pb.WorkerFrame(quiesced=pb.Quiesced(number=fence.number))))
 
     def _lose(self, error: StatepoolError, *, told: bool = True) -> None:
         with self._sending:
             if self.error is not None:
                 return
             self.error = error
+        self._leaving.set()
         self._fences.close(error)
         if told:
             tell(self._on_lost, error, f"on_lost of attachment {self.attachment_id}")

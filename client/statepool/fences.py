@@ -37,7 +37,8 @@ class Fences:
         """
         self._last_session_id = last_session_id
         self._live = live
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._suspended = False
         self._running: Counter[tuple[int, int]] = Counter()
         self._lost: OrderedDict[int, int] = OrderedDict()  # session id to the last epoch that is fenced
         self._unanswered: list[Fence] = []
@@ -45,13 +46,14 @@ class Fences:
 
     @contextmanager
     def running(self, session_id: int, epoch: int) -> Iterator[None]:
-        """Marks what is done inside as a pass of a session.
+        """Marks what is done inside as a pass of a session; waits while fences cannot come through.
 
         Raises:
             SessionFencedError: The session is lost.
             StatepoolError: The error given to `close`.
         """
         with self._lock:
+            self._lock.wait_for(lambda: self._closed_by is not None or not self._suspended)
             if self._closed_by is not None:
                 raise copy.copy(self._closed_by)
             if self._is_lost(session_id, epoch):
@@ -71,7 +73,8 @@ class Fences:
             self._lost[fence.session_id] = max(fence.epoch, self._lost.pop(fence.session_id, 0))
             if len(self._lost) > REMEMBERED_SESSIONS:
                 self._lost.popitem(last=False)
-            self._unanswered.append(fence)
+            if fence not in self._unanswered:  # it is told again on every connection
+                self._unanswered.append(fence)
 
     def take_quiet(self) -> list[Fence]:
         """Takes out the fences that no running pass is concerned by: they are to be answered."""
@@ -80,10 +83,22 @@ class Fences:
             self._unanswered = [fence for fence in self._unanswered if fence not in quiet]
             return quiet
 
+    def suspend(self) -> None:
+        """Lets no pass begin for now: a fence could not come through."""
+        with self._lock:
+            self._suspended = True
+
+    def resume(self) -> None:
+        """Lets passes begin again."""
+        with self._lock:
+            self._suspended = False
+            self._lock.notify_all()
+
     def close(self, error: StatepoolError) -> None:
         """Lets no pass begin any more."""
         with self._lock:
             self._closed_by = error
+            self._lock.notify_all()
 
     def _is_lost(self, session_id: int, epoch: int) -> bool:
         if session_id <= self._last_session_id and epoch < self._live.get(session_id, epoch + 1):

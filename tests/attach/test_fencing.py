@@ -140,7 +140,7 @@ def test_lost_server(lone: Server) -> None:
     with lone.client() as client:
         session = client.create_session(60.0)
         block = int(session.allocate_blocks(1).block_ids[0])
-        pool = attach(client, on_lost=on_lost)
+        pool = attach(client, reattach_within=0.5, on_lost=on_lost)
         pool.views["layers.0.ssm"][block] = 5
 
         lone.process.kill()

@@ -38,7 +38,9 @@ NOBODY = 65534
 def take_up(client: Client, offer: AttachOffer) -> ArenaAttachment:
     """Attaches with a token."""
     nbytes = client.get_pool().layout.nbytes
-    return ArenaAttachment(offer.socket_path, offer.token, nbytes=nbytes, read_only=False, timeout=30.0)
+    return ArenaAttachment(
+        offer.socket_path, offer.token, nbytes=nbytes, read_only=False, timeout=30.0, reattach_within=0.0
+    )
 
 
 @contextlib.contextmanager

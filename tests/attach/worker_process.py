@@ -13,11 +13,22 @@ from statepool import Client, SessionFencedError, StatepoolError
 from statepool.attachment import ArenaAttachment
 
 target, rank_index, read_only = sys.argv[1], int(sys.argv[2]), bool(int(sys.argv[3]))
+reattach_within = float(sys.argv[4])
+    sys.argv[1],
+    int(sys.argv[2]),
+    bool(int(sys.argv[3])),
+    float(sys.argv[4]),
+)
 client = Client(target)
 pool = client.get_pool()
 offer = client.attach_pool(rank_index=rank_index, read_only=read_only)
 attachment = ArenaAttachment(
-    offer.socket_path, offer.token, nbytes=pool.layout.nbytes, read_only=read_only, timeout=30.0
+    offer.socket_path,
+    offer.token,
+    nbytes=pool.layout.nbytes,
+    read_only=read_only,
+    timeout=30.0,
+    reattach_within=reattach_within,
 )
 arena: Any = attachment.buffer
 passes: list[Any] = []
@@ -62,6 +73,16 @@ def write_on(block: int, session_id: int, epoch: int) -> None:
 def hang_up() -> None:
     """Closes the connection, but lives on with its mapping."""
     attachment._stream.shutdown(socket.SHUT_RDWR)  # noqa: SLF001 — no good worker does this, so there is no method
+
+
+def incarnation() -> int:
+    """Tells which server process it is attached to."""
+    return attachment.incarnation
+
+
+def why() -> str:
+    """Tells why no pass can begin any more."""
+    return "" if attachment.error is None else attachment.error.reason
 
 
 def peek(block: int) -> int:

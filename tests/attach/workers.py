@@ -22,9 +22,12 @@ class Worker:
         attachment_id: Its attachment.
     """
 
-    def __init__(self, server: Server, rank_index: int = 0, *, read_only: bool = False) -> None:
+    def __init__(
+        self, server: Server, rank_index: int = 0, *, read_only: bool = False, reattach_within: float = 0.0
+    ) -> None:
         """Starts it and waits until it is attached."""
-        arguments = [sys.executable, str(SCRIPT), server.target, str(rank_index), str(int(read_only))]
+        settings = [str(rank_index), str(int(read_only)), str(reattach_within)]
+        arguments = [sys.executable, str(SCRIPT), server.target, *settings]
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.attachment_id: int = self.hear()
 
@@ -68,9 +71,11 @@ class Workers:
     def __init__(self) -> None:
         self._started: list[Worker] = []
 
-    def start(self, server: Server, rank_index: int = 0, *, read_only: bool = False) -> Worker:
+    def start(
+        self, server: Server, rank_index: int = 0, *, read_only: bool = False, reattach_within: float = 0.0
+    ) -> Worker:
         """Starts a worker."""
-        worker = Worker(server, rank_index, read_only=read_only)
+        worker = Worker(server, rank_index, read_only=read_only, reattach_within=reattach_within)
         self._started.append(worker)
         return worker
 

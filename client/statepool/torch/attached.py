@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 
-from statepool.attachment import ArenaAttachment
+from statepool.attachment import REATTACH_SECONDS, ArenaAttachment
 from statepool.descriptions import Pool
 from statepool.errors import IncarnationMismatchError, StatepoolError
 from statepool.layout import ArenaLayout, StateKind
@@ -28,6 +28,7 @@ def attach(
     max_element_offset: int | None = None,
     socket_path: str | None = None,
     copy_threads: int = 2,
+    reattach_within: float = REATTACH_SECONDS,
     on_lost: Callable[[StatepoolError], object] | None = None,
     synchronize: Callable[[], object] | None = None,
     timeout: float | None = None,
@@ -43,7 +44,9 @@ def attach(
             any.
         socket_path: The attach socket, where this process sees it elsewhere than the server does, as in a container.
         copy_threads: Threads of the copy engine.
-        on_lost: Called once if the connection is lost, from a background thread.
+        reattach_within: Seconds in which a broken connection must stand again, as it does when the server is started
+            again and has its state still; passes that would begin wait meanwhile.
+        on_lost: Called once if the connection is lost for good, from a background thread.
         synchronize: Called before a fence is answered, when the passes that it concerns have ended; returns when all
             that they have queued on devices is done. None: synchronizes the CUDA devices that were current in passes.
         timeout: Deadline in seconds of each call; None: the client's.
@@ -73,6 +76,7 @@ def attach(
         nbytes=pool.layout.nbytes,
         read_only=read_only,
         timeout=offer.token_ttl if timeout is None else timeout,
+        reattach_within=reattach_within,
         on_lost=on_lost,
         synchronize=synchronize or devices.synchronize,
     )

@@ -151,13 +151,15 @@ class AttachedProcesses:
         Raises:
             AttachmentNotFoundError: It is not attached: the server does not know it, or its memory, any more.
             PeerUntrustedError: It was another process.
+            OverloadedError: It still has a connection.
             OSError: The connection broke.
         """
         self._core.pool.attachments.check(hello.attachment_id)
         connection = self._connections[hello.attachment_id]
-        known = secrets.compare_digest(connection.token, hello.token) and connection.peer.is_same(peer)
-        if not known or connection.is_connected:
-            raise PeerUntrustedError(f"attachment {hello.attachment_id} is another process, or has a connection")
+        if not secrets.compare_digest(connection.token, hello.token) or not connection.peer.is_same(peer):
+            raise PeerUntrustedError(f"attachment {hello.attachment_id} is another process")
+        if connection.is_connected:  # its end has not been seen yet
+            raise OverloadedError("the attachment has a connection", retry_after=RETRY_SECONDS)
         welcome = frame(attach_pb2.ServerFrame(attached=self._welcome(connection.attachment)))
         connection.connect(stream, frames, welcome)
         peer.close()
