@@ -14,11 +14,6 @@ from statepool.attachment import ArenaAttachment
 
 target, rank_index, read_only = sys.argv[1], int(sys.argv[2]), bool(int(sys.argv[3]))
 reattach_within = float(sys.argv[4])
-    sys.argv[1],
-    int(sys.argv[2]),
-    bool(int(sys.argv[3])),
-    float(sys.argv[4]),
-)
 client = Client(target)
 pool = client.get_pool()
 offer = client.attach_pool(rank_index=rank_index, read_only=read_only)

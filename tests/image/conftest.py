@@ -27,6 +27,7 @@ class Container:
         config: The image's configuration.
         root: Its root file system, seen from outside.
         sockets: What it has at /run/statepool.
+        created: When it was made, as file systems count.
     """
 
     def __init__(self, image: str, folder: Path) -> None:
@@ -40,6 +41,7 @@ class Container:
         for shared in (self.sockets, self._shm):
             shared.mkdir(mode=0o700)
             os.chown(shared, user, group)
+        self.created = self.sockets.stat().st_mtime
 
     @property
     def target(self) -> str:
