@@ -13,7 +13,7 @@ IMAGE ?= localhost/statepool:dev
 IMAGE_FLAGS ?=
 PROTOS := $(wildcard protos/statepool/v1/*.proto)
 
-.PHONY: help demo test check fix generate generated-is-current unit floor bench gpu image clean
+.PHONY: help demo test check fix generate generated-is-current unit floor bench overload gpu image clean
 
 help: ## Lists the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +64,9 @@ floor: .venv-floor/ready
 
 bench: .venv/ready ## Measures against the floors (bare gRPC, memcpy) in one run and prints the table.
 	PYTHONPATH=tests $(BIN)/python -m benchmarks
+
+overload: .venv/ready ## Measures what is left of the peak under three times its load from ten times the sessions.
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.overload
 
 gpu: .venv/ready ## Tests and measures what needs a CUDA device.
 	TRITON_INTERPRET=0 $(BIN)/pytest tests/gpu

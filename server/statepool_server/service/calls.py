@@ -17,13 +17,16 @@ from statepool.errors import BadFieldError, Code, StatepoolError
 from statepool.status import message_of, trailers_of
 from statepool_server.service.admission import Gate
 from statepool_server.service.core import Core
-from statepool_server.service.draining import LAST_WORDS_SECONDS, draining_error
+from statepool_server.service.draining import draining_error
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 """Context of a call."""
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Message | None]]
 """Handles one call: takes the request (or an iterator over requests) and returns the response; a handler of a streaming
 response writes to the context and returns None."""
+
+END_SECONDS = 5.0
+"""What the status of a stream may take to go out: it goes behind answers that the client has not taken."""
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "LookupPrefix"})
@@ -108,7 +111,7 @@ class Calls:
             except StatepoolError as raised:
                 error = self._core.turnover.complete(raised)
                 code, reason = error.code.name, error.reason
-                await _end(context, error)
+                await _end(context, error, END_SECONDS if method.server_streaming else None)
             except asyncio.CancelledError:
                 code = Code.CANCELLED.name
                 raise
@@ -140,10 +143,10 @@ class Calls:
         return call
 
 
-async def _end(context: Context, error: StatepoolError) -> NoReturn:
+async def _end(context: Context, error: StatepoolError, seconds: float | None) -> NoReturn:
     """Ends a call with a status, without waiting for ever for a client who does not take what stands before it."""
     try:
-        async with asyncio.timeout(LAST_WORDS_SECONDS):
+        async with asyncio.timeout(seconds):
             await context.abort(_STATUS[error.code], message_of(error), trailers_of(error, time_remaining(context)))
     except TimeoutError:
         raise asyncio.CancelledError from None  # the rest is gRPC's, which keeps no more than the stream's window
