@@ -10,7 +10,7 @@ import structlog
 import torch
 
 from statepool.torch.cuda_driver import CudaError, device_uuid
-from statepool.torch.cuda_memory import CudaAllocation
+from statepool.torch.cuda_memory import CudaAllocation, DeviceBytes
 from statepool.units import format_bytes
 from statepool_server.arena_types import Arena, ArenaError, Export
 
@@ -78,9 +78,7 @@ class SharedCudaArena(_CudaArena):
         finally:
             allocation.release()  # the descriptor and the mapping keep the memory
         self.export = Export(device_uuid(index), allocation.nbytes)
-        self._tensor = torch.as_tensor(self._mapping.buffer, device=f"cuda:{index}")
-        self._tensor.zero_()
-        torch.cuda.synchronize(index)
+        self._tensor = self._zeroed(self._mapping.buffer)
 
     def open_descriptor(self, *, read_only: bool) -> int:
         """Duplicates the descriptor.
@@ -99,6 +97,12 @@ class SharedCudaArena(_CudaArena):
         self._tensor = None
         os.close(self._descriptor)
         self._mapping.detach()
+
+    def _zeroed(self, memory: DeviceBytes) -> torch.Tensor:
+        """Makes a tensor of the mapping, uint8, ``[arena bytes]``, and waits until it is zero."""
+        tensor = torch.as_tensor(memory, device=f"cuda:{memory.ordinal}").zero_()
+        torch.cuda.synchronize(memory.ordinal)
+        return tensor
 
 
 class PrivateCudaArena(_CudaArena):

@@ -80,7 +80,7 @@ def attach(
         timeout=offer.token_ttl if timeout is None else timeout,
         on_lost=on_lost,
         synchronize=synchronize or devices.synchronize,
-        importers=_IMPORTERS,
+        importers=IMPORTERS,
     )
     if attachment.incarnation != pool.incarnation:
         attachment.detach()
@@ -113,7 +113,8 @@ def import_cuda(descriptor: int, attached: attach_pb2.Attached, read_only: bool)
         raise FeatureUnavailableError(f"this process cannot map the arena: {error}") from error
 
 
-_IMPORTERS: Mapping[int, Importer] = MappingProxyType({**HOST_IMPORTERS, pool_pb2.ARENA_EXPORT_CUDA_FILE: import_cuda})
+IMPORTERS: Mapping[int, Importer] = MappingProxyType({**HOST_IMPORTERS, pool_pb2.ARENA_EXPORT_CUDA_FILE: import_cuda})
+"""How to map each kind of `ArenaExport`."""
 
 
 def arena_tensor(buffer: object) -> torch.Tensor:
