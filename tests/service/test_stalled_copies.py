@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.conftest import plain_stubs
 from service.raw import Stubs, refusal_of
 from service.servers import DEADLINE_SECONDS, Server, Servers, until
-from statepool import Admission, Client, CopiesStalledError, Schedules, UnavailableError
+from statepool import Admission, Client, CopiesStalledError, Schedules, StateLostError, UnavailableError
 from statepool.v1 import block_pb2 as pb
 from statepool.v1 import pool_pb2, session_pb2, types_pb2
 from statepool_server.app import EXIT_STUCK
@@ -129,13 +129,12 @@ def test_a_failpoint_fails_a_copy(servers: Servers) -> None:
     server = servers.start(environment=environment).wait_until_ready()
     with plain_stubs(server) as stubs:
         session = opened(stubs)
-        with pytest.raises(grpc.RpcError) as caught:
-            stubs.blocks.AllocateBlocks(allocation(session, "", 1))
+        error = refusal_of(lambda: stubs.blocks.AllocateBlocks(allocation(session, "", 1)))
         stubs.blocks.AllocateBlocks(allocation(session, "", 1))
     server.terminate()
     server.wait()
 
-    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert isinstance(error, StateLostError)
     assert "failpoint copy" in server.log
 
 

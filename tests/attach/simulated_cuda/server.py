@@ -42,15 +42,17 @@ class UnsharedArena(HostArena):
 
 def open_memory(layout: ArenaLayout, folder: Path) -> Memory:
     """Takes the memory of both ranks."""
-    state_dir = StateDir(folder)
     arenas: list[Arena] = [SimulatedArena(DEVICE, layout.nbytes), UnsharedArena(folder / "rank1.arena", layout.nbytes)]
-    return Memory(layout, arenas, [HostEngine(arena.tensor, layout) for arena in arenas], state_dir)
+    return Memory(layout, arenas, [HostEngine(arena.tensor, layout) for arena in arenas])
 
 
 async def run(config: ServerConfig) -> None:
     """Serves until the input ends."""
     plan = Plan.of(config)
-    with contextlib.closing(open_memory(plan.description.layout, plan.state_dir)) as memory:
+    with contextlib.ExitStack() as opened:
+        opened.callback(StateDir(plan.state_dir).close)
+        memory = open_memory(plan.description.layout, plan.state_dir)
+        opened.callback(memory.close)
         async with serving(config, plan, memory):
             print('"ready"', flush=True)
             await asyncio.to_thread(sys.stdin.read)
