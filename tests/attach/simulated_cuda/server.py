@@ -53,7 +53,7 @@ async def run(config: ServerConfig) -> None:
         opened.callback(StateDir(plan.state_dir).close)
         memory = open_memory(plan.description.layout, plan.state_dir)
         opened.callback(memory.close)
-        async with serving(config, plan, memory):
+        async with serving(config, plan, memory, asyncio.Event()):
             print('"ready"', flush=True)
             await asyncio.to_thread(sys.stdin.read)
 
