@@ -9,17 +9,25 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from statepool.errors import LayoutMismatchError, PeerUntrustedError, StatepoolError, UnavailableError
+from statepool.errors import (
+    FeatureUnavailableError,
+    LayoutMismatchError,
+    PeerUntrustedError,
+    StatepoolError,
+    UnavailableError,
+)
 from statepool.fences import Fence, Fences
 from statepool.framing import MAX_FRAME_BYTES, MAX_SERVER_FRAME_BYTES, FrameReader, frame
 from statepool.lease import tell
-from statepool.mapping import Mapping
+from statepool.mapping import Mapping as FileMapping
 from statepool.status import error_from_wire
 from statepool.v1 import attach_pb2 as pb
 from statepool.v1 import pool_pb2
@@ -35,6 +43,31 @@ LONGEST_PAUSE_SECONDS = 1.0
 _DESCRIPTORS = 2
 _DETACH = frame(pb.WorkerFrame(detach=pb.Detach()))
 _all: "weakref.WeakSet[ArenaAttachment]" = weakref.WeakSet()
+
+
+class MappedArena(Protocol):
+    """An arena in this process's address space."""
+
+    @property
+    def buffer(self) -> object:
+        """The bytes, for whoever makes tensors of them."""
+
+    def detach(self) -> None:
+        """Makes sure that nothing in this process can read or write the arena any more; twice does nothing."""
+
+
+Importer: TypeAlias = Callable[[int, pb.Attached, bool], MappedArena]
+"""Maps what came for a token. It takes the arena's descriptor, which is closed afterwards, the welcome, and whether to
+only read; it raises a `StatepoolError` or `OSError`."""
+
+
+def import_file(descriptor: int, attached: pb.Attached, read_only: bool) -> MappedArena:
+    """Maps host memory."""
+    return FileMapping(descriptor, attached.arena_bytes, read_only=read_only)
+
+
+HOST_IMPORTERS: Mapping[int, Importer] = MappingProxyType({pool_pb2.ARENA_EXPORT_FILE: import_file})
+"""How to map each kind of export that needs no torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +104,7 @@ class ArenaAttachment:
         reattach_within: float = REATTACH_SECONDS,
         on_lost: Callable[[StatepoolError], object] | None = None,
         synchronize: Callable[[], object] = lambda: None,
+        importers: Mapping[int, Importer] = HOST_IMPORTERS,
     ) -> None:
         """Attaches.
 
@@ -84,11 +118,13 @@ class ArenaAttachment:
             on_lost: Called once if the connection is lost for good, from a background thread.
             synchronize: Called before a fence is answered, when the passes that it concerns have ended; returns when
                 all that they have queued on devices is done.
+            importers: How to map each kind of `ArenaExport`.
 
         Raises:
             UnavailableError: Nobody answers there, or not in time.
             PeerUntrustedError: The server does not take the token or this process.
             LayoutMismatchError: The arena has another size.
+            FeatureUnavailableError: This process cannot map memory of this kind.
             StatepoolError: Whatever else the server has against it.
         """
         self.error: StatepoolError | None = None
@@ -114,7 +150,7 @@ class ArenaAttachment:
         try:
             if welcome.attached.arena_bytes != nbytes:
                 raise LayoutMismatchError(f"the arena has {welcome.attached.arena_bytes} bytes, not {nbytes}")
-            self._mapping = Mapping(welcome.arena, nbytes, read_only=read_only)
+            self._mapping = _importer(importers, welcome.attached)(welcome.arena, welcome.attached, read_only)
         except BaseException:
             os.close(welcome.lock)
             self._leave()
@@ -128,7 +164,7 @@ class ArenaAttachment:
 
     @property
     def buffer(self) -> object:
-        """The arena's bytes, a ctypes array ``[nbytes]``."""
+        """The arena's bytes: of host memory, a ctypes array ``[nbytes]``."""
         self._check_process()
         return self._mapping.buffer
 
@@ -202,8 +238,6 @@ class ArenaAttachment:
             raise error_from_wire(answer.refused.error)
         if not answer.HasField("attached") or len(descriptors) != _DESCRIPTORS:
             raise PeerUntrustedError("whatever listens there does not speak the attach protocol")
-        if answer.attached.export != pool_pb2.ARENA_EXPORT_FILE:
-            raise UnavailableError(f"the arena is exported in a way ({answer.attached.export}) that is not known here")
         self._early = early
         arena, lock = descriptors
         return _Welcome(attached=answer.attached, arena=arena, lock=lock)
@@ -319,6 +353,15 @@ class ArenaAttachment:
             with contextlib.suppress(OSError):
                 self._stream.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._stream.close()
+
+
+def _importer(importers: Mapping[int, Importer], attached: pb.Attached) -> Importer:
+    importer = importers.get(attached.export)
+    if importer is None:
+        kinds = pool_pb2.ArenaExport.items()
+        name = next((name for name, value in kinds if value == attached.export), str(attached.export))
+        raise FeatureUnavailableError(f"this process cannot map an arena that is exported as {name}")
+    return importer
 
 
 def _connect(path: str, timeout: float) -> socket.socket:

@@ -13,7 +13,7 @@
     │                             BoundaryNotWrittenError, StepOutOfOrderError
     ├── AbortedError              GenerationStaleError, SessionFencedError
     ├── ResourceExhaustedError    PoolExhaustedError, QuotaExceededError
-    ├── UnavailableError          OverloadedError, DrainingError, StreamStalledError
+    ├── UnavailableError          OverloadedError, DrainingError, StreamStalledError, CopiesStalledError
     ├── UnimplementedError        DsSpecNotContiguousError, FeatureUnavailableError
     ├── DataLossError             ChecksumMismatchError, StateLostError
     ├── UnauthenticatedError      PeerUntrustedError
@@ -291,6 +291,15 @@ class StreamStalledError(UnavailableError):
     """The client of a stream took or sent nothing for so long that the server has ended the stream."""
 
     reason = "STREAM_STALLED"
+
+
+class CopiesStalledError(UnavailableError):
+    """The pool's memory work stands still, as on a device that hangs; its health is NOT_SERVING until the work ends.
+
+    New work is refused. Work that had begun for a call takes effect when it ends: the same request id gets its answer.
+    """
+
+    reason = "COPIES_STALLED"
 
 
 class UnimplementedError(StatepoolError):

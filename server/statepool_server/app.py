@@ -27,11 +27,16 @@ from statepool_server.planning import Plan
 from statepool_server.recovery import GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
 from statepool_server.service.attach_listener import AttachListener
 from statepool_server.service.attach_processes import AttachedProcesses
+from statepool_server.service.copying import CopiesStuckError
 from statepool_server.service.draining import draining_error
 from statepool_server.service.health import Health
+from statepool_server.service.stall_watch import StallWatch
 
 MAX_METADATA_BYTES = 8192
 """Of a call; ours have none, and proxies add little."""
+
+EXIT_STUCK = 3
+"""Exit code of a server that was stopped while copies stood still."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = structlog.get_logger("statepool.server")
@@ -59,6 +64,7 @@ async def serving(
     Raises:
         ValueError: An address cannot be bound.
         OSError: The journal cannot be begun.
+        CopiesStuckError: Copies still run when all else has ended.
     """
     assembly, server = Assembly.of(config, plan, memory, stop), _new_server(plan.limits, config.max_connections)
     core, calls, processes = assembly.core, assembly.calls, assembly.processes
@@ -85,6 +91,8 @@ async def serving(
     supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
     supervisor.run("attach listener", "nothing can be attached any more", listener.run())
     supervisor.run("verifier", "checksums are neither taken nor compared", assembly.verifier.run())
+    watch = StallWatch(core.copies, health, config.copy_stall_timeout)
+    supervisor.run("stall watch", "copies that stand still go unnoticed", watch.run())
     supervisor.run("heartbeat", "a loop that stands still is no longer noticed", assembly.heartbeat.run())
     await health.ready()
     _log.info(
@@ -108,7 +116,7 @@ async def serving(
         await supervisor.close()
         await listener.close()
         await processes.close()
-        await core.copies.close()
+        await core.copies.close(config.drain_timeout)
         if journal is not None:
             journal.begin(core.incarnation, dump(assembly))
         _log.info("stopped")
@@ -136,8 +144,12 @@ async def run(config: ServerConfig) -> None:
         memory = _open_memory(config, plan, estate)
         opened.callback(memory.close, keep=plan.outlives_process)
         kept, state = (journal if plan.outlives_process else None), (estate.state if estate else None)
-        async with serving(config, plan, memory, stop, kept, state):
-            await stop.wait()
+        try:
+            async with serving(config, plan, memory, stop, kept, state):
+                await stop.wait()
+        except CopiesStuckError as error:
+            _log.critical("ends in spite of its copies", error=str(error))
+            os._exit(EXIT_STUCK)  # neither can their threads be joined, nor their memory be given back under them
     for signal_number in _STOP_SIGNALS:  # a second signal must not turn a clean end into a death by signal
         asyncio.get_running_loop().remove_signal_handler(signal_number)
         signal.signal(signal_number, signal.SIG_IGN)

@@ -1,47 +1,21 @@
-"""Arenas: the one allocation of a rank, in host memory or on a device, behind one interface."""
+"""Arenas of host memory, the folder that they lie in, and the arenas of all ranks."""
 
 import ctypes
-import errno
 import fcntl
 import mmap
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from statepool.units import format_bytes
+from statepool_server.arena_cuda import open_cuda_arena
+from statepool_server.arena_types import Arena, ArenaError, Export
 
 MADV_POPULATE_WRITE = 23
 """From linux/mman.h (Linux 5.14); makes all pages present at once."""
-
-
-class ArenaError(RuntimeError):
-    """The memory of an arena cannot be had; the message has the numbers and what to do."""
-
-
-class Arena(Protocol):
-    """Memory of one rank."""
-
-    @property
-    def tensor(self) -> torch.Tensor:
-        """The whole arena, uint8, ``[arena bytes]``; zero-filled when new."""
-
-    @property
-    def is_shareable(self) -> bool:
-        """Whether another process can map it, by a descriptor."""
-
-    def open_descriptor(self, *, read_only: bool) -> int:
-        """Opens a descriptor that another process can map from offset 0 on; the caller closes it.
-
-        Raises:
-            OSError: There is no descriptor left, or the arena is not shareable.
-        """
-
-    def close(self, *, keep: bool = False) -> None:
-        """Gives the memory back; with `keep`, memory that outlives the process is left for another."""
 
 
 class HostArena:
@@ -85,9 +59,9 @@ class HostArena:
         return self._tensor
 
     @property
-    def is_shareable(self) -> bool:
-        """Whether another process can map it: yes."""
-        return True
+    def export(self) -> Export:
+        """How another process maps it: as a file."""
+        return Export()
 
     def open_descriptor(self, *, read_only: bool) -> int:
         """Opens the file anew.
@@ -109,56 +83,6 @@ class HostArena:
                 self._map.madvise(advice)
             except OSError:
                 continue  # an older kernel, or no huge pages for this file system: pages come at their first use
-
-
-class CudaArena:
-    """One torch allocation on a CUDA device."""
-
-    def __init__(self, device: str, nbytes: int) -> None:
-        """Allocates zero-filled device memory.
-
-        Args:
-            device: ``cuda:N``.
-            nbytes: Size of the arena.
-
-        Raises:
-            ArenaError: There is no CUDA, no such device, or not so much free memory.
-        """
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = torch.device(device).index or 0
-        if index >= count:
-            raise ArenaError(f"{device}: this machine has {count} usable CUDA devices; --device cpu works without one")
-        free, _ = torch.cuda.mem_get_info(index)
-        if nbytes > free:
-            raise ArenaError(f"{device}: the arena needs {nbytes} bytes ({format_bytes(nbytes)}); {free} are free")
-        self._tensor: torch.Tensor | None = torch.zeros(nbytes, dtype=torch.uint8, device=device)
-        torch.cuda.synchronize(index)
-
-    @property
-    def tensor(self) -> torch.Tensor:
-        """The whole arena, uint8, ``[arena bytes]``."""
-        if self._tensor is None:
-            raise ValueError("the arena is closed")
-        return self._tensor
-
-    @property
-    def is_shareable(self) -> bool:
-        """Whether another process can map it: no."""
-        return False
-
-    def open_descriptor(self, *, read_only: bool) -> int:
-        """Refuses.
-
-        Raises:
-            OSError: Always.
-        """
-        del read_only
-        raise OSError(errno.ENOTSUP, "device memory has no descriptor")
-
-    def close(self, *, keep: bool = False) -> None:
-        """Drops the allocation: device memory does not outlive the process that owns it."""
-        del keep
-        self._tensor = None
 
 
 class StateDir:
@@ -238,7 +162,7 @@ def open_arenas(
             if device == "cpu":
                 arenas.append(HostArena(_arena_path(folder, rank), nbytes, is_kept=is_kept))
             else:
-                arenas.append(CudaArena(device, nbytes))
+                arenas.append(open_cuda_arena(device, nbytes))
     except BaseException:
         for arena in arenas:
             arena.close(keep=is_kept)

@@ -65,8 +65,8 @@ def _serve(settings: ServerConfig, *, print_config: Annotated[bool, Parameter(ne
 def main() -> None:
     """Runs the command line of this process and exits.
 
-    Exit codes: 0 stopped by a signal after draining, 1 the server cannot run, 2 the command line is wrong. An error is
-    one line on standard error.
+    Exit codes: 0 stopped by a signal after draining, 1 the server cannot run, 2 the command line is wrong, 3 stopped
+    while copies stood still. An error is one line on standard error.
     """
     sys.exit(execute(sys.argv[1:]))
 

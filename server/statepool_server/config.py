@@ -75,6 +75,8 @@ class ServerConfig:
         min_ttl: Shortest time to live of a session.
         max_ttl: Longest time to live of a session.
         stall_timeout: How long the peer of a stream that has to move may stand still before the stream is ended.
+        copy_stall_timeout: How long copies, zeroings, reads or writes of one call may run before the pool's health is
+            NOT_SERVING and callers are refused until they end.
         attach_timeout: How long a token for attaching is good, and how long a connection may take to present it.
         drain_timeout: How long a stopping server waits for sequences and calls to finish.
         log_level: Least level of what is logged; debug has one line per call.
@@ -120,6 +122,7 @@ class ServerConfig:
     min_ttl: Seconds = 0.1
     max_ttl: Seconds = 3600.0
     stall_timeout: Seconds = 30.0
+    copy_stall_timeout: Seconds = 30.0
     attach_timeout: Seconds = 10.0
     drain_timeout: Seconds = 10.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -15,7 +15,8 @@ from statepool.layout import ArenaLayout
 from statepool.torch.engine import ENGINES, CopyEngine
 from statepool.torch.images import image_checksum, read_image, write_image
 from statepool.torch.regions import zero_regions
-from statepool_server.arena import Arena, open_arenas
+from statepool_server.arena import open_arenas
+from statepool_server.arena_types import Arena, Export
 from statepool_server.staging import overwriting, save, write
 from statepool_server.work import MemoryWork
 
@@ -211,9 +212,9 @@ class Memory:
         """Tells where a rank's arena begins in this process."""
         return self._arenas[rank_index].tensor.data_ptr()
 
-    def is_shareable(self, rank_index: int) -> bool:
-        """Tells whether other processes can map a rank's arena."""
-        return self._arenas[rank_index].is_shareable
+    def export(self, rank_index: int) -> Export | None:
+        """Tells how other processes map a rank's arena; None: none can."""
+        return self._arenas[rank_index].export
 
     def open_descriptor(self, rank_index: int, *, read_only: bool) -> int:
         """Opens a descriptor of a rank's arena for another process; the caller closes it.

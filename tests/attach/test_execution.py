@@ -17,10 +17,11 @@ PLAIN = [(name, scenario) for name, scenario in zip(NAMES, SCENARIOS, strict=Tru
 SPECULATIVE = [(name, scenario) for name, scenario in zip(NAMES, SCENARIOS, strict=True) if "-S0" not in name]
 
 
-def _server(servers: Servers, scenario: dict[str, Any]) -> Server:
+def server_for(servers: Servers, scenario: dict[str, Any], *more: str) -> Server:
+    """Starts a server that has what a scenario needs, with more flags."""
     spec = scenario["num_speculative_tokens"]
     flags = ("--blocks", str(scenario["num_blocks"]), "--block-tokens", str(scenario["block_size"]))
-    return servers.start(*flags, "--num-spec", str(spec), conv_shape=(3 + spec, 8)).wait_until_ready()
+    return servers.start(*flags, "--num-spec", str(spec), *more, conv_shape=(3 + spec, 8)).wait_until_ready()
 
 
 def _running_blocks(client: Client, session: Session) -> list[int]:
@@ -36,9 +37,11 @@ def _forward(pool: AttachedPool, blocks: list[int], seed: int) -> None:
     for view in pool.views.values():
         for block in blocks:
             view[block] = torch.randint(0, 100, tuple(view.shape[1:]), generator=generator).to(view.dtype)
+    if view.is_cuda:
+        torch.cuda.synchronize(view.device)  # a pass has ended when its kernels have
 
 
-def _run(
+def run_scenario(
     server: Server,
     scenario: dict[str, Any],
     execution: Execution,
@@ -64,15 +67,15 @@ def _run(
     return seen
 
 
-def _nothing(pool: AttachedPool, outcome: StepOutcome) -> None:
+def nothing(pool: AttachedPool, outcome: StepOutcome) -> None:
     """Leaves the copies to the server."""
 
 
 @pytest.mark.parametrize("scenario", [scenario for _, scenario in PLAIN], ids=[name for name, _ in PLAIN])
 def test_worker_as_server(servers: Servers, scenario: dict[str, Any]) -> None:
     """Every pass finds the same state, whether the server or the worker has zeroed and copied before it."""
-    by_server = _run(_server(servers, scenario), scenario, Execution.SERVER, _nothing)
-    by_worker = _run(_server(servers, scenario), scenario, Execution.WORKER, AttachedPool.run_copies)
+    by_server = run_scenario(server_for(servers, scenario), scenario, Execution.SERVER, nothing)
+    by_worker = run_scenario(server_for(servers, scenario), scenario, Execution.WORKER, AttachedPool.run_copies)
 
     assert any(state.any() for state in by_server)
     assert len(by_server) == len(by_worker)
@@ -99,6 +102,6 @@ def test_worker_as_reference(servers: Servers, scenario: dict[str, Any]) -> None
         copies += len(outcome.post_copies) + len(outcome.pre_copies)
         assert all(torch.equal(view, views[name]) for name, view in pool.views.items())
 
-    _run(_server(servers, scenario), scenario, Execution.WORKER, both)
+    run_scenario(server_for(servers, scenario), scenario, Execution.WORKER, both)
 
     assert copies

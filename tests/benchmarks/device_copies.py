@@ -8,6 +8,7 @@ import torch
 
 from statepool.copies import CopyPlan
 from statepool.layout import ArenaLayout, Arrangement, BlockLayout, ConvLayout, Dtype, StateKind, StateSpec
+from statepool_server.arena_cuda import open_cuda_arena
 
 os.environ["TRITON_INTERPRET"] = "0"
 
@@ -56,13 +57,15 @@ def _seconds(step: Callable[[int], object], lead: torch.Tensor) -> float:
 
 
 def measure(block: BlockLayout, arrangement: Arrangement) -> tuple[float, float]:
-    """Measures copies between scattered blocks.
+    """Measures copies between scattered blocks of an arena as a server has it, for other processes to map.
 
     Returns:
         Bytes copied per second by the engine and by one contiguous torch copy.
     """
     layout = ArenaLayout(block, 2 * COPIES * SETS, arrangement)
-    arena = torch.randint(256, (layout.nbytes,), dtype=torch.uint8, device="cuda")
+    memory = open_cuda_arena("cuda:0", layout.nbytes)
+    arena = memory.tensor
+    arena.random_(256)
     lead = torch.empty(LEAD_BYTES, dtype=torch.uint8, device="cuda")
     engine = TritonEngine(arena, layout)
     order = np.random.default_rng(0).permutation(layout.block_count).reshape(2, SETS, COPIES)
@@ -78,6 +81,7 @@ def measure(block: BlockLayout, arrangement: Arrangement) -> tuple[float, float]
     best = [float("inf")] * len(steps)
     for _ in range(ROUNDS):
         best = [min(known, _seconds(step, lead)) for known, step in zip(best, steps, strict=True)]
+    memory.close()
     engine_rate, copy_rate = (size / seconds for seconds in best)
     return engine_rate, copy_rate
 

@@ -14,7 +14,9 @@ import torch
 
 from statepool.copies import CopyPlan
 from statepool.layout import ArenaLayout, BlockLayout, ConvLayout, Dtype, StateKind, StateSpec
-from statepool_server.arena import ArenaError, CudaArena, HostArena, StateDir, parse_devices
+from statepool_server.arena import HostArena, StateDir, parse_devices
+from statepool_server.arena_cuda import open_cuda_arena
+from statepool_server.arena_types import ArenaError
 from statepool_server.memory import EngineName, Memory, engine_for
 
 LAYOUT = ArenaLayout(
@@ -133,7 +135,7 @@ def test_state_dir_has_one_user_at_a_time(folder: Path) -> None:
 def test_cuda_where_there_is_none() -> None:
     """Asking for a device that is not there is an error that names it and the way out."""
     with pytest.raises(ArenaError, match=r"cuda:1: .* 0 usable CUDA devices; --device cpu"):
-        CudaArena("cuda:1", 4096)
+        open_cuda_arena("cuda:1", 4096)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ async def core(tmp_path: Path) -> AsyncIterator[Core]:
     )
     pool, copies = Pool(PoolConfig(block_count=2, block_tokens=1)), CopyThreads(1, 1)
     yield Core(description=known, limits=plan.limits, pool=pool, memory=memory, copies=copies)
-    await copies.close()
+    await copies.close(5.0)
     memory.close()
 
 

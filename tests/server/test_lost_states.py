@@ -71,7 +71,7 @@ async def test_failed_copies(core: Core) -> None:
         with pytest.raises(StateLostError):
             await steps.apply(who, moving)
     outcome = await steps.apply(who, pb.EngineStep(step=3, settled_step=2, finishes=[1]))
-    await core.copies.close()
+    await core.copies.close(5.0)
 
     assert outcome.usage.free_blocks == core.pool.capacity
     assert not np.count_nonzero(core.pool.blocks.busy)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import grpc
@@ -98,7 +99,14 @@ class Server:
         process: The process.
     """
 
-    def __init__(self, folder: Path, *flags: str, listen: str = "", conv_shape: tuple[int, int] = (CONV_ROWS, 8)):
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        listen: str = "",
+        conv_shape: tuple[int, int] = (CONV_ROWS, 8),
+        environment: Mapping[str, str] | None = None,
+    ):
         """Starts a process; it may not answer yet.
 
         Args:
@@ -106,6 +114,7 @@ class Server:
             flags: Flags and their values; they win over those of `arguments`.
             listen: Address; empty: a Unix socket in the folder.
             conv_shape: Shape of the conv states in one block.
+            environment: Variables beside those of the test's own process.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.socket = folder / "s.sock"
@@ -116,13 +125,14 @@ class Server:
             str(COMMAND),
             *arguments(write_model(folder, conv_shape), self.target, self.state_dir, *flags),
         ]
+        self._environment = os.environ | dict(environment or {})
         self.start()
 
     def start(self) -> None:
         """Starts the process, again after it was killed; it may not answer yet."""
         self._told = False
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stderr=log)
+            self.process = subprocess.Popen(self._command, env=self._environment, stderr=log)
 
     def kill(self) -> None:
         """Ends the process as a crash does."""
@@ -188,9 +198,16 @@ class Servers:
             self._shared[key] = self.start(*flags, conv_shape=conv_shape).wait_until_ready()
         return self._shared[key]
 
-    def start(self, *flags: str, listen: str = "", conv_shape: tuple[int, int] = (CONV_ROWS, 8)) -> Server:
+    def start(
+        self,
+        *flags: str,
+        listen: str = "",
+        conv_shape: tuple[int, int] = (CONV_ROWS, 8),
+        environment: Mapping[str, str] | None = None,
+    ) -> Server:
         """Starts a server for one test, which may do to it what it likes; it may not answer yet."""
-        server = Server(self._folder / str(len(self._started)), *flags, listen=listen, conv_shape=conv_shape)
+        folder = self._folder / str(len(self._started))
+        server = Server(folder, *flags, listen=listen, conv_shape=conv_shape, environment=environment)
         self._started.append(server)
         return server
 

@@ -9,14 +9,17 @@ from typing import Self
 
 import torch
 
-from statepool.attachment import REATTACH_SECONDS, ArenaAttachment
+from statepool.attachment import HOST_IMPORTERS, REATTACH_SECONDS, ArenaAttachment, Importer, MappedArena
 from statepool.descriptions import Pool
-from statepool.errors import IncarnationMismatchError, StatepoolError
+from statepool.errors import FeatureUnavailableError, IncarnationMismatchError, LayoutMismatchError, StatepoolError
 from statepool.layout import ArenaLayout, StateKind
 from statepool.outcomes import StepOutcome
 from statepool.sync.client import Client
-from statepool.torch.engine import CopyEngine, HostEngine
+from statepool.torch.cuda_driver import CudaError
+from statepool.torch.cuda_memory import CudaAllocation, DeviceBytes
+from statepool.torch.engine import CopyEngine, worker_engine
 from statepool.torch.views import state_views
+from statepool.v1 import attach_pb2, pool_pb2
 
 
 def attach(
@@ -38,12 +41,13 @@ def attach(
     Args:
         client: Talks to a server on this machine, which runs as the same user.
         rank_index: Index into `Pool.tp_ranks`.
-        read_only: Whether to only read; then writing faults (SIGSEGV), and no fence waits for this process.
+        read_only: Whether to only read; then writing faults (SIGSEGV, or the kernel fails on its device), and no fence
+            waits for this process.
         layout_fingerprint: Fingerprint of the layout that the worker's model has; empty: whatever the pool has.
         max_element_offset: Largest element offset that the worker's kernels can address, for example 2**31 - 1; None:
             any.
         socket_path: The attach socket, where this process sees it elsewhere than the server does, as in a container.
-        copy_threads: Threads of the copy engine.
+        copy_threads: Threads of the copy engine, for host memory.
         reattach_within: Seconds in which a broken connection must stand again, as it does when the server is started
             again and has its state still; passes that would begin wait meanwhile.
         on_lost: Called once if the connection is lost for good, from a background thread.
@@ -54,7 +58,8 @@ def attach(
     Raises:
         BadFieldError: No such rank index.
         LayoutMismatchError: The pool has another layout, or one that the kernels cannot address.
-        FeatureUnavailableError: The memory of the rank cannot be shared.
+        FeatureUnavailableError: The memory of the rank cannot be shared, or not with this process: it does not see the
+            device, or cannot map its memory.
         QuotaExceededError: As many processes as may are attached.
         PeerUntrustedError: The server does not take this process: it belongs to another user.
         IncarnationMismatchError: The server was restarted meanwhile.
@@ -79,11 +84,48 @@ def attach(
         reattach_within=reattach_within,
         on_lost=on_lost,
         synchronize=synchronize or devices.synchronize,
+        importers=IMPORTERS,
     )
     if attachment.incarnation != pool.incarnation:
         attachment.detach()
         raise IncarnationMismatchError("the server was restarted while this process attached to it")
     return AttachedPool(client, pool, attachment, devices, read_only=read_only, copy_threads=copy_threads)
+
+
+def import_cuda(descriptor: int, attached: attach_pb2.Attached, read_only: bool) -> MappedArena:
+    """Maps memory of a device.
+
+    Args:
+        descriptor: Of the allocation.
+        attached: What the server says of it.
+        read_only: Whether to only read.
+
+    Raises:
+        LayoutMismatchError: The allocation is smaller than the arena.
+        FeatureUnavailableError: This process cannot map it.
+    """
+    nbytes, told = attached.arena_bytes, attached.cuda
+    if told.mapping_bytes < nbytes:
+        raise LayoutMismatchError(f"an allocation of {told.mapping_bytes} bytes is no arena of {nbytes}")
+    try:
+        allocation = CudaAllocation.imported(descriptor, told.device_uuid, told.mapping_bytes)
+        try:
+            return allocation.map(nbytes, read_only=read_only)
+        finally:
+            allocation.release()  # the mapping keeps the memory
+    except CudaError as error:
+        raise FeatureUnavailableError(f"this process cannot map the arena: {error}") from error
+
+
+IMPORTERS: Mapping[int, Importer] = MappingProxyType({**HOST_IMPORTERS, pool_pb2.ARENA_EXPORT_CUDA_FILE: import_cuda})
+"""How to map each kind of `ArenaExport`."""
+
+
+def arena_tensor(buffer: object) -> torch.Tensor:
+    """Makes a tensor of an arena's bytes, uint8, ``[arena bytes]``, without a copy; it keeps them alive."""
+    if isinstance(buffer, DeviceBytes):
+        return torch.as_tensor(buffer, device=f"cuda:{buffer.ordinal}")
+    return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
 class CudaDevices:
@@ -108,7 +150,7 @@ class AttachedPool:
 
     What the worker reads and writes for a session happens inside `writing`. When the session is lost, the server keeps
     its blocks from others until no such pass runs here any more. After a fork, and after `close`, nothing of it can be
-    used; tensors that are still around after `close` see zeros.
+    used; tensors that are still around after `close` see zeros, and on a device whatever uses them fails.
 
     Attributes:
         description: The pool, as it was when this process attached.
@@ -136,10 +178,12 @@ class AttachedPool:
         self._read_only = read_only
         self._closed = False
         self._here = threading.local()
-        arena = torch.frombuffer(attachment.buffer, dtype=torch.uint8)
+        arena = arena_tensor(attachment.buffer)
         self.views: Mapping[str, torch.Tensor] = MappingProxyType(state_views(arena, description.layout))
         self.tensors = _by_layer(self.views, description.layout)
-        self._engine: CopyEngine = HostEngine(arena, description.layout, copy_threads)
+        self._engine: CopyEngine | None = None
+        if not read_only:  # building one writes to the null block
+            self._engine = worker_engine(arena, description.layout, copy_threads)
 
     @property
     def error(self) -> StatepoolError | None:
@@ -172,13 +216,15 @@ class AttachedPool:
     def run_copies(self, outcome: StepOutcome) -> None:
         """Does the memory work of a step with `Execution.WORKER`: first post-copies, then zeroing, then pre-copies.
 
+        On a device it is put into the current stream, in front of the kernels that follow.
+
         Args:
             outcome: The step's outcome; on every rank the same.
 
         Raises:
             RuntimeError: Called outside of `writing`.
         """
-        if not getattr(self._here, "passes", 0):
+        if self._engine is None or not getattr(self._here, "passes", 0):
             raise RuntimeError("copies belong to a pass: call run_copies inside of `with pool.writing(…)`")
         if len(outcome.post_copies):
             self._engine.copy(outcome.post_copies.plan())

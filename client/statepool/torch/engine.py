@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from itertools import repeat
 from typing import Protocol
 
@@ -140,6 +141,17 @@ def _triton_engine(arena: torch.Tensor, layout: ArenaLayout, threads: int = 1) -
 
 ENGINES: Mapping[str, EngineFactory] = {"host": HostEngine, "reference": ReferenceEngine, "triton": _triton_engine}
 """Engines by name."""
+
+
+def worker_engine(arena: torch.Tensor, layout: ArenaLayout, threads: int) -> CopyEngine:
+    """Builds the engine of an attached worker: the host's, or on a device one that works in the worker's own stream."""
+    if arena.is_cpu:
+        return HostEngine(arena, layout, threads)
+    if not find_spec("triton"):
+        return ReferenceEngine(arena, layout)
+    from statepool.torch.triton_engine import TritonEngine
+
+    return TritonEngine(arena, layout, own_streams=False)
 
 
 def _copy_rows(view: torch.Tensor, sources: Column, destinations: Column, biases: Column) -> None:

@@ -48,6 +48,7 @@ class TritonEngine:
         *,
         tile_bytes: int = TILE_BYTES,
         scratch_bytes: int = SCRATCH_BYTES,
+        own_streams: bool = True,
     ) -> None:
         """Builds the engine and compiles its kernels.
 
@@ -57,6 +58,8 @@ class TritonEngine:
             threads: Without effect; the device copies.
             tile_bytes: Bytes that one program moves, a power of two from 32.
             scratch_bytes: Bytes of scratch memory that a call may take; one tile of each staged row is taken anyway.
+            own_streams: Whether calls have a stream of their thread's own and wait for it; else they go into the
+                current stream, and nobody waits.
 
         Raises:
             ValueError: The arena is in host memory, and Triton compiles.
@@ -68,14 +71,15 @@ class TritonEngine:
         self._arena = arena
         self._tile_bytes = tile_bytes
         self._scratch_bytes = scratch_bytes
+        self._own_streams = own_streams
         self._tiles = torch.from_numpy(table).to(arena.device)
         self._first_conv_tile = int(np.count_nonzero(table[:, 4] == 0))
         self._local = threading.local()
         self._compile()
 
     def copy(self, plan: CopyPlan) -> None:
-        """Runs a plan after what the current stream holds, and waits for it."""
-        with self._own_stream():
+        """Runs a plan after what the current stream holds, and waits for it unless it has gone into that stream."""
+        with self._stream():
             self.enqueue(plan)
 
     def enqueue(self, plan: CopyPlan) -> None:
@@ -95,15 +99,15 @@ class TritonEngine:
             self._staged(columns[:, shifting], self._first_conv_tile)
 
     def zero(self, block_ids: Column) -> None:
-        """Fills blocks with zeros after what the current stream holds, and waits for it."""
+        """Fills blocks with zeros after what the current stream holds, and waits as `copy` does."""
         if not len(block_ids):
             return
-        with self._own_stream(), self._device():
+        with self._stream(), self._device():
             self._launch_zeroing(self._upload(block_ids), len(block_ids))
 
     def _compile(self) -> None:
         """Compiles every kernel now, so that no call waits for it, by launches that move nothing."""
-        with self._own_stream(), self._device():
+        with self._stream(), self._device():
             null_to_null = self._upload(np.zeros((4, 1), np.int64))
             for part in get_args(Part):
                 self._launch(part, self._arena, null_to_null, range(1))
@@ -158,9 +162,9 @@ class TritonEngine:
         return _INTERPRETER if INTERPRETED else torch.cuda.device(self._arena.device)
 
     @contextmanager
-    def _own_stream(self) -> Iterator[None]:
-        """Makes a stream of this thread the current one, and waits for it at the end."""
-        if not self._arena.is_cuda:
+    def _stream(self) -> Iterator[None]:
+        """Makes a stream of this thread the current one, and waits for it at the end, where calls have their own."""
+        if not (self._arena.is_cuda and self._own_streams):
             yield
             return
         if not hasattr(self._local, "stream"):

@@ -195,6 +195,7 @@ class Attached(_message.Message):
     LAST_SESSION_ID_FIELD_NUMBER: _builtins.int
     SESSION_IDS_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
+    CUDA_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The server process; another than before where one has gone on with the state of its predecessor."""
     attachment_id: _builtins.int
@@ -213,6 +214,10 @@ class Attached(_message.Message):
     def epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Their epochs."""
 
+    @_builtins.property
+    def cuda(self) -> _pool_pb2.CudaAllocation:
+        """What the first descriptor is of, with ARENA_EXPORT_CUDA_FILE."""
+
     def __init__(
         self,
         *,
@@ -223,10 +228,11 @@ class Attached(_message.Message):
         last_session_id: _builtins.int = ...,
         session_ids: _abc.Iterable[_builtins.int] | None = ...,
         epochs: _abc.Iterable[_builtins.int] | None = ...,
+        cuda: _pool_pb2.CudaAllocation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cuda", b"cuda"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_bytes", b"arena_bytes", "attachment_id", b"attachment_id", "epochs", b"epochs", "export", b"export", "incarnation", b"incarnation", "last_session_id", b"last_session_id", "session_ids", b"session_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_bytes", b"arena_bytes", "attachment_id", b"attachment_id", "cuda", b"cuda", "epochs", b"epochs", "export", b"export", "incarnation", b"incarnation", "last_session_id", b"last_session_id", "session_ids", b"session_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

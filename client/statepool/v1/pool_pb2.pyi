@@ -75,6 +75,11 @@ class _ArenaExportEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ArenaExpo
     """Not set; never sent by a server."""
     ARENA_EXPORT_FILE: _ArenaExport.ValueType  # 1
     """A file descriptor that is mapped from offset 0 on."""
+    ARENA_EXPORT_CUDA_FILE: _ArenaExport.ValueType  # 2
+    """A file descriptor of one allocation of CUDA memory (cuMemExportToShareableHandle), which is imported and mapped as a
+    whole on the device that it lies on. The arena begins at offset 0. Whoever attached to read only grants its own
+    device no more than that: the descriptor itself would allow to write.
+    """
 
 class ArenaExport(_ArenaExport, metaclass=_ArenaExportEnumTypeWrapper):
     """How the memory of an arena is handed to another process."""
@@ -83,6 +88,11 @@ ARENA_EXPORT_UNSPECIFIED: ArenaExport.ValueType  # 0
 """Not set; never sent by a server."""
 ARENA_EXPORT_FILE: ArenaExport.ValueType  # 1
 """A file descriptor that is mapped from offset 0 on."""
+ARENA_EXPORT_CUDA_FILE: ArenaExport.ValueType  # 2
+"""A file descriptor of one allocation of CUDA memory (cuMemExportToShareableHandle), which is imported and mapped as a
+whole on the device that it lies on. The arena begins at offset 0. Whoever attached to read only grants its own
+device no more than that: the descriptor itself would allow to write.
+"""
 Global___ArenaExport: _TypeAlias = ArenaExport  # noqa: Y015
 
 @_typing.final
@@ -904,6 +914,7 @@ class AttachPoolResponse(_message.Message):
     TOKEN_TTL_FIELD_NUMBER: _builtins.int
     SOCKET_PATH_FIELD_NUMBER: _builtins.int
     EXPORT_FIELD_NUMBER: _builtins.int
+    CUDA_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The server process."""
     token: _builtins.bytes
@@ -916,6 +927,10 @@ class AttachPoolResponse(_message.Message):
     def token_ttl(self) -> _duration_pb2.Duration:
         """How long the token is good."""
 
+    @_builtins.property
+    def cuda(self) -> Global___CudaAllocation:
+        """The device that the arena lies on, with ARENA_EXPORT_CUDA_FILE."""
+
     def __init__(
         self,
         *,
@@ -924,14 +939,41 @@ class AttachPoolResponse(_message.Message):
         token_ttl: _duration_pb2.Duration | None = ...,
         socket_path: _builtins.str = ...,
         export: Global___ArenaExport.ValueType = ...,
+        cuda: Global___CudaAllocation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["token_ttl", b"token_ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cuda", b"cuda", "token_ttl", b"token_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "incarnation", b"incarnation", "socket_path", b"socket_path", "token", b"token", "token_ttl", b"token_ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuda", b"cuda", "export", b"export", "incarnation", b"incarnation", "socket_path", b"socket_path", "token", b"token", "token_ttl", b"token_ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttachPoolResponse: _TypeAlias = AttachPoolResponse  # noqa: Y015
+
+@_typing.final
+class CudaAllocation(_message.Message):
+    """An allocation of CUDA memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_UUID_FIELD_NUMBER: _builtins.int
+    MAPPING_BYTES_FIELD_NUMBER: _builtins.int
+    device_uuid: _builtins.bytes
+    """UUID of its device, 16 bytes: ordinals differ between processes (CUDA_VISIBLE_DEVICES)."""
+    mapping_bytes: _builtins.int
+    """Its size in bytes, all of which must be mapped: at least the arena's, and a multiple of the device's granularity."""
+    def __init__(
+        self,
+        *,
+        device_uuid: _builtins.bytes = ...,
+        mapping_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_uuid", b"device_uuid", "mapping_bytes", b"mapping_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CudaAllocation: _TypeAlias = CudaAllocation  # noqa: Y015
 
 @_typing.final
 class DetachPoolRequest(_message.Message):

@@ -18,6 +18,10 @@ Conventions of the whole package:
   under way as may be, or the work ahead takes longer than the call's deadline; RetryInfo tells when it will be done)
   and INVALID_ARGUMENT (BAD_FIELD, COLUMN_LENGTH_MISMATCH, BATCH_TOO_LARGE); the lists name what is particular.
 * A stream whose client takes or sends nothing for too long where it has to is ended: UNAVAILABLE, STREAM_STALLED.
+* Where memory work stands still, as on a device that hangs, the health of every service is NOT_SERVING until it ends. A
+  call that needs memory work is refused (COPIES_STALLED) and has changed nothing. A call whose work had begun already
+  gets the same error, but its work takes effect when it ends: the same `request_id`, or number of a step, gets the
+  answer then.
 * A mutating RPC takes a `request_id`: any string of up to 64 bytes, unique per session and call (a random 128-bit number
   is fine). The same id with the same request answers the same again and does nothing; with another request it is refused
   (REQUEST_ID_REUSED); the incarnation in its session is not part of what makes requests the same. Empty: no such protection. The server remembers a bounded number of ids per session, see

@@ -22,6 +22,7 @@ from statepool.errors import (
 from statepool.framing import FrameReader, frame
 from statepool.v1 import attach_pb2, pool_pb2
 from statepool_server import convert
+from statepool_server.arena_types import Export
 from statepool_server.attachments import Attachment
 from statepool_server.service.attach_connection import AttachConnection
 from statepool_server.service.attach_peers import DeathLock, Peer
@@ -92,7 +93,8 @@ class AttachedProcesses:
         if request.rank_index >= len(ranks):
             raise BadFieldError(f"rank_index: {request.rank_index} is not below {len(ranks)}", field="rank_index")
         self._check_layout(request)
-        if not core.memory.is_shareable(request.rank_index):
+        export = core.memory.export(request.rank_index)
+        if export is None:
             device = core.description.devices[request.rank_index]
             raise FeatureUnavailableError(f"rank_index: an arena on {device} cannot be attached", field="rank_index")
         limit = core.limits.max_attachments
@@ -103,7 +105,8 @@ class AttachedProcesses:
             token=self.tokens.issue(Grant(request.rank_index, request.read_only)),
             token_ttl=convert.duration(round(self.tokens.ttl_seconds * 1e9)),
             socket_path=self._socket_path,
-            export=pool_pb2.ARENA_EXPORT_FILE,
+            export=_kind(export),
+            cuda=_allocation(export),
         )
 
     def admit(self, stream: socket.socket, peer: Peer, token: bytes, frames: FrameReader) -> None:
@@ -276,10 +279,12 @@ class AttachedProcesses:
 
     def _welcome(self, attachment: Attachment) -> attach_pb2.Attached:
         core, sessions = self._core, self._core.pool.sessions
+        export = core.memory.export(attachment.rank_index)
         return attach_pb2.Attached(
             incarnation=core.incarnation,
             attachment_id=attachment.attachment_id,
-            export=pool_pb2.ARENA_EXPORT_FILE,
+            export=_kind(export),
+            cuda=_allocation(export),
             arena_bytes=core.description.layout.nbytes,
             last_session_id=sessions.last_id,
             session_ids=[session.session_id for session in sessions],
@@ -322,6 +327,16 @@ class AttachedProcesses:
             is_connected=connection.is_connected,
             unanswered_fences=len(self._core.pool.attachments.unanswered(attachment.attachment_id)),
         )
+
+
+def _kind(export: Export | None) -> "pool_pb2.ArenaExport.ValueType":
+    return pool_pb2.ARENA_EXPORT_CUDA_FILE if export and export.device_uuid else pool_pb2.ARENA_EXPORT_FILE
+
+
+def _allocation(export: Export | None) -> pool_pb2.CudaAllocation | None:
+    if export is None or not export.device_uuid:
+        return None
+    return pool_pb2.CudaAllocation(device_uuid=export.device_uuid, mapping_bytes=export.mapping_bytes)
 
 
 def _out_of_descriptors(error: OSError) -> OverloadedError:

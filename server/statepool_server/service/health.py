@@ -1,4 +1,4 @@
-"""What health says: readiness, which a server loses for good, and liveness, which it has while its loop turns."""
+"""What health says: readiness, for as long as nothing is wrong, and liveness, which lasts while the loop turns."""
 
 from collections.abc import Iterable
 
@@ -31,23 +31,35 @@ class Health:
         """
         self.servicer = health_aio.HealthServicer()
         self._readiness = ("", *services)
-        self._is_lost = False
+        self._is_ready = self._is_lost = False
+        self._troubles: set[str] = set()
 
     async def starting(self) -> None:
         """Tells that the server lives and is not ready."""
         await self.servicer.set(LIVENESS, _SERVING)
-        await self._set_readiness(_NOT_SERVING)
+        await self._tell()
 
     async def ready(self) -> None:
         """Tells that the server is ready, unless it has lost that already."""
-        if not self._is_lost:
-            await self._set_readiness(_SERVING)
+        self._is_ready = True
+        await self._tell()
+
+    async def begin(self, trouble: str) -> None:
+        """Tells that the server is not ready, until this trouble ends."""
+        self._troubles.add(trouble)
+        await self._tell()
+
+    async def end(self, trouble: str) -> None:
+        """Tells that the server is ready again, unless it has another trouble, or has lost that for good."""
+        self._troubles.discard(trouble)
+        await self._tell()
 
     async def not_ready(self) -> None:
         """Tells that the server is not ready, and never will be again."""
         self._is_lost = True
-        await self._set_readiness(_NOT_SERVING)
+        await self._tell()
 
-    async def _set_readiness(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+    async def _tell(self) -> None:
+        is_ready = self._is_ready and not self._is_lost and not self._troubles
         for name in self._readiness:
-            await self.servicer.set(name, status)
+            await self.servicer.set(name, _SERVING if is_ready else _NOT_SERVING)

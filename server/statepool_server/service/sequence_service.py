@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 from statepool.errors import (
     BadFieldError,
+    CopiesStalledError,
     SessionExpiredError,
     SessionFencedError,
     SessionNotFoundError,
@@ -18,7 +19,8 @@ from statepool_server.service.stalls import Stalls
 from statepool_server.service.steps import Steps
 from statepool_server.step_convert import sequences_to_wire
 
-_SESSION_IS_LOST = (SessionExpiredError, SessionFencedError, SessionNotFoundError)
+_ENDS_THE_STREAM = (SessionExpiredError, SessionFencedError, SessionNotFoundError, CopiesStalledError)
+"""What is no refusal of a step: the session is lost, or the step may take effect yet and is to be asked again."""
 
 
 class SequenceService:
@@ -65,7 +67,7 @@ class SequenceService:
         incarnation = self._core.incarnation
         try:
             return pb.ScheduleResponse(incarnation=incarnation, outcome=await self._steps.apply(session, step))
-        except _SESSION_IS_LOST:
+        except _ENDS_THE_STREAM:
             raise
         except StatepoolError as error:
             refusal = pb.StepRefusal(step=step.step, error=error_to_wire(self._core.turnover.complete(error)))

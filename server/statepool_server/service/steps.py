@@ -105,6 +105,7 @@ class Steps:
             ChecksumMismatchError: A state that an admission would begin with has changed; nothing was applied.
             StateLostError: Its copies failed.
             DrainingError: It admits sequences, and the server is shutting down.
+            CopiesStalledError: Memory work stands still. Where the step was applied already, its copies will be done.
             StatepoolError: Whatever else the pool has against it.
         """
         works, check_session = self._core.works, self._core.pool.check_session
@@ -119,6 +120,8 @@ class Steps:
         if answer is None:
             if self._draining.is_set() and len(step.admissions.sequence_ids):
                 raise draining_error()
+            if step.execution != pb.EXECUTION_WORKER:
+                self._core.copies.check_moving()
             answer = self._core.ledger.perform(Kind.STEP, (*session, step))
             self._core.blocks_changed()
         elif answer.request != step:

@@ -167,7 +167,7 @@ class _Pinned:
         self._core.copies.check_room()
         future = self._core.copies.submit(work)
         self._work = future
-        return await asyncio.shield(future)
+        return await self._core.copies.wait(future)
 
     async def __aexit__(self, *_exc: object) -> None:
         if self._work is not None and not self._work.done():

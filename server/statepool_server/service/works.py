@@ -110,10 +110,14 @@ class Works:
         return number in self._under_way
 
     async def until_ended(self, number: int) -> None:
-        """Waits until work has ended, if it is under way."""
+        """Waits until work has ended, if it is under way.
+
+        Raises:
+            CopiesStalledError: Memory work stands still.
+        """
         if number in self._under_way:
             waiter = self._waiters.setdefault(number, asyncio.get_running_loop().create_future())
-            await asyncio.shield(waiter)
+            await self._copies.wait(waiter)
 
     def check(self, number: int, what: str, field: str = "") -> None:
         """Checks that work was done.
