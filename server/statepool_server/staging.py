@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from statepool.copies import CopyPlan
 from statepool.layout import ArenaLayout, ConvLayout, StateKind, StateSpec
 from statepool.torch.regions import Bytes, hazards
+from statepool_server import failpoints
 
 
 class _Span(NamedTuple):
@@ -64,6 +65,8 @@ def write(memory: Bytes, layout: ArenaLayout, plan: CopyPlan, path: Path) -> Non
     """
     saved, start = np.fromfile(path, np.uint8), 0
     for span in _spans(layout, plan):
+        if start > len(saved) // 2:
+            failpoints.reach("copy.half")
         nbytes = span.state.nbytes
         _shift(
             saved[start : start + nbytes],

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import xxhash
 
+from statepool_server import failpoints
+
 _HEADER = struct.Struct("<8sQQ")  # magic, checksum, number
 _MAGIC = b"SPSNAP01"
 
@@ -23,6 +25,7 @@ def write_snapshot(path: Path, number: int, body: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(_HEADER.pack(_MAGIC, xxhash.xxh3_64_intdigest(body, number), number))
             file.write(body)
+        failpoints.reach("snapshot")
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from statepool.errors import BadFieldError, Code, StatepoolError
 from statepool.status import message_of, trailers_of
+from statepool_server import failpoints
 from statepool_server.service.admission import Gate
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
@@ -105,7 +106,9 @@ class Calls:
                     raise draining_error()
                 gate.enter()
                 try:
-                    return await admitted(request, context)
+                    response = await admitted(request, context)
+                    failpoints.reach("answer")
+                    return response
                 finally:
                     gate.leave()
             except StatepoolError as raised:

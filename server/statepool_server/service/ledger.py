@@ -17,6 +17,7 @@ import structlog
 from google.protobuf.message import Message
 
 from statepool.errors import OverloadedError
+from statepool_server import failpoints
 from statepool_server.journal.encoding import decode, encode
 from statepool_server.journal.journal import Journal, JournalFullError
 from statepool_server.journal.segment import Record
@@ -163,12 +164,15 @@ class Ledger:
             payload = act.codec.encode(request)
             if act.can_be_refused and not journal.has_room(len(payload)):
                 raise OverloadedError("the journal has no room for more requests", retry_after=RETRY_SECONDS)
+            failpoints.reach("act")
             result = act.run(request, now_ns)
+            failpoints.reach("journal.before")
             try:
                 journal.append(Record(kind, now_ns, self._pool.sums(), payload))
             except JournalFullError as error:  # nobody may hear of what the next server would not know
                 _log.critical("stops at once: what has happened cannot be written down", error=str(error))
                 os._exit(os.EX_IOERR)
+            failpoints.reach("journal.after")
             if journal.wants_snapshot:
                 journal.turn(self._snapshot).add_done_callback(_tell_failure)
         for listener in self.then:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from statepool.errors import StateLostError
+from statepool_server import failpoints
 from statepool_server.memory import Memory, Stage
 from statepool_server.pool import Pool
 from statepool_server.service.copying import CopyThreads
@@ -175,6 +176,7 @@ class Works:
 
         def ended(running: "asyncio.Future[None]") -> None:
             succeeded = not running.cancelled() and running.exception() is None
+            failpoints.reach("stage")
             if succeeded and begun.stage + 1 < len(stages):
                 self._ledger.perform(Kind.STAGE_ENDED, begun.number)
                 self._run(begun, stages)
