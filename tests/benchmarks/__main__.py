@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import allocator, attach, checksums, client_import, host_copies, rpc_floor, steps
+from benchmarks import allocator, attach, checksums, client_import, host_copies, journal, rpc_floor, steps
 
 MODULES = {
     "allocator, in process": allocator,
@@ -12,6 +12,7 @@ MODULES = {
     "RPC": rpc_floor,
     "engine steps": steps,
     "checksums": checksums,
+    "journal": journal,
     "client import": client_import,
 }
 
