@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statepool.backoff import Backoff
 from statepool.errors import IncarnationMismatchError, StatepoolError, UnavailableError
 
-MAX_ATTEMPTS = 4
+MAX_ATTEMPTS = 5
 """Times that one call is sent."""
 RETRIES_PER_CALL = 0.1
 """What each call adds to the budget: a server that refuses everything gets a tenth more than it would."""

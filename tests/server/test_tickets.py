@@ -3,7 +3,7 @@
 import pytest
 from google.protobuf.message import Message
 
-from statepool.v1 import block_pb2, sequence_pb2, session_pb2, types_pb2
+from statepool.v1 import block_pb2, sequence_pb2, types_pb2
 from statepool_server.service.replays import Replays
 
 SESSION = types_pb2.SessionRef(session_id=3, epoch=2, incarnation=7)
@@ -28,7 +28,6 @@ def test_the_incarnation_is_not_part_of_a_request() -> None:
         block_pb2.AllocateBlocksRequest(session=SESSION, count=5),
         block_pb2.AllocateBlocksRequest(session=types_pb2.SessionRef(session_id=3, epoch=1, incarnation=7), count=4),
         sequence_pb2.StepRequest(session=SESSION),
-        session_pb2.CreateSessionRequest(),
     ],
 )
 def test_everything_else_is(other: Message) -> None:

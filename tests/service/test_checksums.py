@@ -173,6 +173,7 @@ def test_asking_for_it(servers: Servers) -> None:
 
 def _verify(server: Server) -> tuple[int, list[int], int]:
     done = subprocess.run([COMMAND, "verify", "--target", server.target, "--json"], capture_output=True, check=False)
+    assert done.stdout, done.stderr
     facts = json.loads(done.stdout)
     return done.returncode, facts["condemned"], facts["condemned_blocks"]
 

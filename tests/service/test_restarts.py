@@ -256,6 +256,22 @@ class TestRecovery:
                 assert (await scheduler.receive()).step == 2
                 await scheduler.step(commit=_committed(), finish=[1])
 
+    def test_a_session_is_closed_without_being_resumed(self, mortal: Server) -> None:
+        """Whoever closes a session as the first thing after a restart leaves nothing behind."""
+        with mortal.client() as client:
+            deleted, closed = (client.create_session(LONG, resume_within=LONG) for _ in range(2))
+            deleted.allocate_blocks(3)
+            closed.allocate_blocks(1)
+            mortal.kill()
+            mortal.start()
+            mortal.wait_until_ready()
+
+            assert deleted.delete() == 3
+            closed.close()
+
+            usage = client.get_pool().usage
+        assert (usage.sessions, usage.free_blocks) == (0, CAPACITY)
+
     def test_without_being_asked(self, mortal: Server) -> None:
         """A session whose owner did not ask for it is lost here, and ends at the server when its lease does."""
         with mortal.client() as client:

@@ -40,7 +40,7 @@ class Client:
     """Talks to one pool, with blocking calls; safe to use from threads.
 
     Nothing is connected before the first call, and a lost connection comes back by itself. Unary calls that are
-    UNAVAILABLE are repeated up to three times within their deadline, with the same request id, so that a call takes
+    UNAVAILABLE are repeated up to four times within their deadline, with the same request id, so that a call takes
     effect once, and within a budget, so that they do not add to an outage (`statepool.retries`). Every method raises a
     `StatepoolError`; in any case `UnavailableError` and `DeadlineExceededError`. A client belongs to the process that
     made it: after a fork, make another.

@@ -119,6 +119,8 @@ class SessionServiceServicer(object):
     def DeleteSession(self, request, context):
         """Closes a session and drops its references: uncommitted blocks are free at once, committed ones stay findable.
 
+        A session of an incarnation that the server continues need not be resumed to be closed.
+
         Errors:
         * NOT_FOUND, SESSION_NOT_FOUND or SESSION_EXPIRED.
         * ABORTED, SESSION_FENCED.

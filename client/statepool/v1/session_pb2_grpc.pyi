@@ -70,6 +70,8 @@ class SessionServiceStub:
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]
     """Closes a session and drops its references: uncommitted blocks are free at once, committed ones stay findable.
 
+    A session of an incarnation that the server continues need not be resumed to be closed.
+
     Errors:
     * NOT_FOUND, SESSION_NOT_FOUND or SESSION_EXPIRED.
     * ABORTED, SESSION_FENCED.
@@ -117,6 +119,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """Closes a session and drops its references: uncommitted blocks are free at once, committed ones stay findable.
+
+    A session of an incarnation that the server continues need not be resumed to be closed.
 
     Errors:
     * NOT_FOUND, SESSION_NOT_FOUND or SESSION_EXPIRED.
@@ -192,6 +196,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.DeleteSessionResponse, _abc.Awaitable[_session_pb2.DeleteSessionResponse]]:
         """Closes a session and drops its references: uncommitted blocks are free at once, committed ones stay findable.
+
+        A session of an incarnation that the server continues need not be resumed to be closed.
 
         Errors:
         * NOT_FOUND, SESSION_NOT_FOUND or SESSION_EXPIRED.

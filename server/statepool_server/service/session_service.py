@@ -112,7 +112,7 @@ class SessionService:
         return pb.KeepAliveResponse(incarnation=self._core.incarnation, results=results)
 
     def _delete(self, request: pb.DeleteSessionRequest, _now_ns: int) -> pb.DeleteSessionResponse:
-        session_id, epoch = self._core.convert.session(request.session)
+        session_id, epoch = self._core.convert.session(request.session, self._core.continued_incarnations)
         released = self._core.pool.delete_session(session_id, epoch)
         self._core.forget_sessions([session_id])
         return pb.DeleteSessionResponse(incarnation=self._core.incarnation, released_references=released)
