@@ -32,6 +32,7 @@ NOT_THROUGH_A_CLIENT = {
     "STATE_LOST": "needs a copy engine that fails; test_lost_states.py has one, in process",
     "FEATURE_UNAVAILABLE": "needs an arena that cannot be attached, in device memory",
     "STREAM_STALLED": "takes a peer that stands still; test_stalls.py has some",
+    "COPIES_STALLED": "takes memory work that stands still; test_stalled_copies.py has some",
     "STREAM_REPLACED": "a session has one scheduler; test_schedule_stream.py opens two streams",
     "PEER_UNTRUSTED": "comes over the attach socket; test_handshakes.py sends bad tokens",
 }

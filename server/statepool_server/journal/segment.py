@@ -5,6 +5,7 @@ an append leaves the records before it as they were. Every record carries a chec
 end is kept twice.
 """
 
+import contextlib
 import mmap
 import os
 import struct
@@ -21,10 +22,14 @@ _HEADER = struct.Struct("<8sQQ")  # magic, incarnation, number
 _ENDS = struct.Struct("<QQ")
 _ENDS_OFFSET = 64
 _FIRST = 128
-_AHEAD_BYTES = 2**20  # pages are taken some at a time: asking for them costs as much as a record
+_AHEAD_BYTES = 2**18  # pages are taken some at a time, since the first touch of each costs more than a record
+_PAGE_BYTES = mmap.PAGESIZE
 _RECORD = struct.Struct("<QIIQQ")  # checksum; then what it covers: payload bytes, kind, time, sums
 _COVERED = struct.Struct("<IIQQ")
 _CHECKSUM = struct.Struct("<Q")
+
+MADV_POPULATE_WRITE = 23
+"""From linux/mman.h (Linux 5.14); makes pages present."""
 
 RECORD_BYTES = _RECORD.size
 """Bytes of a record beside its payload."""
@@ -104,9 +109,15 @@ class Segment:
                 os.posix_fallocate(self._descriptor, self._taken, target - self._taken)
             except OSError:  # the file system is full, or this process has reached a limit
                 continue
+            self._populate(target)
             self._taken = target
             return True
         return False
+
+    def _populate(self, target: int) -> None:
+        start = self._taken // _PAGE_BYTES * _PAGE_BYTES
+        with contextlib.suppress(OSError):  # an older kernel: pages come at their first use
+            self._map.madvise(MADV_POPULATE_WRITE, start, target - start)
 
     def append(self, record: Record) -> None:
         """Appends a record; there must be room."""
