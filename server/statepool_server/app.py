@@ -30,6 +30,7 @@ from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.copying import CopiesStuckError
 from statepool_server.service.draining import draining_error
 from statepool_server.service.health import Health
+from statepool_server.service.journal_watch import JournalWatch
 from statepool_server.service.stall_watch import StallWatch
 
 MAX_METADATA_BYTES = 8192
@@ -91,6 +92,9 @@ async def serving(
     supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
     supervisor.run("attach listener", "nothing can be attached any more", listener.run())
     supervisor.run("verifier", "checksums are neither taken nor compared", assembly.verifier.run())
+    if journal is not None:
+        full = JournalWatch(journal, core.ledger, health)
+        supervisor.run("journal", "the journal is no longer shortened", full.run())
     watch = StallWatch(core.copies, health, config.copy_stall_timeout)
     supervisor.run("stall watch", "copies that stand still go unnoticed", watch.run())
     supervisor.run("heartbeat", "a loop that stands still is no longer noticed", assembly.heartbeat.run())
@@ -118,8 +122,16 @@ async def serving(
         await processes.close()
         await core.copies.close(config.drain_timeout)
         if journal is not None:
-            journal.begin(core.incarnation, dump(assembly))
+            _leave(journal, assembly)
         _log.info("stopped")
+
+
+def _leave(journal: Journal, assembly: Assembly) -> None:
+    """Leaves a state that the next server can read at once; without room, what was written so far tells the same."""
+    try:
+        journal.begin(assembly.core.incarnation, dump(assembly))
+    except OSError as error:
+        _log.warning("no snapshot is left behind, only the journal", error=str(error))
 
 
 async def run(config: ServerConfig) -> None:

@@ -65,7 +65,7 @@ def write(memory: Bytes, layout: ArenaLayout, plan: CopyPlan, path: Path) -> Non
     """
     saved, start = np.fromfile(path, np.uint8), 0
     for span in _spans(layout, plan):
-        if start > len(saved) // 2:
+        if start <= len(saved) // 2 < start + span.state.nbytes:
             failpoints.reach("copy.half")
         nbytes = span.state.nbytes
         _shift(

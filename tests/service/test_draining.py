@@ -212,5 +212,6 @@ def test_background_parts_are_listed(servers: Servers) -> None:
         info = client.get_server_info()
         until(lambda: client.get_server_info().loop_lag > 0, "the first beat")
 
-    assert info.background == {"reaper": "", "attach listener": "", "verifier": "", "heartbeat": ""}
+    parts = ("reaper", "attach listener", "verifier", "journal", "stall watch", "heartbeat")
+    assert info.background == dict.fromkeys(parts, "")
     assert not info.is_draining

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.raw import Stubs, ref_of, refs, refusal_of
 from service.servers import BLOCK_TOKENS, CAPACITY, Server, Servers, until
@@ -259,14 +260,22 @@ def test_a_full_file_system(servers: Servers) -> None:
                     return error
 
         refusal = exhaust()
+        until(lambda: not _serves(server), "health to tell")
         with pytest.raises(OverloadedError):
             session.retain_blocks(batch, timeout=3.0)  # longer than the lease
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)
         session.retain_blocks(batch)
+        server.wait_until_ready()
 
         assert refusal.retry_after is not None
         assert session.error is None
     server.stop()
+
+
+def _serves(server: Server) -> bool:
+    with grpc.insecure_channel(server.target) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10.0)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @pytest.fixture

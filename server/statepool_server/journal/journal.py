@@ -89,6 +89,11 @@ class Journal:
         self._open.append(record)
 
     @property
+    def failure(self) -> BaseException | None:
+        """Why the last snapshot could not be written; None: it was, or is being written."""
+        return self._writing.exception() if self._writing is not None and self._writing.done() else None
+
+    @property
     def wants_snapshot(self) -> bool:
         """Whether it is time to `turn`."""
         return self._open.room < self._segment_bytes // 2 and (self._writing is None or self._writing.done())

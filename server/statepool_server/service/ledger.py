@@ -173,11 +173,15 @@ class Ledger:
                 _log.critical("stops at once: what has happened cannot be written down", error=str(error))
                 os._exit(os.EX_IOERR)
             failpoints.reach("journal.after")
-            if journal.wants_snapshot:
-                journal.turn(self._snapshot).add_done_callback(_tell_failure)
+            self.shorten()
         for listener in self.then:
             listener()
         return result
+
+    def shorten(self) -> None:
+        """Has a snapshot written, if it is time, so that what was before it can be removed."""
+        if self._journal is not None and self._journal.wants_snapshot:
+            self._journal.turn(self._snapshot).add_done_callback(_tell_failure)
 
     def repeat(self, record: Record) -> None:
         """Runs an act that a journal holds; nothing is written down, and no memory work begins.
