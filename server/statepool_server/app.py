@@ -36,6 +36,12 @@ from statepool_server.service.stall_watch import StallWatch
 MAX_METADATA_BYTES = 8192
 """Of a call; ours have none, and proxies add little."""
 
+MAX_PENDING_REQUESTS = 1_000_000
+"""Calls that gRPC may hold before this server has looked at them; connections and their streams bound them already.
+
+Beyond its own limit of 1000, gRPC cancels calls at random, and their callers could not tell that from anything else.
+"""
+
 EXIT_STUCK = 3
 """Exit code of a server that was stopped while copies stood still."""
 
@@ -214,6 +220,9 @@ def _new_server(limits: Limits, max_connections: int) -> grpc.aio.Server:
             ("grpc.max_allowed_incoming_connections", max_connections),
             # One client may have all calls and all streams; what is beyond that waits in the client.
             ("grpc.max_concurrent_streams", 2 * limits.max_calls + 2 * limits.max_sessions),
+            # What has come but was not looked at yet is not cut off at random: it is refused for what it is.
+            ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
+            ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
             # A peer that is gone without a word is found out within a minute and a half.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
