@@ -29,7 +29,10 @@ def run(scenario: Scenario, folder: Path) -> Verdict:
     """
     with Cluster(scenario, folder) as cluster:
         _wait_for_traffic(folder)
-        strikes = _strike(cluster)
+        try:
+            strikes = _strike(cluster)
+        except AssertionError as error:
+            return Verdict([f"a server did not come back: {error}"])
         cluster.calm()
         cluster.revive()
         cluster.end_schedulers()

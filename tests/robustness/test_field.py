@@ -50,12 +50,12 @@ def test_dead_workers_pin_nothing(servers: Servers) -> None:
 
 def test_idle_workers_and_sessions_stay(servers: Servers) -> None:
     """Neither a worker that does nothing nor a session that asks nothing is taken for dead."""
-    server = servers.start("--attach-timeout", "200ms").wait_until_ready()
-    with server.client() as client, Workers() as workers, client.create_session(1.0) as session:
+    server = servers.start().wait_until_ready()
+    with server.client() as client, Workers() as workers, client.create_session(3.0) as session:
         blocks = session.allocate_blocks(1)
         worker = workers.start(server)
 
-        time.sleep(2.5)
+        time.sleep(4.0)
 
         assert session.error is None
         assert [attached.is_connected for attached in client.list_attachments()] == [True]

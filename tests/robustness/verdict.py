@@ -90,6 +90,7 @@ class Judge:
             "began": self._began,
             "done": self._done,
             "killing": self._killing,
+            "drained": self._drained,
             "lied": self._lied,
         }
 
@@ -193,6 +194,10 @@ class Judge:
         if began is not None:
             for ref in zip(began["blocks"], began["generations"], strict=True):
                 self._pool_of(began).ownership.used(ref, fact.at_ns)
+
+    def _drained(self, fact: Fact) -> None:
+        if fact["code"]:
+            self._violated(fact, f"a server that was told to end ended with {fact['code']}")
 
     def _lied(self, fact: Fact) -> None:
         if fact["answer"] == ACCEPTED or fact["answer"] not in PRECISE:
