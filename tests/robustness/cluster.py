@@ -16,6 +16,7 @@ from robustness.scenario import RANKS, Scenario, write_model
 from service.proxy import Proxy
 from service.servers import DEADLINE_SECONDS, Server, until
 from statepool import Client
+from statepool_server.failpoints import VARIABLE
 
 START_SECONDS = 300.0
 """How long workers may take to start; those that copy import torch, and the machine may have more to do."""
@@ -94,6 +95,7 @@ class Cluster:
         self._ends = contextlib.ExitStack()
         self.schedulers: list[Member] = []
         self.workers: list[Member] = []
+        self._is_armed = False
         self.server = self._new_server()
         try:
             self._serve()
@@ -107,9 +109,14 @@ class Cluster:
         self.history.note("killing", process="server")
         self.server.kill()
 
-    def restart_server(self) -> None:
-        """Starts another server in place of one that has ended."""
-        self.server.start()
+    def restart_server(self, failpoints: str = "") -> None:
+        """Starts another server in place of one that has ended.
+
+        Args:
+            failpoints: Where it will fail, see `statepool_server.failpoints`.
+        """
+        self._is_armed = bool(failpoints)
+        self.server = self._new_server(failpoints)
         self._serve()
 
     def client(self) -> Client:
@@ -149,12 +156,17 @@ class Cluster:
 
     def revive(self) -> None:
         """Starts again whatever has died."""
+        if self.server.process.poll() is not None:
+            self.restart_server()
         for member in (*self.schedulers, *self.workers):
             if member.revive():
                 self.history.note("revived", process=member.name)
 
     def calm(self) -> None:
-        """Ends all faults that are still going on."""
+        """Ends all faults that are still going on, or to come."""
+        if self._is_armed:
+            self.kill_server()
+            self.restart_server()
         for timer in self._later:
             if timer.is_alive():
                 timer.cancel()
@@ -178,11 +190,11 @@ class Cluster:
         """Gives what schedulers and workers have written to their standard errors."""
         return {member.name: member.log for member in (*self.schedulers, *self.workers)}
 
-    def _new_server(self) -> Server:
+    def _new_server(self, failpoints: str = "") -> Server:
         """Starts a server with what the one before has left in its folders."""
         flags = ("--model-config", str(self.model), *self.scenario.server_flags)
         clock = {"PYTHONPATH": _path(_TESTS / "robustness" / "jumping_clock"), "STATEPOOL_TEST_CLOCK": str(self._clock)}
-        return Server(self.folder / "server", *flags, environment=clock)
+        return Server(self.folder / "server", *flags, environment={**clock, VARIABLE: failpoints})
 
     def _serve(self) -> None:
         self.server.wait_until_ready()
@@ -212,6 +224,7 @@ class Cluster:
         return Member(name, command, environment, self.folder / f"{name}.log")
 
     def _end(self) -> None:
+        self._is_armed = False
         self.calm()
         processes = [member.process for member in (*self.schedulers, *self.workers)]
         for process in (*processes, *self._former, self.server.process):

@@ -15,6 +15,7 @@ GARBAGE_BYTES = 4096
 MOST_SECONDS = 3.0
 MOST_FILE_BYTES = 2 * 2**20
 """Room for a log, and none for a segment of the journal."""
+MOST_COPIES = 50
 MOST_JUMP_SECONDS = 2 * 24 * 3600
 
 
@@ -81,6 +82,12 @@ def kill_server(cluster: Cluster, dice: random.Random) -> None:
     """The server dies in whatever it is doing, and another is started in its place."""
     cluster.kill_server()
     cluster.restart_server()
+
+
+def crash_in_copy(cluster: Cluster, dice: random.Random) -> None:
+    """The server dies, and so does the next one, in front of one of its copies."""
+    cluster.kill_server()
+    cluster.restart_server(failpoints=f"copy={dice.randint(0, MOST_COPIES)}+kill")
 
 
 def drain_server(cluster: Cluster, dice: random.Random) -> None:
@@ -153,20 +160,8 @@ FAULTS: Mapping[str, Fault] = {
     fault.__name__: fault
     for fault in (
         *(calm, kill_scheduler, stop_scheduler, usurp_scheduler, kill_worker, stop_worker),
-        *(
-            cut,
-            half_close,
-            replay,
-            stall,
-            stop_server,
-            kill_server,
-            drain_server,
-            tear_journal,
-            fill_disk,
-            jump_clock,
-            garbage,
-            lie,
-        ),
+        *(cut, half_close, replay, stall, garbage, lie),
+        *(stop_server, kill_server, crash_in_copy, drain_server, tear_journal, fill_disk, jump_clock),
     )
 }
 """All faults, by their names."""
