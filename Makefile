@@ -11,9 +11,11 @@ BASE ?= python:3.11-slim-bookworm
 DEVICE ?= cpu
 IMAGE ?= localhost/statepool:dev
 IMAGE_FLAGS ?=
+MINUTES ?= 10
+SEED ?= 1
 PROTOS := $(wildcard protos/statepool/v1/*.proto)
 
-.PHONY: help demo test check fix generate generated-is-current unit floor bench overload gpu image clean
+.PHONY: help demo test check fix generate generated-is-current unit floor bench overload robustness soak gpu image clean
 
 help: ## Lists the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,6 +69,12 @@ bench: .venv/ready ## Measures against the floors (bare gRPC, memcpy) in one run
 
 overload: .venv/ready ## Measures what is left of the peak under three times its load from ten times the sessions.
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.overload
+
+robustness: .venv/ready ## Kills, stops, cuts, lies, seed after seed, and judges what clients saw: MINUTES=10 SEED=1 FAULTS=…
+	PYTHONPATH=tests $(BIN)/python -m robustness --minutes $(MINUTES) --seed $(SEED) $(if $(FAULTS),--faults $(FAULTS))
+
+soak: .venv/ready ## Loads a server for MINUTES=10, and prints what it held before, meanwhile and afterwards.
+	PYTHONPATH=tests $(BIN)/python -m robustness.soak --minutes $(MINUTES)
 
 gpu: .venv/ready ## Tests and measures what needs a CUDA device.
 	TRITON_INTERPRET=0 $(BIN)/pytest tests/gpu

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from statepool.errors import StatepoolError
+from statepool.errors import CancelledError, StatepoolError, UnavailableError
 
 DEFAULT_TARGET = "unix:///run/statepool/statepool.sock"
 """Where a server listens unless told otherwise."""
@@ -69,6 +69,14 @@ def error_of_rpc(error: grpc.RpcError) -> StatepoolError:
 
     trailers: Any = error.trailing_metadata() or ()  # pairs, in either client's own class
     return error_of(error.code().value[0], error.details() or "", trailers)
+
+
+def error_of_cut_rpc(error: grpc.RpcError) -> StatepoolError:
+    """Rebuilds the error of a call that nobody here has cancelled: a server that stops cancels what has not begun."""
+    failure = error_of_rpc(error)
+    if isinstance(failure, CancelledError):
+        return UnavailableError("the server has stopped before it began with the call")
+    return failure
 
 
 def _is_local(target: str) -> bool:

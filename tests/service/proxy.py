@@ -1,12 +1,19 @@
-"""A proxy between a client and a server that can break every connection, as a network does."""
+"""A proxy between a client and a server that does to every connection what networks and middle boxes do."""
 
 import contextlib
 import socket
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 _CHUNK_BYTES = 65536
+_REMEMBERED = 8
+"""Connections whose bytes are kept, to be said again."""
+_MOST_BYTES = 2**20
+_REPLAY_SECONDS = 1.0
+"""How long the server may have nothing to answer before a replayed connection ends."""
 
 
 class Proxy:
@@ -26,7 +33,9 @@ class Proxy:
         self.target = f"unix:{path}"
         self._server = server
         self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
+        self._open: dict[socket.socket, socket.socket] = {}
+        self._said: deque[bytearray] = deque(maxlen=_REMEMBERED)
+        self._stalled_until = 0.0
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -39,6 +48,29 @@ class Proxy:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
 
+    def half_close(self) -> None:
+        """Tells one side of every connection that nothing more comes, and goes on passing on what it says."""
+        with self._lock:
+            for sink in list(self._open.values())[::2]:
+                with contextlib.suppress(OSError):
+                    sink.shutdown(socket.SHUT_WR)
+
+    def replay(self) -> None:
+        """Says to the server again, on a new connection, what a client has said on one of the last, and hangs up."""
+        with self._lock:
+            said = bytes(self._said[0]) if self._said else b""
+            self._said.rotate(-1)
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as server:
+            server.settimeout(_REPLAY_SECONDS)
+            server.connect(str(self._server))
+            server.sendall(said)
+            while server.recv(_CHUNK_BYTES):
+                continue
+
+    def stall(self, seconds: float) -> None:
+        """Passes nothing on for a while."""
+        self._stalled_until = time.monotonic() + seconds
+
     def close(self) -> None:
         """Breaks every connection, and takes no more."""
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -50,21 +82,32 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.socket(socket.AF_UNIX)
-                server.connect(str(self._server))
-                for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+                try:
+                    server.connect(str(self._server))
+                except OSError:  # the server is not there
+                    server.close()
+                    client.close()
+                    continue
+                said = bytearray()
+                with self._lock:
+                    self._said.append(said)
+                for way in ((client, server, said), (server, client, None)):
+                    threading.Thread(target=self._pass_on, args=way, daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, sink: socket.socket, said: bytearray | None) -> None:
         with self._lock:
-            self._open.add(source)
+            self._open[source] = sink
         try:
             while data := source.recv(_CHUNK_BYTES):
+                if said is not None and len(said) < _MOST_BYTES:
+                    said += data
+                time.sleep(max(0.0, self._stalled_until - time.monotonic()))
                 sink.sendall(data)
         except OSError:
             pass
         finally:
             with self._lock:
-                self._open.discard(source)
+                self._open.pop(source, None)
             for end in (source, sink):
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)

@@ -77,15 +77,15 @@ def fast_folder() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> None:
     """Waits for something that no event tells of.
 
     Raises:
         AssertionError: It did not come about in time.
     """
-    pause, deadline = threading.Event(), time.monotonic() + DEADLINE_SECONDS
+    pause, deadline = threading.Event(), time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited {DEADLINE_SECONDS:g} s in vain for {what}"
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}"
         pause.wait(0.005)
 
 

@@ -5,7 +5,9 @@ SIGTERM goes the same way; test_lifecycle.py and test_schedule_stream.py send it
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -17,7 +19,7 @@ from service.raw import OpenKeepAlive, OpenSchedule, Stubs, ref_of, refusal_of
 from service.servers import DEADLINE_SECONDS, IMAGE_BYTES, Server, Servers, until
 from service.test_commands import run
 from service.test_schedule_stream import admission, notice_of, opened
-from statepool import BadFieldError, Client, DrainingError, Session
+from statepool import BadFieldError, Client, DeadlineExceededError, DrainingError, Session, UnavailableError
 from statepool.v1 import admin_pb2, block_pb2, session_pb2
 from statepool.v1 import sequence_pb2 as pb
 
@@ -215,3 +217,20 @@ def test_background_parts_are_listed(servers: Servers) -> None:
     parts = ("reaper", "attach listener", "verifier", "journal", "stall watch", "heartbeat")
     assert info.background == dict.fromkeys(parts, "")
     assert not info.is_draining
+
+
+def test_calls_that_have_not_begun(servers: Servers) -> None:
+    """Calls that reach a server as it stops are answered or UNAVAILABLE, and so sent again; never CANCELLED."""
+    server = servers.start().wait_until_ready()
+    with server.client(timeout=2.0) as client, ThreadPoolExecutor(32) as threads:
+        client.get_pool()
+        server.process.send_signal(signal.SIGSTOP)
+        calls = [threads.submit(client.get_pool) for _ in range(32)]
+        time.sleep(0.5)  # they are on their way
+        server.terminate()
+        server.process.send_signal(signal.SIGCONT)
+
+        errors = [error for call in calls if (error := call.exception(DEADLINE_SECONDS)) is not None]
+
+    assert [error for error in errors if not isinstance(error, UnavailableError | DeadlineExceededError)] == []
+    assert server.wait() == 0

@@ -278,6 +278,26 @@ def _serves(server: Server) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+def test_a_full_file_system_at_the_end(servers: Servers) -> None:
+    """A server that has no room for a last snapshot ends as it should, and the next one goes on all the same."""
+    server = servers.start(*SMALL_JOURNAL).wait_until_ready()
+    with server.client() as client:
+        session = client.create_session(LONG, owner_key="x")
+        blocks = session.allocate_blocks(2)
+        unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (2 * 2**20, unlimited[1]))
+        server.terminate()
+        code = server.wait()
+        server.start()
+        server.wait_until_ready()
+        heir = client.create_session(LONG, owner_key="x", take_over=True)
+
+        assert code == 0
+        assert heir.taken_over
+        heir.free_blocks(blocks)
+    server.stop()
+
+
 @pytest.fixture
 def stubs_of_mortal(mortal: Server) -> Iterator[Stubs]:
     """Makes stubs of a server that is started again at the same address."""

@@ -15,7 +15,7 @@ import grpc
 
 from statepool.aio.alarm import Alarm
 from statepool.aio.transport import AsyncTransport, ScheduleStream
-from statepool.channel import error_of_rpc
+from statepool.channel import error_of_cut_rpc
 from statepool.errors import CancelledError, UnavailableError
 from statepool.handle import SchedulerHandle
 from statepool.lease import Lease, suspended_error
@@ -148,7 +148,7 @@ class AsyncScheduler(SchedulerHandle):
             response = await stream.read()
         except grpc.RpcError as error:
             self._stream = None
-            self._broke(error_of_rpc(error))
+            self._broke(error_of_cut_rpc(error))
             return
         if not isinstance(response, ScheduleResponse):
             self._stream = None

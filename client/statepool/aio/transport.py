@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import grpc
 
 from statepool import calls, rpc
-from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, check_security, error_of_rpc
+from statepool.channel import (
+    RELEASE_SECONDS,
+    ChannelOptions,
+    channel_options,
+    check_security,
+    error_of_cut_rpc,
+    error_of_rpc,
+)
 from statepool.errors import CancelledError, StatepoolError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
@@ -144,7 +151,7 @@ class AsyncTransport:
             try:
                 response = await method(call.under(lease), timeout=attempts.left)
             except grpc.RpcError as error:
-                failure = self.leases.failed(lease, error_of_rpc(error))
+                failure = self.leases.failed(lease, error_of_cut_rpc(error))
                 pause = attempts.pause_after(failure, is_resumed=lease is not None and lease.is_suspended)
                 if pause is None:
                     raise failure from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from statepool.channel import error_of_rpc
+from statepool.channel import error_of_cut_rpc
 from statepool.errors import StatepoolError, UnavailableError
 from statepool.handle import SchedulerHandle
 from statepool.lease import Lease
@@ -62,7 +62,7 @@ class _Stream:
                     self._inbox.put((self, response))
             end: StatepoolError = UnavailableError("the server ended the stream")
         except grpc.RpcError as error:
-            end = error_of_rpc(error)
+            end = error_of_cut_rpc(error)
         self._requests.put(None)  # lets gRPC's own thread go
         self._inbox.put((self, end))
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import grpc
 
 from statepool import calls, rpc
-from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, check_security, error_of_rpc
+from statepool.channel import (
+    RELEASE_SECONDS,
+    ChannelOptions,
+    channel_options,
+    check_security,
+    error_of_cut_rpc,
+    error_of_rpc,
+)
 from statepool.errors import StatepoolError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
@@ -152,7 +159,7 @@ class Transport:
             try:
                 response = method(call.under(lease), timeout=attempts.left)
             except grpc.RpcError as error:
-                failure = self.leases.failed(lease, error_of_rpc(error))
+                failure = self.leases.failed(lease, error_of_cut_rpc(error))
                 pause = attempts.pause_after(failure, is_resumed=lease is not None and lease.is_suspended)
                 if pause is None:
                     raise failure from error
