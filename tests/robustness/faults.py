@@ -15,7 +15,13 @@ GARBAGE_BYTES = 4096
 MOST_SECONDS = 3.0
 MOST_FILE_BYTES = 2 * 2**20
 """Room for a log, and none for a segment of the journal."""
-MOST_COPIES = 50
+MOMENTS = {
+    **dict.fromkeys(("act", "journal.before", "journal.after"), 400),
+    **dict.fromkeys(("copy", "stage"), 50),
+    "copy.half": 3,
+    "answer": 100,
+}
+"""Failpoints of the server, and how often one may be passed before the server dies there."""
 MOST_JUMP_SECONDS = 2 * 24 * 3600
 
 
@@ -84,10 +90,11 @@ def kill_server(cluster: Cluster, dice: random.Random) -> None:
     cluster.restart_server()
 
 
-def crash_in_copy(cluster: Cluster, dice: random.Random) -> None:
-    """The server dies, and so does the next one, in front of one of its copies."""
+def crash(cluster: Cluster, dice: random.Random) -> None:
+    """The server dies, and the next one at a bad moment: around a note in its journal, in a copy, before an answer."""
+    moment, most_visits = dice.choice(list(MOMENTS.items()))
     cluster.kill_server()
-    cluster.restart_server(failpoints=f"copy={dice.randint(0, MOST_COPIES)}+kill")
+    cluster.restart_server(failpoints=f"{moment}={dice.randint(0, most_visits)}+kill")
 
 
 def drain_server(cluster: Cluster, dice: random.Random) -> None:
@@ -161,7 +168,7 @@ FAULTS: Mapping[str, Fault] = {
     for fault in (
         *(calm, kill_scheduler, stop_scheduler, usurp_scheduler, kill_worker, stop_worker),
         *(cut, half_close, replay, stall, garbage, lie),
-        *(stop_server, kill_server, crash_in_copy, drain_server, tear_journal, fill_disk, jump_clock),
+        *(stop_server, kill_server, crash, drain_server, tear_journal, fill_disk, jump_clock),
     )
 }
 """All faults, by their names."""
