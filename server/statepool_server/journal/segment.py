@@ -24,7 +24,7 @@ _ENDS_OFFSET = 64
 _FIRST = 128
 _AHEAD_BYTES = 2**18  # pages are taken some at a time, since the first touch of each costs more than a record
 _PAGE_BYTES = mmap.PAGESIZE
-_RECORD = struct.Struct("<QIIQQ")  # checksum; then what it covers: payload bytes, kind, time, sums
+_RECORD = struct.Struct("<QIIQQ")  # checksum; then what it covers: payload bytes, kind, time, proof
 _COVERED = struct.Struct("<IIQQ")
 _CHECKSUM = struct.Struct("<Q")
 
@@ -42,8 +42,8 @@ class Record(NamedTuple):
     """What."""
     time_ns: int
     """When, on the monotonic clock."""
-    sums: int
-    """What the pool's counts came to after it (`PoolView.sums`)."""
+    proof: int
+    """What it came to, summed up: running it again must come to the same."""
     payload: bytes
     """The rest."""
 
@@ -121,7 +121,7 @@ class Segment:
 
     def append(self, record: Record) -> None:
         """Appends a record; there must be room."""
-        covered = _COVERED.pack(len(record.payload), record.kind, record.time_ns, record.sums) + record.payload
+        covered = _COVERED.pack(len(record.payload), record.kind, record.time_ns, record.proof) + record.payload
         start, end = self._end, self._end + _CHECKSUM.size + len(covered)
         self._map[start:end] = _CHECKSUM.pack(xxhash.xxh3_64_intdigest(covered, start)) + covered
         _ENDS.pack_into(self._map, _ENDS_OFFSET, end, end)
@@ -167,9 +167,9 @@ def read_segment(path: Path, number: int) -> Contents | None:
 def _read_record(data: bytes, start: int) -> Record | None:
     if start + RECORD_BYTES > len(data):
         return None
-    checksum, nbytes, kind, time_ns, sums = _RECORD.unpack_from(data, start)
+    checksum, nbytes, kind, time_ns, proof = _RECORD.unpack_from(data, start)
     end = start + RECORD_BYTES + nbytes
     covered = data[start + _CHECKSUM.size : end]
     if end > len(data) or checksum != xxhash.xxh3_64_intdigest(covered, start):
         return None
-    return Record(kind, time_ns, sums, data[start + RECORD_BYTES : end])
+    return Record(kind, time_ns, proof, data[start + RECORD_BYTES : end])

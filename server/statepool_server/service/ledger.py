@@ -24,6 +24,7 @@ from statepool_server.journal.segment import Record
 from statepool_server.pool import Pool
 
 T = TypeVar("T")
+R = TypeVar("R")
 M = TypeVar("M", bound=Message)
 
 RETRY_SECONDS = 1.0
@@ -104,6 +105,7 @@ class _Act:
     run: Callable[[Any, int], Any]
     codec: Codec[Any]
     can_be_refused: bool
+    proof: Callable[[Any], int]
 
 
 class DivergedError(RuntimeError):
@@ -125,7 +127,13 @@ class Ledger:
         self.then: list[Callable[[], None]] = []
 
     def register(
-        self, kind: Kind, codec: Codec[T], run: Callable[[T, int], object], *, can_be_refused: bool = True
+        self,
+        kind: Kind,
+        codec: Codec[T],
+        run: Callable[[T, int], R],
+        *,
+        can_be_refused: bool = True,
+        proof: Callable[[R], int] | None = None,
     ) -> None:
         """Makes a kind of acts known.
 
@@ -134,8 +142,9 @@ class Ledger:
             codec: Writes its requests down.
             run: The act: takes the request and the time, in nanoseconds of the monotonic clock.
             can_be_refused: Whether it is refused where the journal has little room left.
+            proof: Sums up what it has come to, in 64 bits, from what it returned; None: the pool's counts do.
         """
-        self._acts[kind] = _Act(run, codec, can_be_refused)
+        self._acts[kind] = _Act(run, codec, can_be_refused, proof or self._sums)
 
     def write_to(self, journal: Journal, snapshot: Callable[[], bytes]) -> None:
         """Writes down everything from here on.
@@ -168,7 +177,7 @@ class Ledger:
             result = act.run(request, now_ns)
             failpoints.reach("journal.before")
             try:
-                journal.append(Record(kind, now_ns, self._pool.sums(), payload))
+                journal.append(Record(kind, now_ns, act.proof(result), payload))
             except JournalFullError as error:  # nobody may hear of what the next server would not know
                 _log.critical("stops at once: what has happened cannot be written down", error=str(error))
                 os._exit(os.EX_IOERR)
@@ -193,11 +202,14 @@ class Ledger:
         if act is None:
             raise DivergedError(f"acts of kind {record.kind} are not known")
         try:
-            act.run(act.codec.decode(record.payload), record.time_ns)
+            result = act.run(act.codec.decode(record.payload), record.time_ns)
         except Exception as error:
             raise DivergedError(f"{Kind(record.kind).name}: {error}") from error
-        if self._pool.sums() != record.sums:
+        if act.proof(result) != record.proof:
             raise DivergedError(f"{Kind(record.kind).name} came to something else")
+
+    def _sums(self, _result: object) -> int:
+        return self._pool.sums()
 
 
 def _tell_failure(writing: "Future[None]") -> None:

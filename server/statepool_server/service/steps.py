@@ -89,7 +89,7 @@ class Steps:
         self._convert = StepConvert(core.convert, core.limits)
         self._lines: dict[int, _Line] = {}
         self._working: dict[int, _Answer] = {}
-        core.ledger.register(Kind.STEP, StepCodec(), self._apply)
+        core.ledger.register(Kind.STEP, StepCodec(), self._apply, proof=lambda answer: answer.outcome.digest)
         core.works.ended.append(self._work_ended)
         core.forgetters.append(self._forget)
 

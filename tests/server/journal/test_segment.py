@@ -16,7 +16,7 @@ records = st.lists(
         Record,
         kind=st.integers(0, 2**32 - 1),
         time_ns=st.integers(0, 2**64 - 1),
-        sums=st.integers(0, 2**64 - 1),
+        proof=st.integers(0, 2**64 - 1),
         payload=st.binary(max_size=300),
     ),
     max_size=12,
