@@ -13,11 +13,13 @@ from robustness.history import Fact
 from robustness.scenario import BLOCK_TOKENS, NUM_SPEC, RANKS, Scenario
 from statepool.errors import PoolExhaustedError, StatepoolError
 from statepool.v1 import sequence_pb2 as pb
+from statepool_server.blocks import BlockState
 from statepool_server.config import ServerConfig
 from statepool_server.convert import Convert
 from statepool_server.planning import Plan
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.step_convert import StepConvert, outcome_to_wire
+from support.folding import Folded
 
 _TTL_NS = 2**62
 """No lease ends in such a run."""
@@ -27,8 +29,9 @@ _OWNER = "owner"
 class Twin:
     """One possible course of events."""
 
-    def __init__(self, pool: Pool, convert: StepConvert, session: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, pool: Pool, folded: Folded, convert: StepConvert, session: tuple[int, int] = (0, 0)) -> None:
         self._pool = pool
+        self._folded = folded
         self._convert = convert
         self._session = session
 
@@ -40,13 +43,27 @@ class Twin:
             scenario: The run.
             model: Its model's config.json.
         """
-        pool = Pool(PoolConfig(block_count=scenario.blocks, block_tokens=BLOCK_TOKENS, num_spec=NUM_SPEC))
+        folded = Folded()
+        config = PoolConfig(block_count=scenario.blocks, block_tokens=BLOCK_TOKENS, num_spec=NUM_SPEC)
+        pool = Pool(config, folded.apply)
         limits = Plan.of(ServerConfig(model_config=str(model), blocks=scenario.blocks, tp_size=RANKS)).limits
-        return cls(pool, StepConvert(Convert(limits, 0), limits))
+        return cls(pool, folded, StepConvert(Convert(limits, 0), limits))
 
     def fork(self) -> "Twin":
         """Makes another one of the same past."""
-        return Twin(copy.deepcopy(self._pool), self._convert, self._session)
+        pool, folded = copy.deepcopy((self._pool, self._folded))  # together: the one tells the other
+        return Twin(pool, folded, self._convert, self._session)
+
+    def folds(self) -> bool:
+        """Tells whether the events so far, folded, give the blocks as they are."""
+        rows = self._pool.list_blocks(0, self._pool.blocks.block_count, list(BlockState))
+        columns = (rows.refs.block_ids, rows.refs.generations, rows.reference_counts)
+        blocks = list(zip(*(column.tolist() for column in columns), rows.prefix_hashes, strict=True))
+        known = [
+            (block, generation, sum(references.values()), name[1] if name else b"")
+            for block, (generation, references, name) in sorted(self._folded.snapshot().items())
+        ]
+        return known == [row for row in blocks if row[1]]
 
     def open(self, session_id: int, epoch: int, *, taken_over: bool) -> bool:
         """Opens a session, or takes it over, as often as it takes; returns whether it is the one that was answered."""
@@ -109,6 +126,8 @@ class Courses:
             if not self._twins:
                 yield f"{fact.process} at {fact.at_ns}: no course of events leads to {fact.kind} {_shown(fact)}"
                 return
+        if not all(twin.folds() for twin in self._twins):
+            yield "the events of the twin do not fold to its blocks"
 
     def _opened(self, fact: Fact) -> None:
         self._settle_pending()
