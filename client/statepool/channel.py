@@ -55,7 +55,7 @@ def channel_options(options: ChannelOptions) -> list[tuple[str, Any]]:
         "grpc.enable_retries": 0,  # see statepool.retries
         # A server that was restarted is found again within a second, not within gRPC's two minutes.
         "grpc.initial_reconnect_backoff_ms": 100,
-        "grpc.min_reconnect_backoff_ms": 100,
+        "grpc.min_reconnect_backoff_ms": 5000,  # despite its name, how long an attempt to connect may take
         "grpc.max_reconnect_backoff_ms": 1000,
         # A pool is next to its callers; a proxy meant for the internet would only break the way to it.
         "grpc.enable_http_proxy": 0,

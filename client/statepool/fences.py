@@ -41,7 +41,7 @@ class Fences:
         self._suspended = False
         self._running: Counter[tuple[int, int]] = Counter()
         self._lost: OrderedDict[int, int] = OrderedDict()  # session id to the last epoch that is fenced
-        self._unanswered: list[Fence] = []
+        self._unanswered: dict[int, Fence] = {}  # by number: a fence is told again on every connection
         self._closed_by: StatepoolError | None = None
 
     @contextmanager
@@ -73,14 +73,14 @@ class Fences:
             self._lost[fence.session_id] = max(fence.epoch, self._lost.pop(fence.session_id, 0))
             if len(self._lost) > REMEMBERED_SESSIONS:
                 self._lost.popitem(last=False)
-            if fence not in self._unanswered:  # it is told again on every connection
-                self._unanswered.append(fence)
+            self._unanswered[fence.number] = fence
 
     def take_quiet(self) -> list[Fence]:
         """Takes out the fences that no running pass is concerned by: they are to be answered."""
         with self._lock:
-            quiet = [fence for fence in self._unanswered if not self._concerns(fence)]
-            self._unanswered = [fence for fence in self._unanswered if fence not in quiet]
+            quiet = [fence for fence in self._unanswered.values() if not self._concerns(fence)]
+            for fence in quiet:
+                del self._unanswered[fence.number]
             return quiet
 
     def suspend(self) -> None:

@@ -1,10 +1,12 @@
 """Guarantee: attached processes keep their mapping while there is no server, and the next server knows them again."""
 
+import contextlib
+
 import numpy as np
 
 from attach.workers import Workers
 from service.servers import CAPACITY, Server, Servers, until
-from statepool import Client
+from statepool import Client, UnavailableError
 
 LONG = 60.0
 
@@ -16,7 +18,9 @@ def _restart(server: Server) -> None:
 
 
 def _is_connected(client: Client) -> bool:
-    return [row.is_connected for row in client.list_attachments()] == [True]
+    with contextlib.suppress(UnavailableError):  # the budget of retries may be used up
+        return [row.is_connected for row in client.list_attachments()] == [True]
+    return False
 
 
 def test_the_same_memory(lone: Server, workers: Workers) -> None:

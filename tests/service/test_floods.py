@@ -12,7 +12,7 @@ from statepool import AsyncClient, AsyncSession, Client, DeadlineExceededError, 
 SESSIONS = 12
 FLOOD = 1500
 """Calls that are due at the same moment."""
-TTL_SECONDS = 2.0
+TTL_SECONDS = 6.0
 RETRIES_OFF = (("grpc.enable_retries", 0),)
 """So that a refusal is seen, and not asked again until it is none."""
 GROWTH = 1.15

@@ -45,7 +45,7 @@ def test_pool_tells_its_settings_and_limits(client: Client) -> None:
     assert (pool.model_type, pool.capacity, pool.block_tokens) == ("custom", CAPACITY, BLOCK_TOKENS)
     assert (pool.tp_size, pool.tp_ranks, pool.devices, pool.num_spec) == (2, (0, 1), ("cpu", "cpu"), 0)
     assert (pool.limits.min_ttl_ms, pool.limits.max_chunk_bytes) == (50, CHUNK_BYTES)
-    assert pool.features == ("copy_engine:host",)
+    assert pool.features == ("checksums:off", "copy_engine:host")
 
 
 def test_usage_follows_the_blocks(client: Client, session: Session) -> None:

@@ -18,7 +18,7 @@ def test_an_overloaded_server(servers: Servers) -> None:
     with server.client() as operator, operator.create_session(60.0) as holder:
         holder.allocate_blocks(CAPACITY)
         with server.client() as waiting, waiting.create_session(60.0) as patient:
-            in_line = threading.Thread(target=patient.allocate_blocks, args=(1,), kwargs={"max_wait": DEADLINE_SECONDS})
+            in_line = threading.Thread(target=patient.allocate_blocks, args=(1,), kwargs={"max_wait": 600.0})
             in_line.start()
             until(lambda: operator.get_pool().usage.waiting_allocations == 1, "somebody to wait")
 
