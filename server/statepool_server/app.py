@@ -32,6 +32,7 @@ from statepool_server.service.draining import draining_error
 from statepool_server.service.health import Health
 from statepool_server.service.journal_watch import JournalWatch
 from statepool_server.service.stall_watch import StallWatch
+from statepool_server.web import Page, WebServer
 
 MAX_METADATA_BYTES = 8192
 """Of a call; ours have none, and proxies add little."""
@@ -85,6 +86,9 @@ async def serving(
     _add_standard_services(server, health)
     _bind(server, plan.addresses)
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
+    web = WebServer({"/metrics": lambda accept: Page(*assembly.metrics.text(accept))})
+    if plan.metrics_address is not None:
+        await web.listen(*plan.metrics_address)
     if journal is not None:
         journal.begin(core.incarnation, dump(assembly))
         core.pool.blocks.keep_generations_in(new_column(plan.state_dir / GENERATIONS, core.pool.blocks.block_count))
@@ -113,6 +117,7 @@ async def serving(
         arena_bytes=plan.description.layout.nbytes,
         ranks=list(plan.description.tp_ranks),
         incarnation=f"{core.incarnation:016x}",
+        metrics_port=web.port,
         continues=[f"{incarnation:016x}" for incarnation in core.continued_incarnations[-1:]],
     )
     try:
@@ -124,6 +129,7 @@ async def serving(
         assembly.streams.end(draining_error())
         await server.stop(drain.seconds_left)
         await supervisor.close()
+        await web.close()
         await listener.close()
         await processes.close()
         await core.copies.close(config.drain_timeout)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 from statepool_server.config import ServerConfig
 from statepool_server.memory import Memory
+from statepool_server.metrics.exposition import Exposition
+from statepool_server.metrics.metric import Sources
 from statepool_server.planning import Plan
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.service.admin_service import AdminService
@@ -67,6 +69,8 @@ class Assembly:
     """Open Schedule streams."""
     processes: AttachedProcesses
     """Attached processes."""
+    metrics: Exposition
+    """What all these tell of themselves in numbers."""
     servicers: Mapping[str, object]
     """Handlers by service name."""
 
@@ -120,6 +124,7 @@ class Assembly:
             steps=steps,
             streams=streams,
             processes=processes,
+            metrics=Exposition(Sources(core, calls, steps, supervisor, heartbeat, drain, processes)),
             servicers=servicers,
         )
 

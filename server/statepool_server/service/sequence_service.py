@@ -70,7 +70,7 @@ class SequenceService:
         except _ENDS_THE_STREAM:
             raise
         except StatepoolError as error:
-            refusal = pb.StepRefusal(step=step.step, error=error_to_wire(self._core.turnover.complete(error)))
+            refusal = pb.StepRefusal(step=step.step, error=error_to_wire(self._core.refusal(error)))
             return pb.ScheduleResponse(incarnation=incarnation, refusal=refusal)
 
     def _opened(self, session_id: int) -> pb.ScheduleResponse:

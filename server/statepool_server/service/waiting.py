@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from statepool.errors import OverloadedError, PoolExhaustedError, StatepoolError
+from statepool_server.histogram import Histogram
 
 T = TypeVar("T")
 
@@ -24,6 +26,9 @@ class WaitingLine(Generic[T]):
 
     An *attempt* is a plain function that takes effect whole or raises; it is run in the caller's own step where nobody
     waits, else in the step that freed blocks (`serve`), so that blocks cannot slip to somebody else in between.
+
+    Attributes:
+        seconds: How long those waited who had to, with or without success.
     """
 
     def __init__(self, limit: int, hint: Callable[[int], float]) -> None:
@@ -33,6 +38,7 @@ class WaitingLine(Generic[T]):
             limit: Callers that may wait.
             hint: Tells in how many seconds so many of them may have been served.
         """
+        self.seconds = Histogram()
         self._limit = limit
         self._hint = hint
         self._line: deque[_Waiter[T]] = deque()
@@ -74,6 +80,7 @@ class WaitingLine(Generic[T]):
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(attempt, check, answer)
         self._line.append(waiter)
+        began = time.monotonic()
         try:
             async with asyncio.timeout(max_wait):
                 return await answer
@@ -82,6 +89,7 @@ class WaitingLine(Generic[T]):
                 return answer.result()
             raise self._exhausted(f"no blocks within {max_wait:g} s") from None
         finally:
+            self.seconds.observe(time.monotonic() - began)
             with contextlib.suppress(ValueError):  # at the head it was taken out when it was served
                 self._line.remove(waiter)
             self.serve()
