@@ -26,7 +26,7 @@ async def test_work_under_way(copies: CopyThreads) -> None:
     threading.Timer(0.05, may_end.set).start()
     await first
     await second
-    await copies.close()
+    await copies.close(60.0)
 
     assert copies.under_way == 0
     assert copies.nbytes == {Chore.COPY: 100, Chore.CHECKSUM: 7}
@@ -43,7 +43,7 @@ async def test_failures(copies: CopyThreads) -> None:
 
     with pytest.raises(RuntimeError, match="no such memory"):
         await copies.submit(fail, Chore.WRITE, 100)
-    await copies.close()
+    await copies.close(60.0)
 
     assert copies.failures == {Chore.WRITE: 1}
     assert copies.nbytes[Chore.WRITE] == 0
