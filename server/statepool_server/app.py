@@ -32,6 +32,7 @@ from statepool_server.service.draining import draining_error
 from statepool_server.service.health import Health
 from statepool_server.service.journal_watch import JournalWatch
 from statepool_server.service.stall_watch import StallWatch
+from statepool_server.tracing import NO_TRACING, Tracing
 from statepool_server.web import Page, WebServer
 
 MAX_METADATA_BYTES = 8192
@@ -74,7 +75,9 @@ async def serving(
         OSError: The journal cannot be begun.
         CopiesStuckError: Copies still run when all else has ended.
     """
-    assembly, server = Assembly.of(config, plan, memory, stop), _new_server(plan.limits, config.max_connections)
+    tracing = _open_tracing(config)
+    assembly = Assembly.of(config, plan, memory, stop, tracing)
+    server = _new_server(plan.limits, config.max_connections)
     core, calls, processes = assembly.core, assembly.calls, assembly.processes
     health, supervisor, drain = assembly.health, assembly.supervisor, assembly.drain
     if state is not None:
@@ -135,6 +138,7 @@ async def serving(
         await core.copies.close(config.drain_timeout)
         if journal is not None:
             _leave(journal, assembly)
+        await asyncio.to_thread(tracing.close)
         _log.info("stopped")
 
 
@@ -215,6 +219,16 @@ def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None) -> Mem
     memory.rescue(former, estate.rescued)
     former.close(keep=True)  # its files are gone already: those there are the new ones
     return memory
+
+
+def _open_tracing(config: ServerConfig) -> Tracing:
+    if config.tracing == "off":
+        return NO_TRACING
+    try:
+        from statepool_server.otel import OpenTelemetry  # an extra, which takes a quarter of a second to import
+    except ImportError as error:
+        raise ValueError(f"tracing {config.tracing}: install statepool[otel] ({error})") from error
+    return OpenTelemetry()
 
 
 def _new_server(limits: Limits, max_connections: int) -> grpc.aio.Server:

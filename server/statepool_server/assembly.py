@@ -29,6 +29,7 @@ from statepool_server.service.stalls import Stalls
 from statepool_server.service.steps import Steps
 from statepool_server.service.supervision import Supervisor
 from statepool_server.service.verifying import Verifier
+from statepool_server.tracing import NO_TRACING, Tracing
 
 DESCRIPTORS = {
     name: module.DESCRIPTOR.services_by_name[name]
@@ -75,7 +76,9 @@ class Assembly:
     """Handlers by service name."""
 
     @classmethod
-    def of(cls, config: ServerConfig, plan: Plan, memory: Memory, stop: asyncio.Event) -> "Assembly":
+    def of(
+        cls, config: ServerConfig, plan: Plan, memory: Memory, stop: asyncio.Event, tracing: Tracing = NO_TRACING
+    ) -> "Assembly":
         """Puts a server together.
 
         Args:
@@ -83,9 +86,17 @@ class Assembly:
             plan: What it comes to.
             memory: The open arenas; `Memory.none()` for a server that does no memory work.
             stop: Set when a client has had the server drained and wants its end.
+            tracing: Is told of calls, steps and memory work.
         """
-        copies = CopyThreads(config.copy_threads, config.max_queued_copies)
-        core = Core(description=plan.description, limits=plan.limits, pool=_pool(plan), memory=memory, copies=copies)
+        copies = CopyThreads(config.copy_threads, config.max_queued_copies, tracing)
+        core = Core(
+            description=plan.description,
+            limits=plan.limits,
+            pool=_pool(plan),
+            memory=memory,
+            copies=copies,
+            tracing=tracing,
+        )
         health = Health(descriptor.full_name for descriptor in DESCRIPTORS.values())
         supervisor, heartbeat, stalls = Supervisor(health.not_ready), Heartbeat(), Stalls(config.stall_timeout)
         drain = Drain(core, health, stop)
@@ -96,6 +107,7 @@ class Assembly:
         core.block_listeners += [streams.blocks_changed, drain.progressed]
         drain.on_begin.append(streams.going_away)
         core.session_listeners += [streams.sessions_changed, lambda _ended: processes.fences_changed()]
+        metrics = Exposition(Sources(core, calls, steps, supervisor, heartbeat, drain, processes))
         servicers = {
             "AdminService": AdminService(
                 core,
@@ -103,6 +115,7 @@ class Assembly:
                 processes=processes,
                 verifier=verifier,
                 parts=supervisor.parts,
+                metrics=metrics.samples,
                 heartbeat=heartbeat,
                 drain=drain,
                 drain_timeout=config.drain_timeout,
@@ -124,7 +137,7 @@ class Assembly:
             steps=steps,
             streams=streams,
             processes=processes,
-            metrics=Exposition(Sources(core, calls, steps, supervisor, heartbeat, drain, processes)),
+            metrics=metrics,
             servicers=servicers,
         )
 

@@ -346,3 +346,17 @@ def test_nothing_listens_unless_told(servers: Servers) -> None:
     """Without the setting there is no HTTP listener."""
     server = servers.shared()
     assert address(server).endswith(":None")
+
+
+def test_get_metrics(client: Client, server: Server) -> None:
+    """The RPC tells what a scrape tells."""
+    with client.create_session(60.0):
+        told = client.get_metrics()
+
+    scraped = scrape(server)
+    assert told.incarnation == client.get_server_info().incarnation
+    assert {sample.name for sample in told.samples} == {key.partition("{")[0] for key in scraped}
+    assert told.total("statepool_sessions") == 1
+    assert told.by("statepool_blocks", "state") == {"free": CAPACITY, "evictable": 0, "held": 0, "releasing": 0}
+    assert told.total("statepool_blocks", state="free") == CAPACITY
+    assert told.total("statepool_none") == 0

@@ -17,6 +17,7 @@ from statepool.errors import BadFieldError, Code, StatepoolError
 from statepool.status import message_of, trailers_of
 from statepool_server import failpoints
 from statepool_server.histogram import Histogram
+from statepool_server.logs import CALL
 from statepool_server.service.admission import Gate
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
@@ -133,17 +134,21 @@ class Calls:
                     seconds.observe(elapsed_ns / 1e9)
                 _log.debug("call", method=name, code=code, reason=reason, elapsed_us=elapsed_ns // 1000)
 
-        return call
+        return call if gate.is_lasting else self._core.tracing.traced(name, call)
 
     def _decoded(self, method: MethodDescriptor, gate: Gate, handler: Handler) -> Handler:
         """Wraps a handler of one request: takes its bytes, which nobody has looked into before the call was let in."""
         request_type, admission = GetMessageClass(method.input_type), self._core.admission
+        fields = method.input_type.fields_by_name
+        names_session, names_request = "session" in fields, "request_id" in fields
 
         async def call(data: bytes, context: Context) -> Message | None:
             try:
                 request: Any = request_type.FromString(data)
             except DecodeError:
                 raise _malformed() from None
+            if names_session:
+                CALL.set((request.session.session_id, request.request_id if names_request else ""))
             if not gate.is_by_session:
                 return await handler(request, context)
             with admission.of_session(request.session.session_id):

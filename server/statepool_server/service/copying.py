@@ -14,6 +14,7 @@ from statepool.errors import CopiesStalledError, StatepoolError
 from statepool_server import failpoints
 from statepool_server.histogram import Histogram
 from statepool_server.service.flow import Flow
+from statepool_server.tracing import NO_TRACING, Tracing
 
 T = TypeVar("T")
 
@@ -80,8 +81,16 @@ class CopyThreads:
         failures: Work that failed, by kind.
     """
 
-    def __init__(self, threads: int, limit: int) -> None:
+    def __init__(self, threads: int, limit: int, tracing: Tracing = NO_TRACING) -> None:
+        """Starts without work.
+
+        Args:
+            threads: Work that runs at a time.
+            limit: Work that may be queued or run.
+            tracing: Is told of work that has ended.
+        """
         self.stalled: str | None = None
+        self._tracing = tracing
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="statepool-copy")
         self._limit = limit
         self._flow = Flow("copies")
@@ -224,6 +233,7 @@ class CopyThreads:
         self.seconds[chore].observe(work.ended - work.began)
         self.queued_seconds.observe(work.began - work.submitted)
         error = None if future.cancelled() else future.exception()
+        self._tracing.worked(chore, timed.began, timed.ended, nbytes, error)
         if error is None:
             self.nbytes[chore] += nbytes
             return

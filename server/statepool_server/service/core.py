@@ -25,6 +25,7 @@ from statepool_server.service.replays import Replays, Reply
 from statepool_server.service.turnover import Turnover
 from statepool_server.service.waiting import WaitingLine
 from statepool_server.service.works import Works
+from statepool_server.tracing import NO_TRACING, Tracing
 
 R = TypeVar("R", bound=Message)
 
@@ -67,11 +68,20 @@ class Core:
         session_listeners: Called with the ids of sessions that ended, or with none when one was taken over.
         forgetters: Called with the id of a session in the act that ends it.
         refusals: Errors that were answered, by reason.
+        tracing: Makes calls and steps spans, where that is wished.
     """
 
     def __init__(
-        self, *, description: PoolDescription, limits: Limits, pool: Pool, memory: Memory, copies: CopyThreads
+        self,
+        *,
+        description: PoolDescription,
+        limits: Limits,
+        pool: Pool,
+        memory: Memory,
+        copies: CopyThreads,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
+        self.tracing = tracing
         self.incarnation = new_incarnation()
         self.continued_incarnations: tuple[int, ...] = ()
         self.description = description

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import contextvars
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from statepool.errors import OverloadedError, PoolExhaustedError, StatepoolError
@@ -78,7 +80,8 @@ class WaitingLine(Generic[T]):
         if len(self) >= self._limit:
             raise OverloadedError(f"{self._limit} calls wait for blocks already", retry_after=self._hint(self._limit))
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(attempt, check, answer)
+        # Whoever frees the blocks runs the attempt: what it begins belongs to the caller's trace all the same.
+        waiter = _Waiter(partial(contextvars.copy_context().run, attempt), check, answer)
         self._line.append(waiter)
         began = time.monotonic()
         try:
