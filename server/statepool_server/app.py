@@ -23,6 +23,7 @@ from statepool_server.journal.columns import new_column
 from statepool_server.journal.journal import Journal
 from statepool_server.limits import Limits
 from statepool_server.memory import Memory
+from statepool_server.page.assets import asset_routes
 from statepool_server.planning import Plan
 from statepool_server.recovery import GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
 from statepool_server.service.attach_listener import AttachListener
@@ -89,7 +90,10 @@ async def serving(
     _add_standard_services(server, health)
     _bind(server, plan.addresses)
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
-    web = WebServer({"/metrics": lambda accept: Page(*assembly.metrics.text(accept))})
+    web = WebServer(
+        {"/metrics": lambda accept: Page(*assembly.metrics.text(accept)), "/status.json": assembly.status.page}
+        | asset_routes()
+    )
     if plan.metrics_address is not None:
         await web.listen(*plan.metrics_address)
     if journal is not None:

@@ -9,6 +9,7 @@ from statepool_server.config import ServerConfig
 from statepool_server.memory import Memory
 from statepool_server.metrics.exposition import Exposition
 from statepool_server.metrics.metric import Sources
+from statepool_server.page.status import Status
 from statepool_server.planning import Plan
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.service.admin_service import AdminService
@@ -72,6 +73,8 @@ class Assembly:
     """Attached processes."""
     metrics: Exposition
     """What all these tell of themselves in numbers."""
+    status: Status
+    """What they show on the status page."""
     servicers: Mapping[str, object]
     """Handlers by service name."""
 
@@ -107,7 +110,8 @@ class Assembly:
         core.block_listeners += [streams.blocks_changed, drain.progressed]
         drain.on_begin.append(streams.going_away)
         core.session_listeners += [streams.sessions_changed, lambda _ended: processes.fences_changed()]
-        metrics = Exposition(Sources(core, calls, steps, supervisor, heartbeat, drain, processes))
+        sources = Sources(core, calls, steps, supervisor, heartbeat, drain, processes)
+        metrics = Exposition(sources)
         servicers = {
             "AdminService": AdminService(
                 core,
@@ -138,6 +142,7 @@ class Assembly:
             streams=streams,
             processes=processes,
             metrics=metrics,
+            status=Status(sources),
             servicers=servicers,
         )
 

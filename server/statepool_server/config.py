@@ -53,8 +53,8 @@ class ServerConfig:
             plain torch one that the tests compare with.
         copy_threads: Threads of the copy engine, and copies that run at a time.
         listen: Addresses: unix:PATH, or HOST:PORT on a loopback host.
-        metrics_listen: HOST:PORT of an HTTP listener for Prometheus (/metrics); by default there is none. It shows
-            numbers, not states, hashes or keys, to whoever can connect.
+        metrics_listen: HOST:PORT of an HTTP listener for Prometheus (/metrics) and browsers (the status page, /); by
+            default there is none. It shows numbers, not states, hashes or keys, to whoever can connect.
         tracing: otlp makes calls, engine steps and copies spans of OpenTelemetry, exported as the environment variables
             of its SDK say (OTEL_EXPORTER_OTLP_ENDPOINT, …); needs statepool[otel].
         checksums: off; scrub takes a checksum of every block that is committed and compares it again and again in the

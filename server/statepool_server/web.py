@@ -16,6 +16,10 @@ PATIENCE_SECONDS = 75.0
 """How long a connection may stand still, in the middle of a request or between two: scrapers come every minute."""
 
 
+CONTENT_POLICY = "default-src 'self'; frame-ancestors 'none'"
+"""What a browser may load for a page: its own files, and nothing from elsewhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """An answer with a body."""
@@ -144,6 +148,7 @@ class _Connection:
                 ("Content-Length", str(len(body) if length is None else length)),
                 ("Cache-Control", "no-store"),
                 ("X-Content-Type-Options", "nosniff"),
+                ("Content-Security-Policy", CONTENT_POLICY),
             ],
         )
         data = (self._http.send(head), self._http.send(h11.Data(data=body)), self._http.send(h11.EndOfMessage()))
