@@ -233,7 +233,7 @@ class CopyThreads:
         self.seconds[chore].observe(work.ended - work.began)
         self.queued_seconds.observe(work.began - work.submitted)
         error = None if future.cancelled() else future.exception()
-        self._tracing.worked(chore, timed.began, timed.ended, nbytes, error)
+        self._tracing.worked(chore, work.began, work.ended, nbytes, error)
         if error is None:
             self.nbytes[chore] += nbytes
             return
