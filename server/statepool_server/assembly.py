@@ -110,7 +110,7 @@ class Assembly:
         core.block_listeners += [streams.blocks_changed, drain.progressed]
         drain.on_begin.append(streams.going_away)
         core.session_listeners += [streams.sessions_changed, lambda _ended: processes.fences_changed()]
-        sources = Sources(core, calls, steps, supervisor, heartbeat, drain, processes)
+        sources = Sources(core, calls, steps, health, supervisor, heartbeat, drain)
         metrics = Exposition(sources)
         servicers = {
             "AdminService": AdminService(

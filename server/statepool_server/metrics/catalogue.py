@@ -343,6 +343,12 @@ _PROCESS: Metrics = (
         ("part",),
     ),
     Gauge(
+        "statepool_ready",
+        "",
+        "Whether health is SERVING, 1 or 0: no part is dead, no copy stalled, the journal has room, nothing drains.",
+        lambda s: _one(float(s.health.is_ready)),
+    ),
+    Gauge(
         "statepool_draining",
         "",
         "Whether the server drains or has drained, 1 or 0.",

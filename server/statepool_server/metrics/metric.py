@@ -8,10 +8,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 
 from statepool_server.histogram import Histogram
-from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.calls import Calls
 from statepool_server.service.core import Core
 from statepool_server.service.draining import Drain
+from statepool_server.service.health import Health
 from statepool_server.service.heartbeat import Heartbeat
 from statepool_server.service.steps import Steps
 from statepool_server.service.supervision import Supervisor
@@ -30,14 +30,14 @@ class Sources:
     """Calls answered."""
     steps: Steps
     """Engine steps."""
+    health: Health
+    """Readiness."""
     supervisor: Supervisor
     """Background parts."""
     heartbeat: Heartbeat
     """The event loop."""
     drain: Drain
     """The way down."""
-    processes: AttachedProcesses
-    """Attached processes."""
 
 
 V = TypeVar("V", float, Histogram)
