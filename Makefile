@@ -15,7 +15,8 @@ MINUTES ?= 10
 SEED ?= 1
 PROTOS := $(wildcard protos/statepool/v1/*.proto)
 
-.PHONY: help demo test check fix generate generated-is-current unit floor bench overload robustness soak gpu image clean
+.PHONY: help demo test check fix generate generated-is-current unit floor bench overload robustness soak gpu image prometheus \
+  page clean
 
 help: ## Lists the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -86,6 +87,12 @@ image: .venv/ready ## Builds the container image with buildah and runs it; BASE,
 	  --ignorefile docker/Dockerfile.dockerignore --build-arg BASE=$(BASE) --build-arg DEVICE=$(DEVICE) $(IMAGE_FLAGS) \
 	  --tag $(IMAGE) .
 	STATEPOOL_IMAGE=$(IMAGE) $(BIN)/pytest tests/image
+
+prometheus: .venv/ready ## Scrapes a server with a real Prometheus, tests the alert rules (Debian: apt-get install prometheus).
+	STATEPOOL_NEEDS_PROMETHEUS=1 $(BIN)/pytest tests/monitoring
+
+page: .venv/ready ## Opens the status page in a headless Chromium (Debian: apt-get install chromium-headless-shell).
+	STATEPOOL_NEEDS_CHROMIUM=1 $(BIN)/pytest tests/page
 
 clean: ## Removes the virtual environments and caches.
 	rm -rf .venv .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis

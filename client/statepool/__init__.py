@@ -79,6 +79,7 @@ if TYPE_CHECKING:
         UnimplementedError,
     )
     from statepool.hashing import PrefixHasher, prefix_hashes
+    from statepool.metrics import Metrics, MetricSample
     from statepool.outcomes import AdmissionResults, SequencePage, StepCopies, StepOutcome, TableChanges
     from statepool.refs import BlockRefs
     from statepool.results import BlockPage, BlockState, Chunk, Commit, CopySpecs, Eviction, Hit, IntegrityReport
@@ -149,6 +150,8 @@ __all__ = [
     "InvalidArgumentError",
     "LayoutMismatchError",
     "Limits",
+    "MetricSample",
+    "Metrics",
     "NotFoundError",
     "Notice",
     "NoticeKind",
@@ -200,6 +203,7 @@ _HOMES = {
         *("Pool", "PoolUsage", "ServerInfo", "SessionInfo"),
     ),
     "statepool.hashing": ("PrefixHasher", "prefix_hashes"),
+    "statepool.metrics": ("MetricSample", "Metrics"),
     "statepool.outcomes": ("AdmissionResults", "SequencePage", "StepCopies", "StepOutcome", "TableChanges"),
     "statepool.refs": ("BlockRefs",),
     "statepool.results": (

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from statepool import calls
+from statepool import calls, rpc, tracing
 from statepool.errors import StatepoolError, StepOutOfOrderError
 from statepool.lease import log
 from statepool.sequences import Execution
@@ -27,6 +27,8 @@ class _Asked:
 
     number: int
     request: ScheduleRequest
+    span: tracing.CallSpan | None = None
+    """Its span, in a program that traces; one that is never answered is never told."""
     is_doomed: bool = False
     """Whether the step before it was refused, so that this one is refused too."""
 
@@ -82,7 +84,10 @@ class Pipeline:
         if len(self._answers) + len(self._asked) >= MAX_UNRECEIVED:
             raise RuntimeError(f"steps {self.unreceived} were not received yet")
         request = calls.sequences.schedule_step(number, self._execution, arguments)
-        self._asked.append(_Asked(number, request))
+        span = tracing.begin(rpc.SCHEDULE)
+        if span is not None:
+            request.traceparent = span.traceparent
+        self._asked.append(_Asked(number, request, span))
         self._next_step = number + 1
         return number, request
 
@@ -118,21 +123,26 @@ class Pipeline:
 
     def _applied(self, response: ScheduleResponse) -> None:
         number = response.outcome.step
-        if self._is_due(number):
+        asked = self._due(number)
+        if asked is not None:
             self._answers.append((number, calls.sequences.outcome(response.outcome)))
+            if asked.span is not None:
+                asked.span.end()
 
     def _refused(self, number: int, error: StatepoolError) -> None:
-        if not self._is_due(number):
+        due = self._due(number)
+        if due is None:
             return
+        if due.span is not None:
+            due.span.end(error)
         self._answers.append((number, error))
         self._next_step = min(self._next_step, number)
         for asked in self._asked:
             asked.is_doomed |= asked.number > number
 
-    def _is_due(self, number: int) -> bool:
+    def _due(self, number: int) -> _Asked | None:
         """Takes the step off the list whose answer is the next to come, if it is this one."""
         if not self._asked or self._asked[0].number != number:
             log.debug("an answer to step %d, which nobody waits for", number)
-            return False
-        self._asked.popleft()
-        return True
+            return None
+        return self._asked.popleft()

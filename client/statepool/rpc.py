@@ -120,6 +120,7 @@ STEP = Rpc(_SEQUENCE, "Step", sequence_pb2.StepRequest, sequence_pb2.StepRespons
 SCHEDULE = Rpc(_SEQUENCE, "Schedule", sequence_pb2.ScheduleRequest, sequence_pb2.ScheduleResponse)
 LIST_SEQUENCES = Rpc(_SEQUENCE, "ListSequences", sequence_pb2.ListSequencesRequest, sequence_pb2.ListSequencesResponse)
 GET_SERVER_INFO = Rpc(_ADMIN, "GetServerInfo", admin_pb2.GetServerInfoRequest, admin_pb2.GetServerInfoResponse)
+GET_METRICS = Rpc(_ADMIN, "GetMetrics", admin_pb2.GetMetricsRequest, admin_pb2.GetMetricsResponse)
 VERIFY_INTEGRITY = Rpc(_ADMIN, "VerifyIntegrity", admin_pb2.VerifyIntegrityRequest, admin_pb2.VerifyIntegrityResponse)
 RELEASE_QUARANTINE = Rpc(
     _ADMIN, "ReleaseQuarantine", admin_pb2.ReleaseQuarantineRequest, admin_pb2.ReleaseQuarantineResponse

@@ -23,6 +23,7 @@ from statepool_server.journal.columns import new_column
 from statepool_server.journal.journal import Journal
 from statepool_server.limits import Limits
 from statepool_server.memory import Memory
+from statepool_server.page.assets import asset_routes
 from statepool_server.planning import Plan
 from statepool_server.recovery import GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
 from statepool_server.service.attach_listener import AttachListener
@@ -32,6 +33,8 @@ from statepool_server.service.draining import draining_error
 from statepool_server.service.health import Health
 from statepool_server.service.journal_watch import JournalWatch
 from statepool_server.service.stall_watch import StallWatch
+from statepool_server.tracing import NO_TRACING, Tracing
+from statepool_server.web import Page, WebServer
 
 MAX_METADATA_BYTES = 8192
 """Of a call; ours have none, and proxies add little."""
@@ -73,7 +76,9 @@ async def serving(
         OSError: The journal cannot be begun.
         CopiesStuckError: Copies still run when all else has ended.
     """
-    assembly, server = Assembly.of(config, plan, memory, stop), _new_server(plan.limits, config.max_connections)
+    tracing = _open_tracing(config)
+    assembly = Assembly.of(config, plan, memory, stop, tracing)
+    server = _new_server(plan.limits, config.max_connections)
     core, calls, processes = assembly.core, assembly.calls, assembly.processes
     health, supervisor, drain = assembly.health, assembly.supervisor, assembly.drain
     if state is not None:
@@ -85,6 +90,12 @@ async def serving(
     _add_standard_services(server, health)
     _bind(server, plan.addresses)
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
+    web = WebServer(
+        {"/metrics": lambda accept: Page(*assembly.metrics.text(accept)), "/status.json": assembly.status.page}
+        | asset_routes()
+    )
+    if plan.metrics_address is not None:
+        await web.listen(*plan.metrics_address)
     if journal is not None:
         journal.begin(core.incarnation, dump(assembly))
         core.pool.blocks.keep_generations_in(new_column(plan.state_dir / GENERATIONS, core.pool.blocks.block_count))
@@ -113,6 +124,7 @@ async def serving(
         arena_bytes=plan.description.layout.nbytes,
         ranks=list(plan.description.tp_ranks),
         incarnation=f"{core.incarnation:016x}",
+        metrics_port=web.port,
         continues=[f"{incarnation:016x}" for incarnation in core.continued_incarnations[-1:]],
     )
     try:
@@ -124,11 +136,13 @@ async def serving(
         assembly.streams.end(draining_error())
         await server.stop(drain.seconds_left)
         await supervisor.close()
+        await web.close()
         await listener.close()
         await processes.close()
         await core.copies.close(config.drain_timeout)
         if journal is not None:
             _leave(journal, assembly)
+        await asyncio.to_thread(tracing.close)
         _log.info("stopped")
 
 
@@ -209,6 +223,16 @@ def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None) -> Mem
     memory.rescue(former, estate.rescued)
     former.close(keep=True)  # its files are gone already: those there are the new ones
     return memory
+
+
+def _open_tracing(config: ServerConfig) -> Tracing:
+    if config.tracing == "off":
+        return NO_TRACING
+    try:
+        from statepool_server.otel import OpenTelemetry  # an extra, which takes a quarter of a second to import
+    except ImportError as error:
+        raise ValueError(f"tracing {config.tracing}: install statepool[otel] ({error})") from error
+    return OpenTelemetry()
 
 
 def _new_server(limits: Limits, max_connections: int) -> grpc.aio.Server:

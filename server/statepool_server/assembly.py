@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
 from statepool_server.config import ServerConfig
 from statepool_server.memory import Memory
+from statepool_server.metrics.exposition import Exposition
+from statepool_server.metrics.metric import Sources
+from statepool_server.page.status import Status
 from statepool_server.planning import Plan
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.service.admin_service import AdminService
@@ -27,6 +30,7 @@ from statepool_server.service.stalls import Stalls
 from statepool_server.service.steps import Steps
 from statepool_server.service.supervision import Supervisor
 from statepool_server.service.verifying import Verifier
+from statepool_server.tracing import NO_TRACING, Tracing
 
 DESCRIPTORS = {
     name: module.DESCRIPTOR.services_by_name[name]
@@ -67,11 +71,17 @@ class Assembly:
     """Open Schedule streams."""
     processes: AttachedProcesses
     """Attached processes."""
+    metrics: Exposition
+    """What all these tell of themselves in numbers."""
+    status: Status
+    """What they show on the status page."""
     servicers: Mapping[str, object]
     """Handlers by service name."""
 
     @classmethod
-    def of(cls, config: ServerConfig, plan: Plan, memory: Memory, stop: asyncio.Event) -> "Assembly":
+    def of(
+        cls, config: ServerConfig, plan: Plan, memory: Memory, stop: asyncio.Event, tracing: Tracing = NO_TRACING
+    ) -> "Assembly":
         """Puts a server together.
 
         Args:
@@ -79,9 +89,17 @@ class Assembly:
             plan: What it comes to.
             memory: The open arenas; `Memory.none()` for a server that does no memory work.
             stop: Set when a client has had the server drained and wants its end.
+            tracing: Is told of calls, steps and memory work.
         """
-        copies = CopyThreads(config.copy_threads, config.max_queued_copies)
-        core = Core(description=plan.description, limits=plan.limits, pool=_pool(plan), memory=memory, copies=copies)
+        copies = CopyThreads(config.copy_threads, config.max_queued_copies, tracing)
+        core = Core(
+            description=plan.description,
+            limits=plan.limits,
+            pool=_pool(plan),
+            memory=memory,
+            copies=copies,
+            tracing=tracing,
+        )
         health = Health(descriptor.full_name for descriptor in DESCRIPTORS.values())
         supervisor, heartbeat, stalls = Supervisor(health.not_ready), Heartbeat(), Stalls(config.stall_timeout)
         drain = Drain(core, health, stop)
@@ -92,6 +110,8 @@ class Assembly:
         core.block_listeners += [streams.blocks_changed, drain.progressed]
         drain.on_begin.append(streams.going_away)
         core.session_listeners += [streams.sessions_changed, lambda _ended: processes.fences_changed()]
+        sources = Sources(core, calls, steps, health, supervisor, heartbeat, drain)
+        metrics = Exposition(sources)
         servicers = {
             "AdminService": AdminService(
                 core,
@@ -99,6 +119,7 @@ class Assembly:
                 processes=processes,
                 verifier=verifier,
                 parts=supervisor.parts,
+                metrics=metrics.samples,
                 heartbeat=heartbeat,
                 drain=drain,
                 drain_timeout=config.drain_timeout,
@@ -120,6 +141,8 @@ class Assembly:
             steps=steps,
             streams=streams,
             processes=processes,
+            metrics=metrics,
+            status=Status(sources),
             servicers=servicers,
         )
 

@@ -66,6 +66,11 @@ class AttachmentTable:
         self._max_attachments = max_attachments
         self._last_id = self._last_fence = 0
 
+    @property
+    def last_fence(self) -> int:
+        """Number of the last fence: so many were put up."""
+        return self._last_fence
+
     def open(self, rank_index: int, read_only: bool) -> Attachment:
         """Adds an attachment.
 

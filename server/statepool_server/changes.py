@@ -12,6 +12,7 @@ from statepool_server.holdings import Holdings
 from statepool_server.prefix import PrefixIndex
 from statepool_server.recency import Ids
 from statepool_server.sessions import Session, SessionTable
+from statepool_server.tally import Tally
 
 Listener = Callable[[Event], None]
 """Hears every change, in order, after it; must not call the pool."""
@@ -26,17 +27,23 @@ class Changes:
         holdings: Holdings,
         prefixes: PrefixIndex,
         sessions: SessionTable,
+        tally: Tally,
         listener: Listener | None,
     ) -> None:
         self._blocks = blocks
         self._holdings = holdings
         self._prefixes = prefixes
         self._sessions = sessions
+        self._tally = tally
         self._listener = listener
         self._sequence = 0
 
     def opened(self, session: Session) -> None:
         """Tells that a session was opened or taken over."""
+        if session.epoch == 1:
+            self._tally.opened_sessions += 1
+        else:
+            self._tally.taken_over_sessions += 1
         self._tell(EventKind.SESSION_OPENED, session, NO_IDS)
 
     def close(self, session: Session, *, expired: bool) -> int:
@@ -49,6 +56,8 @@ class Changes:
         counts = self._holdings.count(session, ids)
         self.drop(session, ids, counts)
         self._sessions.close(session, expired=expired)
+        self._tally.expired_sessions += expired
+        self._tally.deleted_sessions += not expired
         self._tell(EventKind.SESSION_EXPIRED if expired else EventKind.SESSION_DELETED, session, NO_IDS)
         return int(counts.sum())
 
@@ -58,8 +67,10 @@ class Changes:
         if missing > 0:
             victims = self._blocks.evictable.pop(missing)
             self._unlist(victims, idle=victims)
+            self._tally.evicted_blocks += missing
         refs = self._blocks.take(count)
         self._holdings.give(session, refs.block_ids)
+        self._tally.allocated_blocks += count
         self._tell(EventKind.ALLOCATED, session, refs.block_ids)
         return refs
 
@@ -78,8 +89,9 @@ class Changes:
 
     def commit(self, session: Session, refs: BlockRefs, namespace: str, prefix_hashes: Sequence[bytes]) -> CommitResult:
         """Lists the hashes that are not known yet, and makes their blocks immutable."""
-        ids = refs.block_ids
+        ids, known = refs.block_ids, len(self._prefixes)
         holders = self._prefixes.insert(namespace, prefix_hashes, ids)
+        self._tally.commits += len(self._prefixes) - known
         if self._listener is not None:
             fresh = ((holders == ids) & ~self._blocks.listed[ids]).nonzero()[0]
             values = tuple(prefix_hashes[row] for row in fresh.tolist())
@@ -88,7 +100,9 @@ class Changes:
             self._blocks.commit(ids)
             return CommitResult(refs, NO_IDS)
         self._blocks.commit(ids[holders == ids])
-        return CommitResult(self._blocks.refs(holders), (holders != ids).nonzero()[0])
+        duplicates = (holders != ids).nonzero()[0]
+        self._tally.duplicate_commits += len(duplicates)
+        return CommitResult(self._blocks.refs(holders), duplicates)
 
     def unlist(self, ids: Ids) -> Ids:
         """Takes listed blocks out of the prefix index.

@@ -53,6 +53,10 @@ class ServerConfig:
             plain torch one that the tests compare with.
         copy_threads: Threads of the copy engine, and copies that run at a time.
         listen: Addresses: unix:PATH, or HOST:PORT on a loopback host.
+        metrics_listen: HOST:PORT of an HTTP listener for Prometheus (/metrics) and browsers (the status page, /); by
+            default there is none. It shows numbers, not states, hashes or keys, to whoever can connect.
+        tracing: otlp makes calls, engine steps and copies spans of OpenTelemetry, exported as the environment variables
+            of its SDK say (OTEL_EXPORTER_OTLP_ENDPOINT, …); needs statepool[otel].
         checksums: off; scrub takes a checksum of every block that is committed and compares it again and again in the
             background; lookup also compares it before a block that was found is handed out.
         scrub_rate: Bytes a second, of all ranks, that are compared in the background.
@@ -102,6 +106,8 @@ class ServerConfig:
     copy_engine: Literal["host", "reference", "triton"] = "host"
     copy_threads: Count = 2
     listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
+    metrics_listen: str | None = None
+    tracing: Literal["off", "otlp"] = "off"
     checksums: Literal["off", "scrub", "lookup"] = "off"
     scrub_rate: ByteSize = 64 * 2**20
     max_batch: Count = 4096

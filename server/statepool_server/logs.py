@@ -2,9 +2,28 @@
 
 import logging
 import sys
+from contextvars import ContextVar
 from typing import Literal
 
 import structlog
+from structlog.typing import EventDict
+
+CALL: ContextVar[tuple[int, str]] = ContextVar("CALL")
+"""Session and request id of the call in whose context a line is logged; 0 or empty: it names none."""
+
+
+def _add_call(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Adds session, request and trace of the call that a line belongs to; looked up only for lines that are written."""
+    session_id, request_id = CALL.get((0, ""))
+    if session_id:
+        event.setdefault("session_id", session_id)
+    if request_id:
+        event.setdefault("request_id", request_id)
+    trace = sys.modules.get("opentelemetry.trace")
+    context = trace.get_current_span().get_span_context() if trace else None
+    if context is not None and context.is_valid:
+        event.setdefault("trace_id", f"{context.trace_id:032x}")
+    return event
 
 
 def configure_logging(level: str, log_format: Literal["auto", "console", "json"]) -> None:
@@ -16,6 +35,7 @@ def configure_logging(level: str, log_format: Literal["auto", "console", "json"]
     """
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
+        _add_call,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from statepool.copies import Column, CopyPlan
+from statepool.copies import Column, CopyPlan, copied_bytes
 from statepool.layout import ArenaLayout
 from statepool.torch.engine import ENGINES, CopyEngine
 from statepool.torch.images import image_checksum, read_image, write_image
@@ -43,6 +43,8 @@ class Stage:
     """Does it, on every rank; blocking."""
     is_restartable: Callable[[], bool]
     """Tells whether it comes to the same when it is run again after having been cut off at any moment."""
+    nbytes: int
+    """Bytes of states that it writes, on all ranks."""
 
 
 class Memory:
@@ -143,11 +145,11 @@ class Memory:
                     path.unlink(missing_ok=True)
 
     def _copy_stages(self, plan: CopyPlan, number: int, zeroed_blocks: Column = NO_BLOCKS) -> list[Stage]:
-        risky = overwriting(plan)
+        risky, nbytes = overwriting(plan), self._written_bytes(plan, zeroed_blocks)
         if not risky.any():
-            return [Stage(lambda: self._zero_and_copy(zeroed_blocks, plan), lambda: True)]
+            return [Stage(lambda: self._zero_and_copy(zeroed_blocks, plan), lambda: True, nbytes)]
         if self._saves_in is None:
-            return [Stage(lambda: self._zero_and_copy(zeroed_blocks, plan), lambda: False)]
+            return [Stage(lambda: self._zero_and_copy(zeroed_blocks, plan), lambda: False, nbytes)]
         safe, saved = plan.take(~risky), plan.take(risky)
 
         def write() -> None:
@@ -155,9 +157,13 @@ class Memory:
             self._write(saved, number)
 
         return [
-            Stage(lambda: self._save(saved, number), lambda: True),
-            Stage(write, lambda: all(path.exists() for path in self._saved(number))),
+            Stage(lambda: self._save(saved, number), lambda: True, 0),  # what is saved is written in the next
+            Stage(write, lambda: all(path.exists() for path in self._saved(number)), nbytes),
         ]
+
+    def _written_bytes(self, plan: CopyPlan, zeroed_blocks: Column) -> int:
+        block = self._layout.block
+        return len(self._arenas) * (copied_bytes(plan, block) + len(zeroed_blocks) * block.image_bytes)
 
     def _zero_and_copy(self, zeroed_blocks: Column, plan: CopyPlan) -> None:
         if len(zeroed_blocks):

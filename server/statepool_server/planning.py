@@ -13,6 +13,7 @@ from statepool_server.journal.journal import RESERVE_BYTES
 from statepool_server.limits import Limits
 from statepool_server.memory import engine_for
 from statepool_server.service.core import PoolDescription
+from statepool_server.web import parse_http_address
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Plan:
     """Bounds of requests."""
     addresses: tuple[Address, ...]
     """Where to listen."""
+    metrics_address: tuple[str, int] | None
+    """Host and port of the HTTP listener; None: there is none."""
     state_dir: Path
     """Folder of host arenas and of the journal."""
     outlives_process: bool
@@ -69,6 +72,7 @@ class Plan:
             description,
             limits_of(config),
             tuple(Address.parse(text) for text in config.listen),
+            None if config.metrics_listen is None else parse_http_address(config.metrics_listen),
             config.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"),  # noqa: S108 — private: 0700 and locked
             config.recovery and all(device == "cpu" for device in devices),
         )

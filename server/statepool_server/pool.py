@@ -45,11 +45,11 @@ class Pool(PoolView):
         super().__init__(config)
         self._block_tokens = config.block_tokens
         self._guards = Guards(self.blocks, self.holdings, self.prefixes)
-        self._changes = Changes(self.blocks, self.holdings, self.prefixes, self.sessions, listener)
+        self._changes = Changes(self.blocks, self.holdings, self.prefixes, self.sessions, self.tally, listener)
         context = StepContext(
             self.blocks, self.prefixes, self._guards, config.block_tokens, config.num_spec, config.max_sequences
         )
-        self._step_changes = StepChanges(config.block_tokens, self.blocks, self.holdings, self._changes)
+        self._step_changes = StepChanges(config.block_tokens, self.blocks, self.holdings, self._changes, self.tally)
         self._stepping = Stepping(context, self.sequences, self.holdings, self._step_changes)
 
     # As a whole
@@ -237,8 +237,10 @@ class Pool(PoolView):
         """
         session = self.sessions.owned(session_id, epoch)
         found = self.prefixes.deepest(namespace, prefix_hashes)
+        self.tally.lookups += 1
         if found is None:
             return None
+        self.tally.lookup_hits += 1
         row, block = found
         ids = np.array([block], np.int64)
         self._changes.retain(session, ids)
@@ -257,6 +259,7 @@ class Pool(PoolView):
         named = self.blocks.check(refs, "blocks")
         found = np.array(self.prefixes.find_all(namespace, prefix_hashes), np.int64)
         ids = np.unique(np.concatenate((named[self.blocks.listed[named]], found)))
+        self.tally.unlisted_blocks += len(ids)
         return Eviction(len(ids), len(self._changes.unlist(ids)))
 
     # Sequences

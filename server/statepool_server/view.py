@@ -18,6 +18,7 @@ from statepool_server.sequences.admissions import searched
 from statepool_server.sequences.requests import Admissions
 from statepool_server.sequences.table import IDLE, SequencesState, SequenceTables
 from statepool_server.sessions import Session, SessionsState, SessionTable
+from statepool_server.tally import Tally
 
 _SUMMED = struct.Struct("<8Q")
 
@@ -70,6 +71,7 @@ class PoolView:
         sessions: The sessions; to read, not to change.
         sequences: Their sequences; to read, not to change.
         attachments: Attached processes and fences; to read, not to change.
+        tally: What has been done; to read, not to change.
     """
 
     def __init__(self, config: PoolConfig) -> None:
@@ -85,6 +87,7 @@ class PoolView:
         self.sessions = SessionTable(config.max_sessions, config.remembered_sessions)
         self.sequences = SequenceTables()
         self.attachments = AttachmentTable(config.max_attachments)
+        self.tally = Tally()
 
     @property
     def capacity(self) -> int:

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import allocator, attach, checksums, client_import, host_copies, journal, rpc_floor, steps
+from benchmarks import allocator, attach, checksums, client_import, host_copies, journal, observing, rpc_floor, steps
 
 MODULES = {
     "allocator, in process": allocator,
@@ -13,6 +13,7 @@ MODULES = {
     "engine steps": steps,
     "checksums": checksums,
     "journal": journal,
+    "observation": observing,
     "client import": client_import,
 }
 

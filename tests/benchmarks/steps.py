@@ -39,13 +39,13 @@ Row = tuple[str, float, str, str]
 
 
 @contextlib.contextmanager
-def server(folder: Path, block_tokens: int, blocks: int) -> Iterator[str]:
+def server(folder: Path, block_tokens: int, blocks: int, *flags: str) -> Iterator[str]:
     """Starts a server with small blocks; yields its target."""
     target = f"unix:{folder / f'{block_tokens}.sock'}"
     command = Path(sys.executable).with_name("statepool-server")
     sizes = ("--model-config", "lfm2", "--tp-size", "8", "--blocks", str(blocks), "--block-tokens", str(block_tokens))
     quiet = ("--log-level", "warning", "--listen", target, "--state-dir", str(folder / f"state{block_tokens}"))
-    with _until_ready(subprocess.Popen([command, *sizes, *quiet]), target):
+    with _until_ready(subprocess.Popen([command, *sizes, *quiet, *flags]), target):
         yield target
 
 

@@ -15,7 +15,7 @@ from service.servers import Server
 from statepool.doctor.memory import JOURNAL_BYTES, PROCESS_BYTES
 from statepool.units import parse_bytes
 
-FILES = (DOCKER / "compose.yaml", DOCKER / "compose.cuda.yaml")
+FILES = (DOCKER / "compose.yaml", DOCKER / "compose.cuda.yaml", DOCKER / "compose.monitoring.yaml")
 
 
 def with_defaults(value: Any) -> Any:
@@ -46,7 +46,7 @@ def check(*files: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_schema(tmp_path: Path) -> None:
-    """Both files are valid; a misspelt field would be found."""
+    """All files are valid; a misspelt field would be found."""
     wrong = tmp_path / "compose.yaml"
     wrong.write_text(FILES[0].read_text(encoding="utf-8").replace("shm_size", "shm_sizes"), encoding="utf-8")
 
@@ -94,6 +94,19 @@ def test_loadtest(services: dict[str, Any], server: Server) -> None:
     answer = run(name, *rest, *flags, "--target", server.target, "--workload", "blocks", "--batch", "1")
 
     assert answer.returncode == 0, answer.stderr
+
+
+def test_monitoring() -> None:
+    """Prometheus scrapes where the server listens, which is on loopback; what is mounted is there."""
+    services = with_defaults(yaml.safe_load(FILES[2].read_text(encoding="utf-8"))["services"])
+    config = parsed({"STATEPOOL_MODEL_CONFIG": "mamba2"} | services["server"]["environment"])
+    scraped = yaml.safe_load((DOCKER / "monitoring" / "prometheus.yaml").read_text(encoding="utf-8"))
+
+    assert config.metrics_listen == scraped["scrape_configs"][0]["static_configs"][0]["targets"][0] == "127.0.0.1:9464"
+    for name in ("prometheus", "grafana"):
+        assert services[name]["network_mode"] == "service:server"
+        for source in (volume.partition(":")[0] for volume in services[name]["volumes"]):
+            assert source == "prometheus" or (DOCKER / source).is_file()
 
 
 def size(text: str) -> int:

@@ -71,6 +71,30 @@ def test_component(tmp_path: Path, kind: str, more: str) -> None:
         validate(workload)
 
 
+def test_monitoring(tmp_path: Path) -> None:
+    """With this component the sidecar listens on the port that the PodMonitor names, in the pods that it selects."""
+    (tmp_path / "workload.yaml").write_text(
+        WORKLOAD.format(kind="Deployment", wanted="true", more=""), encoding="utf-8"
+    )
+    components = [os.path.relpath(K8S / name, tmp_path.resolve()) for name in ("sidecar", "monitoring")]
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [workload.yaml]\ncomponents: {components}\n", encoding="utf-8"
+    )
+
+    built = build(tmp_path)
+
+    deployment, monitor = built["Deployment"], built["PodMonitor"]
+    validate(deployment)
+    template = deployment["spec"]["template"]
+    server = next(each for each in template["spec"]["initContainers"] if each["name"] == "statepool")
+    config = parsed({variable["name"]: variable["value"] for variable in server["env"]})
+    (port,) = server["ports"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
+    assert config.metrics_listen == f"0.0.0.0:{port['containerPort']}"
+
+
 def test_settings(job: dict[str, Any]) -> None:
     """The variables are settings of the server, which takes them."""
     config = parsed({variable["name"]: variable["value"] for variable in sidecar(job)["env"]})

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 
 from statepool.errors import CopiesStalledError, OverloadedError
 from statepool_server.logs import configure_logging
-from statepool_server.service.copying import CopiesStuckError, CopyThreads
+from statepool_server.service.copying import Chore, CopiesStuckError, CopyThreads
 from statepool_server.service.health import Health
 from statepool_server.service.stall_watch import StallWatch
 
@@ -58,7 +58,9 @@ async def test_a_stall_and_its_end(copies: CopyThreads, health: Health) -> None:
     """Who waits is refused, for queued work too, and who comes is; the end of the work lets everything go on."""
     gate = threading.Event()
     released: list[str] = []
-    ends = [copies.submit(gate.wait, lambda: released.append("pins")) for _ in range(3)]
+    ends = [copies.submit(gate.wait, Chore.COPY, 0) for _ in range(3)]
+    for end in ends:
+        end.add_done_callback(lambda _: released.append("pins"))
     waiting = [asyncio.create_task(copies.wait(end)) for end in ends]
     with pytest.raises(OverloadedError):
         copies.check_room()
@@ -85,7 +87,7 @@ async def test_a_stall_and_its_end(copies: CopyThreads, health: Health) -> None:
 async def test_another_trouble_outlasts_a_stall(copies: CopyThreads, health: Health) -> None:
     """Health stays bad when memory work goes on and something else is wrong."""
     gate = threading.Event()
-    end = copies.submit(gate.wait)
+    end = copies.submit(gate.wait, Chore.COPY, 0)
     await until_health(health, False)
     await health.begin("leases do not end")
 
@@ -103,7 +105,7 @@ async def test_another_trouble_outlasts_a_stall(copies: CopyThreads, health: Hea
 async def test_time_in_which_the_loop_stood_still_does_not_count(copies: CopyThreads, health: Health) -> None:
     """A process that was held up for long gives its work the time that it had none of."""
     gate = threading.Event()
-    end = copies.submit(gate.wait)
+    end = copies.submit(gate.wait, Chore.COPY, 0)
     await asyncio.sleep(0)
     time.sleep(5 * TIMEOUT_SECONDS)  # noqa: ASYNC251 — as if the process had been stopped
     await asyncio.sleep(0)
@@ -117,7 +119,8 @@ async def test_moving_work_is_no_stall(copies: CopyThreads, health: Health) -> N
     """Threads that are always busy, with work that ends in time, are well."""
     started = time.monotonic()
     while time.monotonic() < started + 5 * TIMEOUT_SECONDS:
-        await asyncio.gather(*(copies.wait(copies.submit(lambda: time.sleep(TIMEOUT_SECONDS / 20))) for _ in range(2)))
+        works = [copies.submit(lambda: time.sleep(TIMEOUT_SECONDS / 20), Chore.COPY, 0) for _ in range(2)]
+        await asyncio.gather(*map(copies.wait, works))
 
     assert copies.stalled is None
     assert await is_serving(health) == {True}
@@ -126,7 +129,7 @@ async def test_moving_work_is_no_stall(copies: CopyThreads, health: Health) -> N
 async def test_a_waiter_that_leaves_does_not_stop_work(copies: CopyThreads) -> None:
     """Work goes on when its caller is cancelled."""
     gate = threading.Event()
-    end = copies.submit(gate.wait)
+    end = copies.submit(gate.wait, Chore.COPY, 0)
     waiting = asyncio.create_task(copies.wait(end))
     await asyncio.sleep(0)
 
@@ -141,7 +144,7 @@ async def test_closing_is_bounded() -> None:
     """Threads that hold their work do not hold those who end them."""
     gate = threading.Event()
     copies = CopyThreads(1, 2)
-    copies.submit(gate.wait)
+    copies.submit(gate.wait, Chore.COPY, 0)
 
     with pytest.raises(CopiesStuckError, match="1 copies have not ended within"):
         await copies.close(0.05)

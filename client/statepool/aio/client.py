@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         SessionInfo,
     )
     from statepool.layout import ConvLayout, Dtype, StateSpec
+    from statepool.metrics import Metrics
     from statepool.outcomes import SequencePage
     from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
     from statepool.retries import ClientStats
@@ -81,6 +82,10 @@ class AsyncClient:
     async def get_server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns what the server process is and since when it runs; see `Client.get_server_info`."""
         return await self._transport.execute(calls.pool.get_server_info(), timeout)
+
+    async def get_metrics(self, *, timeout: float | None = None) -> Metrics:
+        """Returns every metric of the server at this moment; see `Client.get_metrics`."""
+        return await self._transport.execute(calls.pool.get_metrics(), timeout)
 
     async def calculate_state_shapes(
         self,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 
-from statepool import calls, rpc
+from statepool import calls, rpc, tracing
 from statepool.channel import (
     RELEASE_SECONDS,
     ChannelOptions,
@@ -144,12 +144,18 @@ class AsyncTransport:
             StatepoolError: What the server raised, what became of the connection, or why the lease is lost.
             RuntimeError: The client is closed, or belongs to the process that this one was forked from.
         """
+        with tracing.span_of(call.rpc) as metadata:
+            return await self._execute(call, timeout, lease, metadata)
+
+    async def _execute(
+        self, call: Call[T], timeout: float | None, lease: Lease | None, metadata: tracing.Metadata | None
+    ) -> T:
         attempts = Attempts(self._budget, self.seconds(timeout) + call.extra_seconds)
         method = self._unary.get(call.rpc.path) or self._register(call.rpc)
         while True:
             await self.hold(lease, attempts.deadline)
             try:
-                response = await method(call.under(lease), timeout=attempts.left)
+                response = await method(call.under(lease), timeout=attempts.left, metadata=metadata)
             except grpc.RpcError as error:
                 failure = self.leases.failed(lease, error_of_cut_rpc(error))
                 pause = attempts.pause_after(failure, is_resumed=lease is not None and lease.is_suspended)
@@ -173,18 +179,20 @@ class AsyncTransport:
         await self.hold(lease, time.monotonic() + self.seconds(timeout))
         reader.request.session.CopyFrom(lease.opened.ref)
         method = self._open_channel().unary_stream(*rpc.READ_BLOCKS.stub)
-        responses = method(reader.request, timeout=self.seconds(timeout) + reader.extra_seconds)
-        try:
-            async for response in responses:
-                yield reader.accept(response)
-        except grpc.RpcError as error:
-            raise self.leases.failed(lease, error_of_rpc(error)) from error
-        except asyncio.CancelledError:
-            self._check_not_closed_meanwhile()
-            raise
-        finally:
-            responses.cancel()
-        reader.finish()
+        with tracing.span_of(rpc.READ_BLOCKS) as metadata:
+            seconds = self.seconds(timeout) + reader.extra_seconds
+            responses = method(reader.request, timeout=seconds, metadata=metadata)
+            try:
+                async for response in responses:
+                    yield reader.accept(response)
+            except grpc.RpcError as error:
+                raise self.leases.failed(lease, error_of_rpc(error)) from error
+            except asyncio.CancelledError:
+                self._check_not_closed_meanwhile()
+                raise
+            finally:
+                responses.cancel()
+            reader.finish()
 
     async def write(
         self,
@@ -203,14 +211,16 @@ class AsyncTransport:
         """
         await self.hold(lease, time.monotonic() + self.seconds(timeout))
         method = self._open_channel().stream_unary(*rpc.WRITE_BLOCKS.stub)
-        try:
-            response = await method(messages, timeout=self.seconds(timeout) + extra_seconds)
-        except grpc.RpcError as error:
-            raise self.leases.failed(lease, error_of_rpc(error)) from error
-        except asyncio.CancelledError:
-            self._check_not_closed_meanwhile()
-            raise
-        return response.written_bytes
+        with tracing.span_of(rpc.WRITE_BLOCKS) as metadata:
+            try:
+                seconds = self.seconds(timeout) + extra_seconds
+                response = await method(messages, timeout=seconds, metadata=metadata)
+            except grpc.RpcError as error:
+                raise self.leases.failed(lease, error_of_rpc(error)) from error
+            except asyncio.CancelledError:
+                self._check_not_closed_meanwhile()
+                raise
+            return response.written_bytes
 
     def keep_alive(self, requests: AsyncIterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""

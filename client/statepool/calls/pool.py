@@ -11,6 +11,7 @@ import numpy as np
 from statepool import rpc
 from statepool.descriptions import CalculatedShapes, DrainProgress, Limits, Pool, ServerInfo
 from statepool.layout import ConvLayout, Dtype, StateSpec
+from statepool.metrics import Metrics, MetricSample
 from statepool.results import BlockPage, BlockState, IntegrityReport
 from statepool.rpc import Call
 from statepool.v1 import admin_pb2, pool_pb2
@@ -33,6 +34,11 @@ def get_pool() -> Call[Pool]:
 def get_server_info() -> Call[ServerInfo]:
     """Builds GetServerInfo."""
     return rpc.GET_SERVER_INFO.call(admin_pb2.GetServerInfoRequest(), _server_info)
+
+
+def get_metrics() -> Call[Metrics]:
+    """Builds GetMetrics."""
+    return rpc.GET_METRICS.call(admin_pb2.GetMetricsRequest(), _metrics)
 
 
 def verify_integrity() -> Call[IntegrityReport]:
@@ -148,6 +154,11 @@ def _server_info(response: admin_pb2.GetServerInfoResponse) -> ServerInfo:
         is_draining=response.is_draining,
         continued_incarnations=tuple(response.continued_incarnations),
     )
+
+
+def _metrics(response: admin_pb2.GetMetricsResponse) -> Metrics:
+    samples = (MetricSample(sample.name, dict(sample.labels), sample.value) for sample in response.samples)
+    return Metrics(response.incarnation, tuple(samples))
 
 
 def _integrity_report(response: admin_pb2.VerifyIntegrityResponse) -> IntegrityReport:

@@ -31,6 +31,7 @@ COMMANDS = {
     "info": "Show what a server is, what its pool holds, and how full it is.",
     "loadtest": "Drive a server with real traffic, verify its bytes, and report latencies.",
     "shapes": "Show what states a model keeps on one rank, how large a block is, and how many blocks fit.",
+    "top": "Show how full a server is and what it does, as it goes on.",
     "verify": "Compare the bytes of every committed block with its checksum.",
 }
 """Every subcommand and what it does; ``name`` is ``statepool.cli.name:name``, imported when it runs, and may have a

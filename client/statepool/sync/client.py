@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         SessionInfo,
     )
     from statepool.layout import ConvLayout, Dtype, StateSpec
+    from statepool.metrics import Metrics
     from statepool.outcomes import SequencePage
     from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
     from statepool.retries import ClientStats
@@ -83,6 +84,10 @@ class Client:
     def get_server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns what the server process is and since when it runs."""
         return self._transport.execute(calls.pool.get_server_info(), timeout)
+
+    def get_metrics(self, *, timeout: float | None = None) -> Metrics:
+        """Returns every metric of the server at this moment, also of one that no Prometheus scrapes."""
+        return self._transport.execute(calls.pool.get_metrics(), timeout)
 
     def calculate_state_shapes(
         self,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 
-from statepool import calls, rpc
+from statepool import calls, rpc, tracing
 from statepool.channel import (
     RELEASE_SECONDS,
     ChannelOptions,
@@ -152,12 +152,18 @@ class Transport:
             StatepoolError: What the server raised, what became of the connection, or why the lease is lost.
             RuntimeError: The client is closed, or belongs to the process that this one was forked from.
         """
+        with tracing.span_of(call.rpc) as metadata:
+            return self._execute(call, timeout, lease, metadata)
+
+    def _execute(
+        self, call: Call[T], timeout: float | None, lease: Lease | None, metadata: tracing.Metadata | None
+    ) -> T:
         attempts = Attempts(self._budget, self.seconds(timeout) + call.extra_seconds)
         method = self._unary.get(call.rpc.path) or self._register(call.rpc)
         while True:
             self.hold(lease, attempts.deadline)
             try:
-                response = method(call.under(lease), timeout=attempts.left)
+                response = method(call.under(lease), timeout=attempts.left, metadata=metadata)
             except grpc.RpcError as error:
                 failure = self.leases.failed(lease, error_of_cut_rpc(error))
                 pause = attempts.pause_after(failure, is_resumed=lease is not None and lease.is_suspended)
@@ -178,15 +184,17 @@ class Transport:
         self.hold(lease, time.monotonic() + self.seconds(timeout))
         reader.request.session.CopyFrom(lease.opened.ref)
         method = self._channel.unary_stream(*rpc.READ_BLOCKS.stub)
-        responses = method(reader.request, timeout=self.seconds(timeout) + reader.extra_seconds)
-        try:
-            for response in responses:
-                yield reader.accept(response)
-        except grpc.RpcError as error:
-            raise self.leases.failed(lease, error_of_rpc(error)) from error
-        finally:
-            responses.cancel()
-        reader.finish()
+        with tracing.span_of(rpc.READ_BLOCKS) as metadata:
+            seconds = self.seconds(timeout) + reader.extra_seconds
+            responses = method(reader.request, timeout=seconds, metadata=metadata)
+            try:
+                for response in responses:
+                    yield reader.accept(response)
+            except grpc.RpcError as error:
+                raise self.leases.failed(lease, error_of_rpc(error)) from error
+            finally:
+                responses.cancel()
+            reader.finish()
 
     def write(
         self,
@@ -205,11 +213,12 @@ class Transport:
         """
         self.hold(lease, time.monotonic() + self.seconds(timeout))
         method = self._channel.stream_unary(*rpc.WRITE_BLOCKS.stub)
-        try:
-            response = method(messages, timeout=self.seconds(timeout) + extra_seconds)
-        except grpc.RpcError as error:
-            raise self.leases.failed(lease, error_of_rpc(error)) from error
-        return response.written_bytes
+        with tracing.span_of(rpc.WRITE_BLOCKS) as metadata:
+            try:
+                response = method(messages, timeout=self.seconds(timeout) + extra_seconds, metadata=metadata)
+            except grpc.RpcError as error:
+                raise self.leases.failed(lease, error_of_rpc(error)) from error
+            return response.written_bytes
 
     def keep_alive(self, requests: Iterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""

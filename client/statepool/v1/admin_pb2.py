@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from statepool.v1 import types_pb2 as statepool_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18statepool/v1/admin.proto\x12\x0cstatepool.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18statepool/v1/types.proto\"\x16\n\x14GetServerInfoRequest\"\xb2\x04\n\x15GetServerInfoResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06uptime\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12R\n\x10runtime_versions\x18\x06 \x03(\x0b\x32\x38.statepool.v1.GetServerInfoResponse.RuntimeVersionsEntry\x12=\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32..statepool.v1.GetServerInfoResponse.CallsEntry\x12\x1e\n\x16\x63ontinued_incarnations\x18\x08 \x03(\x06\x12\x30\n\nbackground\x18\t \x03(\x0b\x32\x1c.statepool.v1.BackgroundPart\x12+\n\x08loop_lag\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bis_draining\x18\x0b \x01(\x08\x1a\x36\n\x14RuntimeVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a,\n\nCallsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"C\n\x0e\x42\x61\x63kgroundPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nis_running\x18\x02 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\"D\n\x18ReleaseQuarantineRequest\x12\x15\n\rattachment_id\x18\x01 \x01(\x06\x12\x11\n\tcondemned\x18\x02 \x01(\x08\"H\n\x19ReleaseQuarantineResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x16\n\x0e\x63leared_blocks\x18\x02 \x01(\r\"\x18\n\x16VerifyIntegrityRequest\"\xa8\x01\n\x17VerifyIntegrityResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x17\n\x0fverified_blocks\x18\x02 \x01(\r\x12\x19\n\x11unverified_blocks\x18\x03 \x01(\r\x12*\n\tcondemned\x18\x04 \x01(\x0b\x32\x17.statepool.v1.BlockRefs\x12\x18\n\x10\x63ondemned_blocks\x18\x05 \x01(\r\"F\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04stop\x18\x02 \x01(\x08\"I\n\rDrainResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x11\n\tsequences\x18\x02 \x01(\r\x12\x10\n\x08sessions\x18\x03 \x01(\r2\xf0\x02\n\x0c\x41\x64minService\x12X\n\rGetServerInfo\x12\".statepool.v1.GetServerInfoRequest\x1a#.statepool.v1.GetServerInfoResponse\x12^\n\x0fVerifyIntegrity\x12$.statepool.v1.VerifyIntegrityRequest\x1a%.statepool.v1.VerifyIntegrityResponse\x12\x64\n\x11ReleaseQuarantine\x12&.statepool.v1.ReleaseQuarantineRequest\x1a\'.statepool.v1.ReleaseQuarantineResponse\x12@\n\x05\x44rain\x12\x1a.statepool.v1.DrainRequest\x1a\x1b.statepool.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18statepool/v1/admin.proto\x12\x0cstatepool.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18statepool/v1/types.proto\"\x16\n\x14GetServerInfoRequest\"\xb2\x04\n\x15GetServerInfoResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06uptime\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12R\n\x10runtime_versions\x18\x06 \x03(\x0b\x32\x38.statepool.v1.GetServerInfoResponse.RuntimeVersionsEntry\x12=\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32..statepool.v1.GetServerInfoResponse.CallsEntry\x12\x1e\n\x16\x63ontinued_incarnations\x18\x08 \x03(\x06\x12\x30\n\nbackground\x18\t \x03(\x0b\x32\x1c.statepool.v1.BackgroundPart\x12+\n\x08loop_lag\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bis_draining\x18\x0b \x01(\x08\x1a\x36\n\x14RuntimeVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a,\n\nCallsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x13\n\x11GetMetricsRequest\"V\n\x12GetMetricsResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12+\n\x07samples\x18\x02 \x03(\x0b\x32\x1a.statepool.v1.MetricSample\"\x92\x01\n\x0cMetricSample\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x06labels\x18\x02 \x03(\x0b\x32&.statepool.v1.MetricSample.LabelsEntry\x12\r\n\x05value\x18\x03 \x01(\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x0e\x42\x61\x63kgroundPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nis_running\x18\x02 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\"D\n\x18ReleaseQuarantineRequest\x12\x15\n\rattachment_id\x18\x01 \x01(\x06\x12\x11\n\tcondemned\x18\x02 \x01(\x08\"H\n\x19ReleaseQuarantineResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x16\n\x0e\x63leared_blocks\x18\x02 \x01(\r\"\x18\n\x16VerifyIntegrityRequest\"\xa8\x01\n\x17VerifyIntegrityResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x17\n\x0fverified_blocks\x18\x02 \x01(\r\x12\x19\n\x11unverified_blocks\x18\x03 \x01(\r\x12*\n\tcondemned\x18\x04 \x01(\x0b\x32\x17.statepool.v1.BlockRefs\x12\x18\n\x10\x63ondemned_blocks\x18\x05 \x01(\r\"F\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04stop\x18\x02 \x01(\x08\"I\n\rDrainResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x11\n\tsequences\x18\x02 \x01(\r\x12\x10\n\x08sessions\x18\x03 \x01(\r2\xc1\x03\n\x0c\x41\x64minService\x12X\n\rGetServerInfo\x12\".statepool.v1.GetServerInfoRequest\x1a#.statepool.v1.GetServerInfoResponse\x12O\n\nGetMetrics\x12\x1f.statepool.v1.GetMetricsRequest\x1a .statepool.v1.GetMetricsResponse\x12^\n\x0fVerifyIntegrity\x12$.statepool.v1.VerifyIntegrityRequest\x1a%.statepool.v1.VerifyIntegrityResponse\x12\x64\n\x11ReleaseQuarantine\x12&.statepool.v1.ReleaseQuarantineRequest\x1a\'.statepool.v1.ReleaseQuarantineResponse\x12@\n\x05\x44rain\x12\x1a.statepool.v1.DrainRequest\x1a\x1b.statepool.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFORESPONSE_RUNTIMEVERSIONSENTRY']._serialized_options = b'8\001'
   _globals['_GETSERVERINFORESPONSE_CALLSENTRY']._loaded_options = None
   _globals['_GETSERVERINFORESPONSE_CALLSENTRY']._serialized_options = b'8\001'
+  _globals['_METRICSAMPLE_LABELSENTRY']._loaded_options = None
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_GETSERVERINFOREQUEST']._serialized_start=133
   _globals['_GETSERVERINFOREQUEST']._serialized_end=155
   _globals['_GETSERVERINFORESPONSE']._serialized_start=158
@@ -46,20 +48,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFORESPONSE_RUNTIMEVERSIONSENTRY']._serialized_end=674
   _globals['_GETSERVERINFORESPONSE_CALLSENTRY']._serialized_start=676
   _globals['_GETSERVERINFORESPONSE_CALLSENTRY']._serialized_end=720
-  _globals['_BACKGROUNDPART']._serialized_start=722
-  _globals['_BACKGROUNDPART']._serialized_end=789
-  _globals['_RELEASEQUARANTINEREQUEST']._serialized_start=791
-  _globals['_RELEASEQUARANTINEREQUEST']._serialized_end=859
-  _globals['_RELEASEQUARANTINERESPONSE']._serialized_start=861
-  _globals['_RELEASEQUARANTINERESPONSE']._serialized_end=933
-  _globals['_VERIFYINTEGRITYREQUEST']._serialized_start=935
-  _globals['_VERIFYINTEGRITYREQUEST']._serialized_end=959
-  _globals['_VERIFYINTEGRITYRESPONSE']._serialized_start=962
-  _globals['_VERIFYINTEGRITYRESPONSE']._serialized_end=1130
-  _globals['_DRAINREQUEST']._serialized_start=1132
-  _globals['_DRAINREQUEST']._serialized_end=1202
-  _globals['_DRAINRESPONSE']._serialized_start=1204
-  _globals['_DRAINRESPONSE']._serialized_end=1277
-  _globals['_ADMINSERVICE']._serialized_start=1280
-  _globals['_ADMINSERVICE']._serialized_end=1648
+  _globals['_GETMETRICSREQUEST']._serialized_start=722
+  _globals['_GETMETRICSREQUEST']._serialized_end=741
+  _globals['_GETMETRICSRESPONSE']._serialized_start=743
+  _globals['_GETMETRICSRESPONSE']._serialized_end=829
+  _globals['_METRICSAMPLE']._serialized_start=832
+  _globals['_METRICSAMPLE']._serialized_end=978
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_start=933
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_end=978
+  _globals['_BACKGROUNDPART']._serialized_start=980
+  _globals['_BACKGROUNDPART']._serialized_end=1047
+  _globals['_RELEASEQUARANTINEREQUEST']._serialized_start=1049
+  _globals['_RELEASEQUARANTINEREQUEST']._serialized_end=1117
+  _globals['_RELEASEQUARANTINERESPONSE']._serialized_start=1119
+  _globals['_RELEASEQUARANTINERESPONSE']._serialized_end=1191
+  _globals['_VERIFYINTEGRITYREQUEST']._serialized_start=1193
+  _globals['_VERIFYINTEGRITYREQUEST']._serialized_end=1217
+  _globals['_VERIFYINTEGRITYRESPONSE']._serialized_start=1220
+  _globals['_VERIFYINTEGRITYRESPONSE']._serialized_end=1388
+  _globals['_DRAINREQUEST']._serialized_start=1390
+  _globals['_DRAINREQUEST']._serialized_end=1460
+  _globals['_DRAINRESPONSE']._serialized_start=1462
+  _globals['_DRAINRESPONSE']._serialized_end=1535
+  _globals['_ADMINSERVICE']._serialized_start=1538
+  _globals['_ADMINSERVICE']._serialized_end=1987
 # @@protoc_insertion_point(module_scope)

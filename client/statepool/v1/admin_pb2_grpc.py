@@ -40,6 +40,11 @@ class AdminServiceStub(object):
                 request_serializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/statepool.v1.AdminService/GetMetrics',
+                request_serializer=statepool_dot_v1_dot_admin__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=statepool_dot_v1_dot_admin__pb2.GetMetricsResponse.FromString,
+                _registered_method=True)
         self.VerifyIntegrity = channel.unary_unary(
                 '/statepool.v1.AdminService/VerifyIntegrity',
                 request_serializer=statepool_dot_v1_dot_admin__pb2.VerifyIntegrityRequest.SerializeToString,
@@ -63,6 +68,15 @@ class AdminServiceServicer(object):
 
     def GetServerInfo(self, request, context):
         """Returns what this server process is and since when it runs.
+
+        Errors: none in particular.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMetrics(self, request, context):
+        """Returns every metric at this moment, as a scrape of the server's HTTP listener would, for a server without one.
 
         Errors: none in particular.
         """
@@ -124,6 +138,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoRequest.FromString,
                     response_serializer=statepool_dot_v1_dot_admin__pb2.GetServerInfoResponse.SerializeToString,
             ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=statepool_dot_v1_dot_admin__pb2.GetMetricsRequest.FromString,
+                    response_serializer=statepool_dot_v1_dot_admin__pb2.GetMetricsResponse.SerializeToString,
+            ),
             'VerifyIntegrity': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyIntegrity,
                     request_deserializer=statepool_dot_v1_dot_admin__pb2.VerifyIntegrityRequest.FromString,
@@ -168,6 +187,33 @@ class AdminService(object):
             '/statepool.v1.AdminService/GetServerInfo',
             statepool_dot_v1_dot_admin__pb2.GetServerInfoRequest.SerializeToString,
             statepool_dot_v1_dot_admin__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statepool.v1.AdminService/GetMetrics',
+            statepool_dot_v1_dot_admin__pb2.GetMetricsRequest.SerializeToString,
+            statepool_dot_v1_dot_admin__pb2.GetMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

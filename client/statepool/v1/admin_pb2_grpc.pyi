@@ -38,6 +38,11 @@ class AdminServiceStub:
 
     Errors: none in particular.
     """
+    GetMetrics: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetMetricsRequest, _admin_pb2.GetMetricsResponse]
+    """Returns every metric at this moment, as a scrape of the server's HTTP listener would, for a server without one.
+
+    Errors: none in particular.
+    """
     VerifyIntegrity: _grpc.UnaryUnaryMultiCallable[_admin_pb2.VerifyIntegrityRequest, _admin_pb2.VerifyIntegrityResponse]
     """Compares the bytes of every committed block with the checksum that was taken when it was committed.
 
@@ -80,6 +85,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetServerInfoRequest, _admin_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Returns what this server process is and since when it runs.
+
+    Errors: none in particular.
+    """
+    GetMetrics: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetMetricsRequest, _admin_pb2.GetMetricsResponse]  # type: ignore[assignment]
+    """Returns every metric at this moment, as a scrape of the server's HTTP listener would, for a server without one.
 
     Errors: none in particular.
     """
@@ -128,6 +138,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetServerInfoResponse, _abc.Awaitable[_admin_pb2.GetServerInfoResponse]]:
         """Returns what this server process is and since when it runs.
+
+        Errors: none in particular.
+        """
+
+    @_abc_1.abstractmethod
+    def GetMetrics(
+        self,
+        request: _admin_pb2.GetMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetMetricsResponse, _abc.Awaitable[_admin_pb2.GetMetricsResponse]]:
+        """Returns every metric at this moment, as a scrape of the server's HTTP listener would, for a server without one.
 
         Errors: none in particular.
         """

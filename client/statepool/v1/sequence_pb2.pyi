@@ -541,6 +541,11 @@ class ScheduleRequest(_message.Message):
 
     OPEN_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    traceparent: _builtins.str
+    """W3C trace context of the step, as the header of this name; empty: the caller does not trace it. A stream's metadata
+    could only tell one for all its steps. Not part of the step's content.
+    """
     @_builtins.property
     def open(self) -> _types_pb2.SessionRef:
         """The first message: whose steps these are."""
@@ -554,10 +559,11 @@ class ScheduleRequest(_message.Message):
         *,
         open: _types_pb2.SessionRef | None = ...,
         step: Global___EngineStep | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "open", b"open", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "open", b"open", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "open", b"open", "step", b"step", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "step"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015

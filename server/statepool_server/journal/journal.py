@@ -36,7 +36,13 @@ class History:
 
 
 class Journal:
-    """The journal of one folder, which belongs to this process (`StateDir`)."""
+    """The journal of one folder, which belongs to this process (`StateDir`).
+
+    Attributes:
+        records: Records that were appended.
+        appended_bytes: Bytes of them.
+        snapshots: Snapshots that were written.
+    """
 
     def __init__(self, folder: Path, segment_bytes: int) -> None:
         """Builds a journal; nothing is written before `begin`.
@@ -51,6 +57,7 @@ class Journal:
         self._incarnation = 0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="statepool-journal")
         self._writing: Future[None] | None = None
+        self.records = self.appended_bytes = self.snapshots = 0
 
     def read(self) -> History | None:
         """Reads what a server has left; None: there was none, or it has left nothing."""
@@ -87,6 +94,13 @@ class Journal:
         if not self._open.has_room(len(record.payload) + RECORD_BYTES):
             raise JournalFullError(f"{self._folder}: no room for a record of {len(record.payload)} bytes")
         self._open.append(record)
+        self.records += 1
+        self.appended_bytes += len(record.payload) + RECORD_BYTES
+
+    @property
+    def room_bytes(self) -> int:
+        """Bytes up to the end of the segment that is being written; its successor is begun at half of it."""
+        return self._open.room
 
     @property
     def failure(self) -> BaseException | None:
@@ -144,6 +158,7 @@ class Journal:
     def _write(self, number: int, snapshot: bytes) -> None:
         """Writes a snapshot, and removes what it makes superfluous."""
         write_snapshot(self._snapshot_path(number), number, snapshot)
+        self.snapshots += 1
         for path in self._files():
             if _number(path) < number:
                 path.unlink(missing_ok=True)

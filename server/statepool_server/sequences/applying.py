@@ -22,17 +22,21 @@ from statepool_server.sequences.table import SequenceTable
 from statepool_server.sequences.tables import NEW, Ints
 from statepool_server.sequences.unsettled import Publication
 from statepool_server.sessions import Session
+from statepool_server.tally import Tally
 from statepool_server.work import MemoryWork
 
 
 class StepChanges:
     """Changes the pool as plans say, in the order of the protocol."""
 
-    def __init__(self, block_tokens: int, blocks: BlockTable, holdings: Holdings, changes: Changes) -> None:
+    def __init__(
+        self, block_tokens: int, blocks: BlockTable, holdings: Holdings, changes: Changes, tally: Tally
+    ) -> None:
         self._block_tokens = block_tokens
         self._blocks = blocks
         self._holdings = holdings
         self._changes = changes
+        self._tally = tally
 
     def apply(self, session: Session, plan: StepPlan, usage: Callable[[], Usage]) -> StepOutcome:
         """Applies a plan.
@@ -51,6 +55,7 @@ class StepChanges:
         tables, pre_copies, zeroed = self._grow(session, plan)
         work = None if plan.request.by_worker else self._work(session, plan, pre_copies, zeroed, pin)
         self._write_back(plan)
+        self._count(plan)
         counts = usage()
         plan.table.digest = _digest(plan, tables, pre_copies, counts)
         return StepOutcome(
@@ -76,6 +81,7 @@ class StepChanges:
             usage: Counts the pool's blocks.
         """
         table.decode_each(request.step, max(table.settled_step, request.settled_step))
+        self._tally.steady_steps += 1
         counts = usage()
         table.digest = _digest_of(table.digest, _numbers(request.step, table.settled_step, counts))
         return StepOutcome(request.step, table.digest, usage=counts)
@@ -215,6 +221,18 @@ class StepChanges:
         admissions = plan.request.admissions
         if len(plan.finished_slots) or len(admissions):
             table.replace(plan.finished_slots, admissions.sequence_ids, plan.admitted_slots, admissions.namespaces)
+
+    def _count(self, plan: StepPlan) -> None:
+        tally = self._tally
+        tally.planned_steps += 1
+        tally.finishes += len(plan.finished_slots)
+        if len(plan.admitted_slots):
+            searched, admissions = ~plan.is_import, plan.request.admissions
+            tally.imports += len(admissions.import_rows)
+            tally.admissions += len(admissions) - len(admissions.import_rows)
+            tally.admission_hits += len(plan.hit_blocks)
+            tally.prompt_tokens += int(admissions.prompt_tokens[searched].sum())
+            tally.hit_tokens += int(plan.num_computed[plan.admitted_slots[searched]].sum())
 
 
 def _digest(plan: StepPlan, tables: TableChanges, pre_copies: Moves, usage: Usage) -> int:

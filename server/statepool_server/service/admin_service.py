@@ -3,8 +3,10 @@
 import os
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+
+from prometheus_client.samples import Sample
 
 from statepool.errors import BadFieldError
 from statepool.v1 import admin_pb2 as pb
@@ -30,6 +32,7 @@ class AdminService:
         processes: AttachedProcesses,
         verifier: Verifier,
         parts: Sequence[Part],
+        metrics: Callable[[], Iterable[Sample]],
         heartbeat: Heartbeat,
         drain: Drain,
         drain_timeout: float,
@@ -42,6 +45,7 @@ class AdminService:
             processes: Attached processes.
             verifier: Compares checksums.
             parts: What works in the background.
+            metrics: Reads every metric.
             heartbeat: Measures the event loop.
             drain: The way down.
             drain_timeout: Seconds that sequences have to finish when nobody says otherwise.
@@ -51,6 +55,7 @@ class AdminService:
         self._counts = counts
         self._processes = processes
         self._parts = parts
+        self._metrics = metrics
         self._heartbeat = heartbeat
         self._drain = drain
         self._drain_timeout = drain_timeout
@@ -75,6 +80,13 @@ class AdminService:
             loop_lag=convert.duration(round(self._heartbeat.lag * 1e9)),
             is_draining=self._drain.begun.is_set(),
         )
+
+    async def GetMetrics(self, _request: pb.GetMetricsRequest, _context: Context) -> pb.GetMetricsResponse:
+        """Tells all numbers."""
+        samples = (
+            pb.MetricSample(name=name, labels=labels, value=value) for name, labels, value, *_ in self._metrics()
+        )
+        return pb.GetMetricsResponse(incarnation=self._core.incarnation, samples=samples)
 
     async def VerifyIntegrity(
         self, _request: pb.VerifyIntegrityRequest, _context: Context

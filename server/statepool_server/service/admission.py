@@ -23,10 +23,12 @@ class Gate:
 
     Attributes:
         is_by_session: Whether a session may have only so many under way.
+        is_lasting: Whether they last as long as their client.
     """
 
-    def __init__(self, flow: Flow, limit: int, is_by_session: bool) -> None:
+    def __init__(self, flow: Flow, limit: int, *, is_by_session: bool = False, is_lasting: bool = False) -> None:
         self.is_by_session = is_by_session
+        self.is_lasting = is_lasting
         self._flow = flow
         self._limit = limit
 
@@ -69,11 +71,11 @@ class Admission:
     def gate(self, method: MethodDescriptor) -> Gate:
         """Makes the gate of a method."""
         if method.name in _LASTING:
-            return Gate(self.streams, self._max_streams, False)
+            return Gate(self.streams, self._max_streams, is_lasting=True)
         if method.name in _FIRST:
-            return Gate(self.calls, 2 * self._max_calls, False)
+            return Gate(self.calls, 2 * self._max_calls)
         names_session = "session" in method.input_type.fields_by_name and not method.client_streaming
-        return Gate(self.calls, self._max_calls, names_session)
+        return Gate(self.calls, self._max_calls, is_by_session=names_session)
 
     @contextlib.contextmanager
     def of_session(self, session_id: int) -> Iterator[None]:

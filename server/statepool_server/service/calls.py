@@ -16,6 +16,8 @@ from google.protobuf.message_factory import GetMessageClass
 from statepool.errors import BadFieldError, Code, StatepoolError
 from statepool.status import message_of, trailers_of
 from statepool_server import failpoints
+from statepool_server.histogram import Histogram
+from statepool_server.logs import CALL
 from statepool_server.service.admission import Gate
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
@@ -53,6 +55,7 @@ class Calls:
 
     Attributes:
         counts: Calls answered, by (full method name, status code name).
+        seconds: What calls took, by full method name; streams that last as long as their client are left out.
     """
 
     def __init__(self, core: Core, draining: asyncio.Event) -> None:
@@ -63,6 +66,7 @@ class Calls:
             draining: Set when nothing may begin any more.
         """
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.seconds: dict[str, Histogram] = {}
         self._core = core
         self._draining = draining
 
@@ -97,6 +101,7 @@ class Calls:
     def _guarded(self, method: MethodDescriptor, handler: Handler) -> Handler:
         name = f"{method.containing_service.full_name}/{method.name}"
         is_beginning, gate = method.name in _BEGINNINGS, self._core.admission.gate(method)
+        seconds = None if gate.is_lasting else self.seconds.setdefault(name, Histogram())
         admitted = handler if method.client_streaming else self._decoded(method, gate, handler)
 
         async def call(request: Any, context: Context) -> Message | None:
@@ -112,7 +117,7 @@ class Calls:
                 finally:
                     gate.leave()
             except StatepoolError as raised:
-                error = self._core.turnover.complete(raised)
+                error = self._core.refusal(raised)
                 code, reason = error.code.name, error.reason
                 await _end(context, error, END_SECONDS if method.server_streaming else None)
             except asyncio.CancelledError:
@@ -124,20 +129,26 @@ class Calls:
                 await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has the details")
             finally:
                 self.counts[name, code] += 1
-                elapsed_us = (time.perf_counter_ns() - started_ns) // 1000
-                _log.debug("call", method=name, code=code, reason=reason, elapsed_us=elapsed_us)
+                elapsed_ns = time.perf_counter_ns() - started_ns
+                if seconds is not None:
+                    seconds.observe(elapsed_ns / 1e9)
+                _log.debug("call", method=name, code=code, reason=reason, elapsed_us=elapsed_ns // 1000)
 
-        return call
+        return call if gate.is_lasting else self._core.tracing.traced(name, call)
 
     def _decoded(self, method: MethodDescriptor, gate: Gate, handler: Handler) -> Handler:
         """Wraps a handler of one request: takes its bytes, which nobody has looked into before the call was let in."""
         request_type, admission = GetMessageClass(method.input_type), self._core.admission
+        fields = method.input_type.fields_by_name
+        names_session, names_request = "session" in fields, "request_id" in fields
 
         async def call(data: bytes, context: Context) -> Message | None:
             try:
                 request: Any = request_type.FromString(data)
             except DecodeError:
                 raise _malformed() from None
+            if names_session:
+                CALL.set((request.session.session_id, request.request_id if names_request else ""))
             if not gate.is_by_session:
                 return await handler(request, context)
             with admission.of_session(request.session.session_id):

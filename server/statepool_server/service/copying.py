@@ -1,16 +1,20 @@
 """Copy threads: the only code that touches the memory of blocks, off the event loop and bounded in number."""
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
 
 import structlog
 
 from statepool.errors import CopiesStalledError, StatepoolError
 from statepool_server import failpoints
+from statepool_server.histogram import Histogram
 from statepool_server.service.flow import Flow
+from statepool_server.tracing import NO_TRACING, Tracing
 
 T = TypeVar("T")
 
@@ -24,12 +28,43 @@ class CopiesStuckError(RuntimeError):
     """Memory work does not end, and nothing can end it: its thread can be neither stopped nor joined."""
 
 
-@dataclass(slots=True, eq=False)
-class _Work:
-    """Work that a thread does now."""
+class Chore(StrEnum):
+    """Kinds of memory work."""
 
-    looks: int = 0
-    """How often it was seen running."""
+    COPY = "copy"
+    """Copies between blocks, and zeroing."""
+    READ = "read"
+    """Chunks of ReadBlocks."""
+    WRITE = "write"
+    """Chunks of WriteBlocks."""
+    CHECKSUM = "checksum"
+    """Checksums of blocks."""
+
+
+class _Work(Generic[T]):
+    """Work of a thread, which notes when it begins and ends; the notes are read when it has ended.
+
+    Attributes:
+        looks: How often it was seen running.
+        submitted: When it was submitted, by `time.perf_counter`.
+        began: When a thread began with it.
+        ended: When that was done.
+    """
+
+    __slots__ = ("_run", "began", "ended", "looks", "submitted")
+
+    def __init__(self, run: Callable[[], T]) -> None:
+        self._run = run
+        self.looks = 0
+        self.submitted = self.began = self.ended = time.perf_counter()
+
+    def __call__(self) -> T:
+        self.began = time.perf_counter()
+        try:
+            failpoints.reach("copy")
+            return self._run()
+        finally:
+            self.ended = time.perf_counter()
 
 
 class CopyThreads:
@@ -40,16 +75,37 @@ class CopyThreads:
 
     Attributes:
         stalled: Why work stands still, as long as it does (see `StallWatch`).
+        seconds: What work took on its thread, by kind.
+        queued_seconds: How long work waited for a thread.
+        nbytes: Bytes that work has written, read or summed up, by kind.
+        failures: Work that failed, by kind.
     """
 
-    def __init__(self, threads: int, limit: int) -> None:
+    def __init__(self, threads: int, limit: int, tracing: Tracing = NO_TRACING) -> None:
+        """Starts without work.
+
+        Args:
+            threads: Work that runs at a time.
+            limit: Work that may be queued or run.
+            tracing: Is told of work that has ended.
+        """
         self.stalled: str | None = None
+        self._tracing = tracing
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="statepool-copy")
         self._limit = limit
         self._flow = Flow("copies")
         self._running: set[asyncio.Future[Any]] = set()
-        self._on_threads: set[_Work] = set()
+        self._on_threads: set[_Work[Any]] = set()
         self._waiting: set[asyncio.Future[None]] = set()
+        self.seconds = {chore: Histogram() for chore in Chore}
+        self.queued_seconds = Histogram()
+        self.nbytes: Counter[Chore] = Counter()
+        self.failures: Counter[Chore] = Counter()
+
+    @property
+    def under_way(self) -> int:
+        """Pieces of work that are queued or run."""
+        return self._flow.under_way
 
     def check_room(self, seconds: float | None = None) -> None:
         """Refuses new work before anything was changed for it.
@@ -74,30 +130,22 @@ class CopyThreads:
         if self.stalled is not None:
             raise _stalled_error(self.stalled)
 
-    def submit(self, work: Callable[[], T], release: Callable[[], None] | None = None) -> "asyncio.Future[T]":
+    def submit(self, work: Callable[[], T], chore: Chore, nbytes: int) -> "asyncio.Future[T]":
         """Starts work.
 
         Args:
             work: Blocking; runs on a copy thread.
-            release: Runs on the event loop when the work has ended, whether or not it failed and anybody still waits.
+            chore: What it is.
+            nbytes: Bytes that it writes, reads or sums up.
 
         Returns:
             A future of its result. Wait for it with `wait`: work cannot be cancelled.
         """
-        future = asyncio.get_running_loop().run_in_executor(self._executor, self._run, work)
+        timed = _Work(work)
+        future = asyncio.get_running_loop().run_in_executor(self._executor, self._run, timed)
         self._running.add(future)
         self._flow.begin()
-
-        def ended(future: "asyncio.Future[T]") -> None:
-            self._running.discard(future)
-            self._flow.end()
-            error = None if future.cancelled() else future.exception()
-            if error is not None and not isinstance(error, StatepoolError):
-                _log.error("copy failed", exc_info=error)
-            if release is not None:
-                release()
-
-        future.add_done_callback(ended)
+        future.add_done_callback(lambda future: self._note(future, timed, chore, nbytes))
         return future
 
     async def wait(self, end: "asyncio.Future[T]") -> T:
@@ -171,14 +219,27 @@ class CopyThreads:
             raise CopiesStuckError(f"{len(self._running)} copies have not ended within {timeout:g} s") from None
         self._executor.shutdown()
 
-    def _run(self, work: Callable[[], T]) -> T:
-        running = _Work()
-        self._on_threads.add(running)
+    def _run(self, work: _Work[T]) -> T:
+        self._on_threads.add(work)
         try:
-            failpoints.reach("copy")
             return work()
         finally:
-            self._on_threads.discard(running)
+            self._on_threads.discard(work)
+
+    def _note(self, future: "asyncio.Future[T]", work: _Work[T], chore: Chore, nbytes: int) -> None:
+        """Takes note of the end of work."""
+        self._running.discard(future)
+        self._flow.end()
+        self.seconds[chore].observe(work.ended - work.began)
+        self.queued_seconds.observe(work.began - work.submitted)
+        error = None if future.cancelled() else future.exception()
+        self._tracing.worked(chore, work.began, work.ended, nbytes, error)
+        if error is None:
+            self.nbytes[chore] += nbytes
+            return
+        self.failures[chore] += 1
+        if not isinstance(error, StatepoolError):
+            _log.error("copy failed", exc_info=error)
 
 
 def _stalled_error(reason: str) -> CopiesStalledError:

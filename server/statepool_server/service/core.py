@@ -3,12 +3,14 @@
 import functools
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from statepool.errors import StatepoolError
 from statepool.layout import ArenaLayout
 from statepool.v1 import pool_pb2
 from statepool_server.answers import Usage
@@ -23,6 +25,7 @@ from statepool_server.service.replays import Replays, Reply
 from statepool_server.service.turnover import Turnover
 from statepool_server.service.waiting import WaitingLine
 from statepool_server.service.works import Works
+from statepool_server.tracing import NO_TRACING, Tracing
 
 R = TypeVar("R", bound=Message)
 
@@ -64,11 +67,21 @@ class Core:
         block_listeners: Called when blocks were taken or given back.
         session_listeners: Called with the ids of sessions that ended, or with none when one was taken over.
         forgetters: Called with the id of a session in the act that ends it.
+        refusals: Errors that were answered, by reason.
+        tracing: Makes calls and steps spans, where that is wished.
     """
 
     def __init__(
-        self, *, description: PoolDescription, limits: Limits, pool: Pool, memory: Memory, copies: CopyThreads
+        self,
+        *,
+        description: PoolDescription,
+        limits: Limits,
+        pool: Pool,
+        memory: Memory,
+        copies: CopyThreads,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
+        self.tracing = tracing
         self.incarnation = new_incarnation()
         self.continued_incarnations: tuple[int, ...] = ()
         self.description = description
@@ -90,6 +103,7 @@ class Core:
         self.block_listeners: list[Callable[[], None]] = [self.turnover.blocks_changed]
         self.session_listeners: list[Callable[[Sequence[int]], None]] = []
         self.forgetters: list[Callable[[int], None]] = []
+        self.refusals: Counter[str] = Counter()
         self.started_ns = time.time_ns()
         self._started_monotonic_ns = time.monotonic_ns()
 
@@ -144,6 +158,11 @@ class Core:
         await self.works.until_ended(reply.work)
         self.works.check(reply.work, what)
         return reply.response
+
+    def refusal(self, error: StatepoolError) -> StatepoolError:
+        """Completes an error that goes to a client, and counts it."""
+        self.refusals[error.reason] += 1
+        return self.turnover.complete(error)
 
     def forget_sessions(self, ended: Sequence[int]) -> None:
         """Forgets what was remembered of sessions; part of the acts that end them."""

@@ -31,8 +31,13 @@ class Health:
         """
         self.servicer = health_aio.HealthServicer()
         self._readiness = ("", *services)
-        self._is_ready = self._is_lost = False
+        self._has_begun = self._is_lost = False
         self._troubles: set[str] = set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server is ready."""
+        return self._has_begun and not self._is_lost and not self._troubles
 
     async def starting(self) -> None:
         """Tells that the server lives and is not ready."""
@@ -41,7 +46,7 @@ class Health:
 
     async def ready(self) -> None:
         """Tells that the server is ready, unless it has lost that already."""
-        self._is_ready = True
+        self._has_begun = True
         await self._tell()
 
     async def begin(self, trouble: str) -> None:
@@ -60,6 +65,6 @@ class Health:
         await self._tell()
 
     async def _tell(self) -> None:
-        is_ready = self._is_ready and not self._is_lost and not self._troubles
+        status = _SERVING if self.is_ready else _NOT_SERVING
         for name in self._readiness:
-            await self.servicer.set(name, _SERVING if is_ready else _NOT_SERVING)
+            await self.servicer.set(name, status)

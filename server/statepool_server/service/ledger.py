@@ -117,6 +117,7 @@ class Ledger:
 
     Attributes:
         then: Called after each act, when it has been written down.
+        failed_snapshots: Snapshots that could not be written.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -125,6 +126,7 @@ class Ledger:
         self._journal: Journal | None = None
         self._snapshot: Callable[[], bytes] = bytes
         self.then: list[Callable[[], None]] = []
+        self.failed_snapshots = 0
 
     def register(
         self,
@@ -154,6 +156,11 @@ class Ledger:
             snapshot: Tells the state of everything.
         """
         self._journal, self._snapshot = journal, snapshot
+
+    @property
+    def journal(self) -> Journal | None:
+        """Where everything is written down; None: nowhere."""
+        return self._journal
 
     def perform(self, kind: Kind, request: object) -> Any:
         """Runs an act.
@@ -190,7 +197,7 @@ class Ledger:
     def shorten(self) -> None:
         """Has a snapshot written, if it is time, so that what was before it can be removed."""
         if self._journal is not None and self._journal.wants_snapshot:
-            self._journal.turn(self._snapshot).add_done_callback(_tell_failure)
+            self._journal.turn(self._snapshot).add_done_callback(self._tell_failure)
 
     def repeat(self, record: Record) -> None:
         """Runs an act that a journal holds; nothing is written down, and no memory work begins.
@@ -211,8 +218,8 @@ class Ledger:
     def _sums(self, _result: object) -> int:
         return self._pool.sums()
 
-
-def _tell_failure(writing: "Future[None]") -> None:
-    error = writing.exception()
-    if error is not None:
-        _log.error("the journal cannot be shortened: requests will be refused when it is full", error=str(error))
+    def _tell_failure(self, writing: "Future[None]") -> None:
+        error = writing.exception()
+        if error is not None:
+            self.failed_snapshots += 1
+            _log.error("the journal cannot be shortened: requests will be refused when it is full", error=str(error))

@@ -12,6 +12,7 @@ from statepool.errors import (
 )
 from statepool.status import error_to_wire
 from statepool.v1 import sequence_pb2 as pb
+from statepool_server.logs import CALL
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
 from statepool_server.service.schedule_streams import ScheduleStreams
@@ -45,12 +46,14 @@ class SequenceService:
             raise BadFieldError("the first message of the stream must open it", field="open")
         session = self._core.convert.session(first.open)
         self._core.pool.check_session(*session)
+        CALL.set((session[0], ""))
         async with self._streams.opened(session, context) as stream:
             await stream.send(self._opened(session[0]))
             async for request in requests:
                 if request.WhichOneof("message") != "step":
                     raise BadFieldError("every message after the first must be a step", field="step")
-                await stream.send(await self._answer(session, request.step))
+                with self._core.tracing.step(request.traceparent):
+                    await stream.send(await self._answer(session, request.step))
 
     async def ListSequences(self, request: pb.ListSequencesRequest, _context: Context) -> pb.ListSequencesResponse:
         """Lists a page of sequences."""
@@ -70,7 +73,7 @@ class SequenceService:
         except _ENDS_THE_STREAM:
             raise
         except StatepoolError as error:
-            refusal = pb.StepRefusal(step=step.step, error=error_to_wire(self._core.turnover.complete(error)))
+            refusal = pb.StepRefusal(step=step.step, error=error_to_wire(self._core.refusal(error)))
             return pb.ScheduleResponse(incarnation=incarnation, refusal=refusal)
 
     def _opened(self, session_id: int) -> pb.ScheduleResponse:

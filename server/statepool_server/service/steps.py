@@ -2,12 +2,14 @@
 
 import asyncio
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from statepool.errors import ChecksumMismatchError, StepOutOfOrderError
 from statepool.v1 import sequence_pb2 as pb
 from statepool_server.events import NO_IDS
+from statepool_server.histogram import Histogram
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
 from statepool_server.service.ledger import Kind
@@ -80,9 +82,13 @@ class Steps:
     """Applies steps to the pool and has their memory work done.
 
     The queue of copies has always room for a step: a session has one at a time, and sessions are bounded.
+
+    Attributes:
+        seconds: What steps took that were answered, their copies included.
     """
 
     def __init__(self, core: Core, draining: asyncio.Event, verifier: Verifier) -> None:
+        self.seconds = Histogram()
         self._core = core
         self._verifier = verifier
         self._draining = draining
@@ -108,7 +114,7 @@ class Steps:
             CopiesStalledError: Memory work stands still. Where the step was applied already, its copies will be done.
             StatepoolError: Whatever else the pool has against it.
         """
-        works, check_session = self._core.works, self._core.pool.check_session
+        started, works, check_session = time.perf_counter(), self._core.works, self._core.pool.check_session
         check_session(*session)
         line = self._lines.setdefault(session[0], _Line())
         if self._verifier.vouches and step.admissions.prefix_hashes:
@@ -129,6 +135,7 @@ class Steps:
         if answer.work:
             await works.until_ended(answer.work)
             works.check(answer.work, f"step {step.step}", "step")
+        self.seconds.observe(time.perf_counter() - started)
         return answer.outcome
 
     def dump(self) -> list[AnswerState]:

@@ -18,6 +18,7 @@ from statepool.errors import (
 from statepool.refs import BlockRefs
 from statepool.v1 import block_pb2 as pb
 from statepool_server.service.calls import Context
+from statepool_server.service.copying import Chore
 from statepool_server.service.core import Core
 from statepool_server.service.ledger import Kind, MessageCodec
 from statepool_server.service.stalls import Stalls
@@ -51,7 +52,9 @@ class BlockStreams:
             for block_index, block_id in enumerate(refs.block_ids.tolist()):
                 for offset in range(request.offset, end, core.limits.max_chunk_bytes):
                     length = min(core.limits.max_chunk_bytes, end - offset)
-                    chunk = await pinned.run(partial(self._read, rank_index, block_id, offset, length))
+                    chunk = await pinned.run(
+                        partial(self._read, rank_index, block_id, offset, length), Chore.READ, length
+                    )
                     chunk.block_index = block_index
                     await self._stalls.moving(context.write(chunk), "the reader")
 
@@ -71,7 +74,7 @@ class BlockStreams:
                 chunk = self._checked_chunk(message, refs)
                 core.pool.check_session(*session)  # a session that was lost meanwhile writes nothing more
                 block_id = int(refs.block_ids[chunk.block_index])
-                await pinned.run(partial(self._write, rank_index, block_id, chunk))
+                await pinned.run(partial(self._write, rank_index, block_id, chunk), Chore.WRITE, len(chunk.data))
                 written += len(chunk.data)
         return pb.WriteBlocksResponse(incarnation=core.incarnation, written_bytes=written)
 
@@ -163,9 +166,9 @@ class _Pinned:
     async def __aenter__(self) -> Self:
         return self
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], chore: Chore, nbytes: int) -> T:
         self._core.copies.check_room()
-        future = self._core.copies.submit(work)
+        future = self._core.copies.submit(work, chore, nbytes)
         self._work = future
         return await self._core.copies.wait(future)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from statepool.errors import ChecksumMismatchError, FeatureUnavailableError
 from statepool.refs import BlockRefs
 from statepool_server.recency import Ids
+from statepool_server.service.copying import Chore
 from statepool_server.service.core import Core
 from statepool_server.service.ledger import Kind, ValueCodec
 
@@ -184,4 +185,5 @@ class Verifier:
         ids, memory = refs.block_ids.tolist(), self._core.memory
         if not ids:
             return np.empty((0, self._sums.shape[1]), np.uint64)
-        return await asyncio.shield(self._core.copies.submit(lambda: memory.checksums(ids)))
+        nbytes = len(ids) * self._block_bytes
+        return await asyncio.shield(self._core.copies.submit(lambda: memory.checksums(ids), Chore.CHECKSUM, nbytes))

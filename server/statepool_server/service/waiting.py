@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import contextvars
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from statepool.errors import OverloadedError, PoolExhaustedError, StatepoolError
+from statepool_server.histogram import Histogram
 
 T = TypeVar("T")
 
@@ -24,6 +28,9 @@ class WaitingLine(Generic[T]):
 
     An *attempt* is a plain function that takes effect whole or raises; it is run in the caller's own step where nobody
     waits, else in the step that freed blocks (`serve`), so that blocks cannot slip to somebody else in between.
+
+    Attributes:
+        seconds: How long those waited who had to, with or without success.
     """
 
     def __init__(self, limit: int, hint: Callable[[int], float]) -> None:
@@ -33,6 +40,7 @@ class WaitingLine(Generic[T]):
             limit: Callers that may wait.
             hint: Tells in how many seconds so many of them may have been served.
         """
+        self.seconds = Histogram()
         self._limit = limit
         self._hint = hint
         self._line: deque[_Waiter[T]] = deque()
@@ -72,8 +80,10 @@ class WaitingLine(Generic[T]):
         if len(self) >= self._limit:
             raise OverloadedError(f"{self._limit} calls wait for blocks already", retry_after=self._hint(self._limit))
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(attempt, check, answer)
+        # Whoever frees the blocks runs the attempt: what it begins belongs to the caller's trace all the same.
+        waiter = _Waiter(partial(contextvars.copy_context().run, attempt), check, answer)
         self._line.append(waiter)
+        began = time.monotonic()
         try:
             async with asyncio.timeout(max_wait):
                 return await answer
@@ -82,6 +92,7 @@ class WaitingLine(Generic[T]):
                 return answer.result()
             raise self._exhausted(f"no blocks within {max_wait:g} s") from None
         finally:
+            self.seconds.observe(time.monotonic() - began)
             with contextlib.suppress(ValueError):  # at the head it was taken out when it was served
                 self._line.remove(waiter)
             self.serve()

@@ -15,7 +15,7 @@ from statepool.errors import StateLostError
 from statepool_server import failpoints
 from statepool_server.memory import Memory, Stage
 from statepool_server.pool import Pool
-from statepool_server.service.copying import CopyThreads
+from statepool_server.service.copying import Chore, CopyThreads
 from statepool_server.service.ledger import Kind, Ledger, ValueCodec
 from statepool_server.work import MemoryWork
 
@@ -185,7 +185,8 @@ class Works:
             if len(stages) > 1:
                 self._memory.forget(begun.number)
 
-        self._copies.submit(stages[begun.stage].run).add_done_callback(ended)
+        stage = stages[begun.stage]
+        self._copies.submit(stage.run, Chore.COPY, stage.nbytes).add_done_callback(ended)
 
     def _stage_ended(self, number: int, _now_ns: int) -> None:
         self._under_way[number].stage += 1
