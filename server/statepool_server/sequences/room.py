@@ -60,7 +60,7 @@ def _dropped_now(plan: StepPlan) -> Ints:
 def _is_released(plan: StepPlan, context: StepContext, dropped: Ints, references: Ints) -> NDArray[np.bool_]:
     """Tells which blocks nobody holds or uses when they have been dropped."""
     idle: NDArray[np.bool_] = context.blocks.references[dropped] == references
-    idle &= context.blocks.busy[dropped] == 0
+    idle &= (context.blocks.busy[dropped] == 0) & (context.blocks.fences[dropped] == 0)
     if not plan.request.by_worker:  # what a worker copies waits for settlement, and so is not among the dropped
         idle &= ~np.isin(dropped, np.append(sources(plan.post_copies), plan.post_copies.dst_blocks))
     return idle
