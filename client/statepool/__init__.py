@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         OutOfRangeError,
         OverloadedError,
         OwnerKeyInUseError,
+        PeerLostError,
         PeerUntrustedError,
         PoolExhaustedError,
         QuotaExceededError,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
         StepOutOfOrderError,
         StreamReplacedError,
         StreamStalledError,
+        TransferNotFoundError,
         UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
     from statepool.sync.client import Client
     from statepool.sync.scheduler import Scheduler
     from statepool.sync.session import Session
+    from statepool.transfers import DataPath, Received, Transfer, TransferInfo
 
 __all__ = [
     "ALL_RUNNING",
@@ -133,6 +136,7 @@ __all__ = [
     "CopiesStalledError",
     "CopySpecs",
     "DataLossError",
+    "DataPath",
     "DeadlineExceededError",
     "DrainProgress",
     "DrainingError",
@@ -155,12 +159,14 @@ __all__ = [
     "OutOfRangeError",
     "OverloadedError",
     "OwnerKeyInUseError",
+    "PeerLostError",
     "PeerUntrustedError",
     "Pool",
     "PoolExhaustedError",
     "PoolUsage",
     "PrefixHasher",
     "QuotaExceededError",
+    "Received",
     "RequestIdReusedError",
     "ResourceExhaustedError",
     "Scheduler",
@@ -183,6 +189,9 @@ __all__ = [
     "StreamReplacedError",
     "StreamStalledError",
     "TableChanges",
+    "Transfer",
+    "TransferInfo",
+    "TransferNotFoundError",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
@@ -221,6 +230,7 @@ _HOMES = {
     "statepool.sync.client": ("Client",),
     "statepool.sync.scheduler": ("Scheduler",),
     "statepool.sync.session": ("Session",),
+    "statepool.transfers": ("DataPath", "Received", "Transfer", "TransferInfo"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _ERRORS = "statepool.errors"

@@ -53,6 +53,8 @@ class ServerConfig:
             plain torch one that the tests compare with.
         copy_threads: Threads of the copy engine, and copies that run at a time.
         listen: Addresses: unix:PATH, or HOST:PORT on a loopback host.
+        allow_peer: Servers that states may be received from, as gRPC names them; may be repeated. By default any on a
+            Unix socket or a loopback address of this machine. Nothing else is reached without TLS.
         checksums: off; scrub takes a checksum of every block that is committed and compares it again and again in the
             background; lookup also compares it before a block that was found is handed out.
         scrub_rate: Bytes a second, of all ranks, that are compared in the background.
@@ -68,6 +70,7 @@ class ServerConfig:
         max_calls: Calls of everybody under way, KeepAlive and Schedule streams apart; those that give something back
             find room for as many again.
         max_session_calls: Calls of one session under way, without those that give something back.
+        max_transfers: Open transfers: states that are lent to other servers.
         pressure: Share of the blocks below which free and evictable ones are told to be scarce.
         max_waiting_allocations: AllocateBlocks calls that may wait for blocks at a time.
         max_queued_copies: Copies, zeroings, reads and writes that may be queued or run at a time.
@@ -102,6 +105,7 @@ class ServerConfig:
     copy_engine: Literal["host", "reference", "triton"] = "host"
     copy_threads: Count = 2
     listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
+    allow_peer: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
     checksums: Literal["off", "scrub", "lookup"] = "off"
     scrub_rate: ByteSize = 64 * 2**20
     max_batch: Count = 4096
@@ -115,6 +119,7 @@ class ServerConfig:
     max_connections: Count = 1024
     max_calls: Count = 1024
     max_session_calls: Count = 256
+    max_transfers: Count = 1024
     pressure: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.05
     max_waiting_allocations: Count = 256
     max_queued_copies: Count = 1024

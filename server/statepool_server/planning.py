@@ -25,6 +25,8 @@ class Plan:
     """Bounds of requests."""
     addresses: tuple[Address, ...]
     """Where to listen."""
+    peers: tuple[Address, ...]
+    """Servers that states may be received from; none: all of this machine."""
     state_dir: Path
     """Folder of host arenas and of the journal."""
     outlives_process: bool
@@ -54,6 +56,8 @@ class Plan:
         devices = parse_devices(config.device, len(ranks))
         description = PoolDescription(
             model_type=model.model_type,
+            family=model.family,
+            family_parameters=model.parameters,
             layout=layout,
             block_tokens=config.block_tokens,
             tp_size=config.tp_size,
@@ -69,6 +73,7 @@ class Plan:
             description,
             limits_of(config),
             tuple(Address.parse(text) for text in config.listen),
+            tuple(Address.parse(text) for text in config.allow_peer),
             config.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"),  # noqa: S108 — private: 0700 and locked
             config.recovery and all(device == "cpu" for device in devices),
         )
@@ -156,4 +161,5 @@ def limits_of(config: ServerConfig) -> Limits:
         max_attachments=config.max_attachments,
         max_calls=config.max_calls,
         max_session_calls=config.max_session_calls,
+        max_transfers=config.max_transfers,
     )

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     )
     from statepool.layout import ConvLayout, Dtype, StateSpec
     from statepool.outcomes import SequencePage
-    from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
+    from statepool.results import BlockPage, BlockState, Chunk, CopySpecs, IntegrityReport
     from statepool.retries import ClientStats
+    from statepool.transfers import Transfer, TransferInfo
 
 
 class AsyncClient:
@@ -228,6 +230,52 @@ class AsyncClient:
     ) -> int:
         """Ends quarantine on the operator's word; see `Client.release_quarantine`."""
         return await self._transport.execute(calls.attachments.release_quarantine(attachment_id, condemned), timeout)
+
+    async def list_transfers(self, *, page_size: int = 0, timeout: float | None = None) -> AsyncIterator[TransferInfo]:
+        """Lists open transfers in the order of their ids; see `Client.list_transfers`."""
+        token = ""
+        while True:
+            page, token = await self._transport.execute(calls.transfers.list_transfers(page_size, token), timeout)
+            for transfer in page:
+                yield transfer
+            if not token:
+                return
+
+    async def pull_blocks(
+        self,
+        transfer: Transfer,
+        *,
+        tp_rank: int = 0,
+        block_index: int = 0,
+        offset: int = 0,
+        block_count: int | None = None,
+        layout_fingerprint: str = "",
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        """Streams the images of lent states in chunks, each checked here and against the lease there.
+
+        See `Client.pull_blocks`.
+        """
+        reader = calls.transfers.TransferReader(
+            transfer,
+            tp_rank=tp_rank,
+            block_index=block_index,
+            offset=offset,
+            block_count=block_count,
+            layout_fingerprint=layout_fingerprint,
+            image_bytes=(await self._transport.pool()).layout.block.image_bytes,
+        )
+        async with aclosing(self._transport.pull(reader, timeout)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def complete_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> None:
+        """Ends a transfer whose reader has everything; see `Client.complete_transfer`."""
+        await self._transport.execute(calls.transfers.complete_transfer(transfer), timeout)
+
+    async def cancel_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> None:
+        """Ends a transfer that nobody wants any more; see `Client.cancel_transfer`."""
+        await self._transport.execute(calls.transfers.cancel_transfer(transfer), timeout)
 
     async def drain(self, grace: float = 10.0, *, stop: bool = False, timeout: float | None = None) -> DrainProgress:
         """Takes the server out of service, and waits until its sequences have finished; see `Client.drain`."""

@@ -1,0 +1,162 @@
+"""Receives states from other servers: allocates blocks, has them filled, and gives them up where that fails."""
+
+from dataclasses import dataclass
+
+import structlog
+from google.protobuf.message import Message
+
+from statepool import AsyncClient
+from statepool.descriptions import Pool
+from statepool.errors import (
+    BadFieldError,
+    DeadlineExceededError,
+    LayoutMismatchError,
+    PeerLostError,
+    StatepoolError,
+    UnavailableError,
+)
+from statepool.transfers import Transfer
+from statepool.v1 import transfer_pb2 as pb
+from statepool.wire import refs_to_wire
+from statepool_server.recency import Ids
+from statepool_server.service.core import Core
+from statepool_server.service.data_paths import GrpcPath, Path
+from statepool_server.service.ledger import Kind, MessageCodec, ValueCodec
+from statepool_server.service.peers import Peers
+from statepool_server.service.pinned import PinnedWork
+from statepool_server.service.replays import Reply
+from statepool_server.service.sinks import DirectSink
+from statepool_server.work import MemoryWork
+
+_COMPLETE_SECONDS = 1.0
+"""What telling the source may take; if it fails, the lease ends by itself."""
+
+_log = structlog.get_logger("statepool.transfers")
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The request of `Kind.TRANSFER_RECEIVED`."""
+
+    work: int
+    """The work of the reception."""
+    request: bytes
+    """Its `ReceiveTransferRequest`."""
+    nbytes: int
+    """Bytes that have come."""
+
+
+class Receiver:
+    """Receives states.
+
+    The blocks belong to the session from the first moment and are pinned until everything has come, so that they can
+    neither be read nor committed before; one act makes them usable. Whatever else ends the reception frees them.
+    """
+
+    def __init__(self, core: Core, peers: Peers, patience: float) -> None:
+        """Makes a receiver.
+
+        Args:
+            core: What the services share.
+            peers: Connections to sources.
+            patience: Seconds without a byte after which a source is given up.
+        """
+        self._core = core
+        self._peers = peers
+        self._patience = patience
+        core.ledger.register(Kind.RECEIVE_TRANSFER, MessageCodec(pb.ReceiveTransferRequest), self._begin)
+        core.ledger.register(Kind.TRANSFER_RECEIVED, ValueCodec(Received), self._received)
+
+    async def receive(self, request: pb.ReceiveTransferRequest) -> Message:
+        """Receives the states of a transfer, or gives the answer that the request got before.
+
+        Raises:
+            PeerUntrustedError: The source is not one that may be connected to.
+            StatepoolError: Why they cannot be received, by the source's word or this pool's.
+        """
+        core = self._core
+        core.pool.check_session(*core.convert.session(request.session))
+        core.convert.batch(request.block_count, "block_count")
+        if request.block_count == 0:
+            raise BadFieldError("block_count must be at least 1", field="block_count")
+        reply = core.remembered(request)
+        if reply is None:
+            async with self._peers.connected(self._peers.check(request.source)) as source:
+                reply = await self._receive(request, source)
+        return reply.response
+
+    async def _receive(self, request: pb.ReceiveTransferRequest, source: AsyncClient) -> Reply:
+        core, transfer = self._core, _transfer(request)
+        _check_layout(core, await self._pool_of(source))
+        number: int = core.ledger.perform(Kind.RECEIVE_TRANSFER, request)
+        core.blocks_taken()
+        async with PinnedWork(core, number) as pinned:
+            nbytes = await self._pull(request, transfer, source, core.works.work(number).received_blocks, pinned)
+            received = Received(number, request.SerializeToString(), nbytes)
+            reply: Reply = core.ledger.perform(Kind.TRANSFER_RECEIVED, received)
+        core.blocks_changed()
+        await self._tell(source, transfer)
+        return reply
+
+    async def _pull(
+        self,
+        request: pb.ReceiveTransferRequest,
+        transfer: Transfer,
+        source: AsyncClient,
+        block_ids: Ids,
+        pinned: PinnedWork,
+    ) -> int:
+        core = self._core
+        session = core.convert.session(request.session)
+        path: Path = GrpcPath(lambda: core.pool.check_session(*session), self._patience)
+        return await path.pull(source, transfer, DirectSink(core, block_ids), pinned)
+
+    async def _pool_of(self, source: AsyncClient) -> Pool:
+        try:
+            return await source.get_pool(timeout=self._patience)
+        except (UnavailableError, DeadlineExceededError) as error:
+            raise PeerLostError(f"the source cannot be reached: {error.message}", field="source") from error
+
+    async def _tell(self, source: AsyncClient, transfer: Transfer) -> None:
+        """Tells the source that it may have its blocks back; if it is not heard, its lease ends by itself."""
+        try:
+            await source.complete_transfer(transfer, timeout=_COMPLETE_SECONDS)
+        except StatepoolError as error:
+            _log.info("transfer not completed", transfer_id=transfer.transfer_id, error=error.message)
+
+    # Acts
+
+    def _begin(self, request: pb.ReceiveTransferRequest, _now_ns: int) -> int:
+        core, session = self._core, self._core.convert.session(request.session)
+        refs = core.pool.allocate(*session, request.block_count)
+        pin = core.pool.pin_write(*session, refs)
+        return core.works.begin(MemoryWork(session[0], pin, received_blocks=refs.block_ids), is_stream=True)
+
+    def _received(self, received: Received, _now_ns: int) -> Reply:
+        core, request = self._core, pb.ReceiveTransferRequest.FromString(received.request)
+        session_id, epoch = core.convert.session(request.session)
+        core.pool.check_session(session_id, epoch)  # who has lost it gets nothing, and the blocks go
+        ticket = core.replays.ticket(session_id, request.request_id, request)
+        block_ids = core.works.work(received.work).received_blocks
+        core.works.finish(received.work)
+        response = pb.ReceiveTransferResponse(
+            incarnation=core.incarnation,
+            blocks=refs_to_wire(core.pool.blocks.refs(block_ids)),
+            received_bytes=received.nbytes,
+            data_path=pb.DATA_PATH_GRPC,
+        )
+        return core.replays.keep(ticket, response)
+
+
+def _check_layout(core: Core, theirs: Pool) -> None:
+    ours = core.description
+    if theirs.layout.block.fingerprint != ours.layout.block.fingerprint or theirs.tp_size != ours.tp_size:
+        raise LayoutMismatchError(
+            f"the source has layout {theirs.layout.block.fingerprint} of {theirs.tp_size} ranks, this pool has "
+            f"{ours.layout.block.fingerprint} of {ours.tp_size}",
+            field="source",
+        )
+
+
+def _transfer(request: pb.ReceiveTransferRequest) -> Transfer:
+    return Transfer(request.transfer.transfer_id, request.transfer.token, request.block_count, 0)
