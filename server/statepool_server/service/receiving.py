@@ -10,7 +10,6 @@ from statepool.descriptions import Pool
 from statepool.errors import (
     BadFieldError,
     DeadlineExceededError,
-    LayoutMismatchError,
     PeerLostError,
     StatepoolError,
     UnavailableError,
@@ -18,14 +17,13 @@ from statepool.errors import (
 from statepool.transfers import Transfer
 from statepool.v1 import transfer_pb2 as pb
 from statepool.wire import refs_to_wire
-from statepool_server.recency import Ids
 from statepool_server.service.core import Core
 from statepool_server.service.data_paths import GrpcPath, Path
 from statepool_server.service.ledger import Kind, MessageCodec, ValueCodec
 from statepool_server.service.peers import Peers
 from statepool_server.service.pinned import PinnedWork
 from statepool_server.service.replays import Reply
-from statepool_server.service.sinks import DirectSink
+from statepool_server.service.sinks import sink_for
 from statepool_server.work import MemoryWork
 
 _COMPLETE_SECONDS = 1.0
@@ -87,29 +85,20 @@ class Receiver:
 
     async def _receive(self, request: pb.ReceiveTransferRequest, source: AsyncClient) -> Reply:
         core, transfer = self._core, _transfer(request)
-        _check_layout(core, await self._pool_of(source))
+        sink = sink_for(core, await self._pool_of(source))
         number: int = core.ledger.perform(Kind.RECEIVE_TRANSFER, request)
         core.blocks_taken()
         async with PinnedWork(core, number) as pinned:
-            nbytes = await self._pull(request, transfer, source, core.works.work(number).received_blocks, pinned)
+            path = self._path(core.convert.session(request.session))
+            nbytes = await path.pull(source, transfer, sink(core.works.work(number).received_blocks), pinned)
             received = Received(number, request.SerializeToString(), nbytes)
             reply: Reply = core.ledger.perform(Kind.TRANSFER_RECEIVED, received)
         core.blocks_changed()
         await self._tell(source, transfer)
         return reply
 
-    async def _pull(
-        self,
-        request: pb.ReceiveTransferRequest,
-        transfer: Transfer,
-        source: AsyncClient,
-        block_ids: Ids,
-        pinned: PinnedWork,
-    ) -> int:
-        core = self._core
-        session = core.convert.session(request.session)
-        path: Path = GrpcPath(lambda: core.pool.check_session(*session), self._patience)
-        return await path.pull(source, transfer, DirectSink(core, block_ids), pinned)
+    def _path(self, session: tuple[int, int]) -> Path:
+        return GrpcPath(lambda: self._core.pool.check_session(*session), self._patience)
 
     async def _pool_of(self, source: AsyncClient) -> Pool:
         try:
@@ -146,16 +135,6 @@ class Receiver:
             data_path=pb.DATA_PATH_GRPC,
         )
         return core.replays.keep(ticket, response)
-
-
-def _check_layout(core: Core, theirs: Pool) -> None:
-    ours = core.description
-    if theirs.layout.block.fingerprint != ours.layout.block.fingerprint or theirs.tp_size != ours.tp_size:
-        raise LayoutMismatchError(
-            f"the source has layout {theirs.layout.block.fingerprint} of {theirs.tp_size} ranks, this pool has "
-            f"{ours.layout.block.fingerprint} of {ours.tp_size}",
-            field="source",
-        )
 
 
 def _transfer(request: pb.ReceiveTransferRequest) -> Transfer:
