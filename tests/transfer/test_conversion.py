@@ -33,17 +33,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _states(client: Client) -> PoolStates:
-    pool = client.get_pool()
-    return PoolStates(
-        layout=pool.layout.block,
-        tp_size=pool.tp_size,
-        num_spec=pool.num_spec,
-        family=pool.family,
-        parameters=pool.family_parameters,
-    )
-
-
 def _server(servers: Servers, model: Path, flags: dict[str, str]) -> Server:
     settings = {"--model-config": str(model), "--tp-size": "2"} | flags
     return servers.shared(*(word for setting in settings.items() for word in setting))
@@ -69,7 +58,7 @@ def _fill(session: Session, client: Client) -> tuple[np.ndarray, object]:
     ],
 )
 def test_received_states(servers: Servers, model: Path, have: dict[str, str], want: dict[str, str]) -> None:
-    """Every local rank gets what the conversion, which is tested against the whole model, makes of the source's images."""
+    """Every local rank gets what the conversion makes of the source's images, which is tested against the whole model."""
     source, destination = _server(servers, model, have), _server(servers, model, want)
     with source.client() as here, destination.client() as there:
         with here.create_session(60.0) as lender, there.create_session(60.0) as taker:
@@ -78,7 +67,10 @@ def test_received_states(servers: Servers, model: Path, have: dict[str, str], wa
 
             received = taker.receive_transfer(transfer, source=source.target)
 
-            conversion, pool = plan_conversion(_states(here), _states(there)), there.get_pool()
+            conversion, pool = (
+                plan_conversion(*(PoolStates.of(client.get_pool()) for client in (here, there))),
+                there.get_pool(),
+            )
             for rank_index, rank in enumerate(pool.tp_ranks):
                 expected = np.zeros((2, pool.block_bytes), np.uint8)
                 for needed in conversion.source_ranks(rank):
@@ -92,10 +84,14 @@ def test_received_states(servers: Servers, model: Path, have: dict[str, str], wa
 def test_ranks_that_are_elsewhere(servers: Servers, model: Path) -> None:
     """A source that holds only some of the ranks that are needed is refused, and nothing is allocated."""
     source, destination = _server(servers, model, {"--tp-ranks": "1"}), _server(servers, model, {})
-    with source.client() as here, destination.client() as there:
-        with here.create_session(60.0) as lender, there.create_session(60.0) as taker:
-            transfer = lender.create_transfer(lender.allocate_blocks(1))
-            with pytest.raises(LayoutMismatchError, match="ranks"):
-                taker.receive_transfer(transfer, source=source.target)
-            assert there.get_pool().usage.held_blocks == 0
-            here.cancel_transfer(transfer)
+    with (
+        source.client() as here,
+        destination.client() as there,
+        here.create_session(60.0) as lender,
+        there.create_session(60.0) as taker,
+    ):
+        transfer = lender.create_transfer(lender.allocate_blocks(1))
+        with pytest.raises(LayoutMismatchError, match="ranks"):
+            taker.receive_transfer(transfer, source=source.target)
+        assert there.get_pool().usage.held_blocks == 0
+        here.cancel_transfer(transfer)

@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
 from statepool import calls
+from statepool.aio.endpoint import AsyncEndpoint
 from statepool.aio.keeper import AsyncKeeper
 from statepool.aio.opening import AsyncOpener
 from statepool.aio.session import AsyncSession
@@ -29,18 +29,16 @@ if TYPE_CHECKING:
         AttachOffer,
         CalculatedShapes,
         DrainProgress,
-        Pool,
         ServerInfo,
         SessionInfo,
     )
     from statepool.layout import ConvLayout, Dtype, StateSpec
     from statepool.outcomes import SequencePage
-    from statepool.results import BlockPage, BlockState, Chunk, CopySpecs, IntegrityReport
+    from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
     from statepool.retries import ClientStats
-    from statepool.transfers import Transfer, TransferInfo
 
 
-class AsyncClient:
+class AsyncClient(AsyncEndpoint):
     """Talks to one pool from one event loop: that of its first call.
 
     The methods, their arguments and their errors are those of `statepool.sync.client.Client`; listings are async
@@ -67,7 +65,7 @@ class AsyncClient:
         Raises:
             ValueError: Plain text over a network without ``insecure=True``.
         """
-        self._transport = AsyncTransport(target, timeout, credentials, insecure, options)
+        super().__init__(AsyncTransport(target, timeout, credentials, insecure, options))
         self._keeper = AsyncKeeper(self._transport)
         self._opener = AsyncOpener(self._transport, self._keeper)
 
@@ -75,10 +73,6 @@ class AsyncClient:
     def stats(self) -> ClientStats:
         """What has become of this client's calls and sessions so far."""
         return self._transport.stats
-
-    async def get_pool(self, *, timeout: float | None = None) -> Pool:
-        """Returns the pool: layout, capacity, usage of the moment, limits, features; see `Client.get_pool`."""
-        return await self._transport.execute(calls.pool.get_pool(), timeout)
 
     async def get_server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns what the server process is and since when it runs; see `Client.get_server_info`."""
@@ -230,52 +224,6 @@ class AsyncClient:
     ) -> int:
         """Ends quarantine on the operator's word; see `Client.release_quarantine`."""
         return await self._transport.execute(calls.attachments.release_quarantine(attachment_id, condemned), timeout)
-
-    async def list_transfers(self, *, page_size: int = 0, timeout: float | None = None) -> AsyncIterator[TransferInfo]:
-        """Lists open transfers in the order of their ids; see `Client.list_transfers`."""
-        token = ""
-        while True:
-            page, token = await self._transport.execute(calls.transfers.list_transfers(page_size, token), timeout)
-            for transfer in page:
-                yield transfer
-            if not token:
-                return
-
-    async def pull_blocks(
-        self,
-        transfer: Transfer,
-        *,
-        tp_rank: int = 0,
-        block_index: int = 0,
-        offset: int = 0,
-        block_count: int | None = None,
-        layout_fingerprint: str = "",
-        timeout: float | None = None,
-    ) -> AsyncGenerator[Chunk, None]:
-        """Streams the images of lent states in chunks, each checked here and against the lease there.
-
-        See `Client.pull_blocks`.
-        """
-        reader = calls.transfers.TransferReader(
-            transfer,
-            tp_rank=tp_rank,
-            block_index=block_index,
-            offset=offset,
-            block_count=block_count,
-            layout_fingerprint=layout_fingerprint,
-            image_bytes=(await self._transport.pool()).layout.block.image_bytes,
-        )
-        async with aclosing(self._transport.pull(reader, timeout)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    async def complete_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> None:
-        """Ends a transfer whose reader has everything; see `Client.complete_transfer`."""
-        await self._transport.execute(calls.transfers.complete_transfer(transfer), timeout)
-
-    async def cancel_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> None:
-        """Ends a transfer that nobody wants any more; see `Client.cancel_transfer`."""
-        await self._transport.execute(calls.transfers.cancel_transfer(transfer), timeout)
 
     async def drain(self, grace: float = 10.0, *, stop: bool = False, timeout: float | None = None) -> DrainProgress:
         """Takes the server out of service, and waits until its sequences have finished; see `Client.drain`."""

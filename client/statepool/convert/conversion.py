@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from statepool.convert.segments import Segment, conv_segments
 from statepool.convert.shares import Share, shares
+from statepool.descriptions import Pool
 from statepool.errors import LayoutMismatchError
 from statepool.layout import BlockLayout, ConvLayout, StateKind, StateSpec
 from statepool.shapes import FAMILIES
@@ -37,6 +38,17 @@ class PoolStates:
     parameters: Mapping[str, int]
     """Its parameters."""
 
+    @classmethod
+    def of(cls, pool: Pool) -> "PoolStates":
+        """Takes what a server tells of its pool."""
+        return cls(
+            layout=pool.layout.block,
+            tp_size=pool.tp_size,
+            num_spec=pool.num_spec,
+            family=pool.family,
+            parameters=pool.family_parameters,
+        )
+
     def spec_rows(self) -> int:
         """Counts the rows of each conv state that are there for drafted tokens."""
         if self.family == "custom":
@@ -57,7 +69,8 @@ class _Move:
 class Conversion:
     """Turns images of one pool into images of another.
 
-    Only what a state is made of is carried over: rows of conv states that are there for drafted tokens come out zero.
+    Only what a state is made of is carried over: rows of conv states that are there for drafted tokens come out zero,
+    unless the pools are alike.
     """
 
     def __init__(self, source: BlockLayout, target: BlockLayout, moves: Mapping[int, Sequence[_Move]]) -> None:
@@ -165,7 +178,7 @@ def _rows(source: PoolStates, target: PoolStates, have: StateSpec, want: StateSp
             raise ValueError(f"{want.name}: {list(have.shape)} and {list(want.shape)}")
         return want.num_elements // want.shape[0]
     lengths = [
-        state.num_elements // _dim(state, pool.layout) - pool.spec_rows()
+        state.num_elements // _dim(state, pool.layout) - (0 if source == target else pool.spec_rows())
         for state, pool in ((have, source), (want, target))
     ]
     if lengths[0] != lengths[1]:

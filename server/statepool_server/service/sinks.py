@@ -108,13 +108,7 @@ def sink_for(core: Core, theirs: Pool) -> Callable[[Ids], Sink]:
     if (theirs.layout.block.fingerprint, theirs.tp_size) == (ours.layout.fingerprint, ours.tp_size):
         _check_ranks(known.tp_ranks, theirs)
         return partial(DirectSink, core)
-    source = PoolStates(
-        layout=theirs.layout.block,
-        tp_size=theirs.tp_size,
-        num_spec=theirs.num_spec,
-        family=theirs.family,
-        parameters=theirs.family_parameters,
-    )
+    source = PoolStates.of(theirs)
     conversion = plan_conversion(source, ours)
     _check_ranks({rank for target in known.tp_ranks for rank in conversion.source_ranks(target)}, theirs)
     return lambda block_ids: ConvertingSink(core, block_ids, source, conversion)
