@@ -58,7 +58,7 @@ def _fill(session: Session, client: Client) -> tuple[np.ndarray, object]:
     ],
 )
 def test_received_states(servers: Servers, model: Path, have: dict[str, str], want: dict[str, str]) -> None:
-    """Every local rank gets what the conversion makes of the source's images, which is tested against the whole model."""
+    """Every local rank gets what the conversion, itself tested against the whole model, makes of the images."""
     source, destination = _server(servers, model, have), _server(servers, model, want)
     with source.client() as here, destination.client() as there:
         with here.create_session(60.0) as lender, there.create_session(60.0) as taker:

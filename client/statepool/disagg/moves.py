@@ -33,8 +33,8 @@ def move(
 ) -> Moved:
     """Takes a state from the pool of one session to that of another.
 
-    The source keeps what it has; who needs it no longer finishes the sequence, which may be done at once. A move that fails
-    leaves nothing behind, on neither side.
+    The source keeps what it has; who needs it no longer finishes the sequence. A move that fails leaves nothing behind,
+    on neither side.
 
     Args:
         state: Id of a sequence of the source that stands still, a prefix that the source knows, or blocks.

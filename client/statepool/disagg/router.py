@@ -108,7 +108,7 @@ class Router(Generic[Result]):
 
     @asynccontextmanager
     async def _placed(self, request: Request) -> "AsyncIterator[PrefillWorker]":
-        """Finds the worker whose pool has the deepest prefix; that prefix is not evicted before the prompt is computed."""
+        """Finds the worker whose pool has the deepest prefix, which is held there until the prompt is computed."""
         workers, hashes = self._prefill, request.prefix_hashes
         async with asyncio.TaskGroup() as tasks:
             lookups = [

@@ -96,7 +96,11 @@ class Deadline:
 
 
 class Relay:
-    """Plans how images are read from one pool and written to another, a block at a time."""
+    """Plans how images are read from one pool and written to another, a block at a time.
+
+    Attributes:
+        source_ranks: Ranks of the source whose images are needed, ascending.
+    """
 
     def __init__(self, here: Pool, there: Pool) -> None:
         """Plans.
@@ -108,13 +112,10 @@ class Relay:
         Raises:
             LayoutMismatchError: The states cannot be converted.
         """
-        self._conversion = plan_conversion(PoolStates.of(here), PoolStates.of(there))
+        self._conversion = conversion = plan_conversion(PoolStates.of(here), PoolStates.of(there))
         self._tp_ranks = there.tp_ranks
-        self._here_bytes, self._there_bytes = here.block_bytes, there.block_bytes
-        self.source_ranks = sorted(
-            {rank for target in there.tp_ranks for rank in self._conversion.source_ranks(target)}
-        )
-        """Ranks whose images are needed."""
+        self._image_bytes = there.block_bytes
+        self.source_ranks = sorted({rank for target in there.tp_ranks for rank in conversion.source_ranks(target)})
 
     def convert(self, pulled: dict[int, bytes]) -> Iterator[tuple[int, Images]]:
         """Makes images of the destination of one block's images of the source.
@@ -127,7 +128,7 @@ class Relay:
         """
         images = {rank: np.frombuffer(data, np.uint8) for rank, data in pulled.items()}
         for rank_index, target in enumerate(self._tp_ranks):
-            made = np.zeros((1, self._there_bytes), np.uint8)
+            made = np.zeros((1, self._image_bytes), np.uint8)
             for rank in self._conversion.source_ranks(target):
                 self._conversion.place(rank, images[rank], target, made[0])
             yield rank_index, made
