@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import allocator, attach, checksums, client_import, host_copies, journal, rpc_floor, steps
+from benchmarks import allocator, attach, checksums, client_import, host_copies, journal, rpc_floor, steps, transfers
 
 MODULES = {
     "allocator, in process": allocator,
@@ -13,6 +13,7 @@ MODULES = {
     "engine steps": steps,
     "checksums": checksums,
     "journal": journal,
+    "transfers": transfers,
     "client import": client_import,
 }
 

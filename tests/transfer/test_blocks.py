@@ -1,6 +1,7 @@
 """Guarantee: lent blocks arrive byte for byte on every rank, stay what they are meanwhile, and are given back after."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -136,11 +137,12 @@ def test_lent_blocks_are_not_written(here: Client, lender: Session, blocks: Bloc
     transfer = lender.create_transfer(blocks)
     spare = lender.allocate_blocks(1)
 
-    for write in (
+    writes: list[Callable[[], object]] = [
         lambda: lender.write_blocks(blocks[1], b"x"),
         lambda: lender.copy_blocks(src=spare, dst=blocks[1]),
         lambda: lender.copy_blocks(src=blocks[2], dst=blocks[2], token_bias=1),
-    ):
+    ]
+    for write in writes:
         with pytest.raises(BlockBusyError):
             write()
     lender.copy_blocks(src=blocks[1], dst=spare)

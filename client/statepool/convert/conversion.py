@@ -155,8 +155,8 @@ def _runs(
         if dims[0] != dims[1]:
             raise ValueError(f"{want.name}: dimensions of {dims[0]} and {dims[1]}")
         return [Share(target_rank, 0, 0, dims[0])]
-    parts = [_segments(pool, want.kind, dim, nth) for pool, dim in ((source, dims[0]), (target, dims[1]))]
-    return list(shares(*parts, source.tp_size, target.tp_size, target_rank))
+    held, wanted = (_segments(pool, want.kind, dim, nth) for pool, dim in ((source, dims[0]), (target, dims[1])))
+    return list(shares(held, wanted, source.tp_size, target.tp_size, target_rank))
 
 
 def _segments(pool: PoolStates, kind: StateKind, dim: int, nth: int) -> tuple[Segment, ...]:

@@ -3,13 +3,45 @@
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 
 from statepool import AsyncClient
-from statepool.errors import PeerUntrustedError
+from statepool.descriptions import Pool
+from statepool.errors import DeadlineExceededError, PeerLostError, PeerUntrustedError, UnavailableError
 from statepool_server.addresses import Address
 
 MAX_IDLE = 16
 """Connections that are kept for the next transfer."""
+
+
+@dataclass(slots=True)
+class Peer:
+    """A connection to a server.
+
+    What its pool is made of is asked for once: a server of another pool at the same address knows none of the former's
+    transfers.
+    """
+
+    client: AsyncClient
+    """The connection."""
+    pool: Pool | None = None
+    """Its pool, if it was asked."""
+
+    async def known_pool(self, seconds: float) -> Pool:
+        """Tells what its pool is made of.
+
+        Args:
+            seconds: What asking may take.
+
+        Raises:
+            PeerLostError: It cannot be reached.
+        """
+        if self.pool is None:
+            try:
+                self.pool = await self.client.get_pool(timeout=seconds)
+            except (UnavailableError, DeadlineExceededError) as error:
+                raise PeerLostError(f"the source cannot be reached: {error.message}", field="source") from error
+        return self.pool
 
 
 class Peers:
@@ -26,7 +58,7 @@ class Peers:
             allowed: Addresses; none: all of this machine.
         """
         self._allowed = {address.target for address in allowed}
-        self._idle: OrderedDict[str, list[AsyncClient]] = OrderedDict()
+        self._idle: OrderedDict[str, list[Peer]] = OrderedDict()
 
     def check(self, target: str) -> str:
         """Checks that a server may be connected to.
@@ -46,22 +78,24 @@ class Peers:
         return plain
 
     @contextlib.asynccontextmanager
-    async def connected(self, target: str) -> AsyncIterator[AsyncClient]:
-        """Gives a client of a server, which nobody else uses until it is given back.
+    async def connected(self, target: str) -> AsyncIterator[Peer]:
+        """Gives a connection, which nobody else uses until it is given back; one that has failed is not kept.
 
         Args:
             target: Its address, checked.
         """
         waiting = self._idle.pop(target, [])
-        client = waiting.pop() if waiting else AsyncClient(target)
+        peer = waiting.pop() if waiting else Peer(AsyncClient(target))
         if waiting:
             self._idle[target] = waiting
         try:
-            yield client
-        finally:
-            self._idle.setdefault(target, []).append(client)
-            self._idle.move_to_end(target)
-            await self._close_surplus()
+            yield peer
+        except BaseException:
+            await peer.client.close()
+            raise
+        self._idle.setdefault(target, []).append(peer)
+        self._idle.move_to_end(target)
+        await self._close_surplus()
 
     async def close(self) -> None:
         """Closes all connections that nobody uses."""
@@ -73,8 +107,8 @@ class Peers:
             await self._close_oldest()
 
     async def _close_oldest(self) -> None:
-        target, clients = self._idle.popitem(last=False)
-        client = clients.pop()
-        if clients:
-            self._idle[target] = clients
-        await client.close()
+        target, peers = self._idle.popitem(last=False)
+        peer = peers.pop()
+        if peers:
+            self._idle[target] = peers
+        await peer.client.close()

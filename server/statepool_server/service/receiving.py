@@ -6,13 +6,9 @@ import structlog
 from google.protobuf.message import Message
 
 from statepool import AsyncClient
-from statepool.descriptions import Pool
 from statepool.errors import (
     BadFieldError,
-    DeadlineExceededError,
-    PeerLostError,
     StatepoolError,
-    UnavailableError,
 )
 from statepool.transfers import Transfer
 from statepool.v1 import transfer_pb2 as pb
@@ -20,7 +16,7 @@ from statepool.wire import refs_to_wire
 from statepool_server.service.core import Core
 from statepool_server.service.data_paths import GrpcPath, Path
 from statepool_server.service.ledger import Kind, MessageCodec, ValueCodec
-from statepool_server.service.peers import Peers
+from statepool_server.service.peers import Peer, Peers
 from statepool_server.service.pinned import PinnedWork
 from statepool_server.service.replays import Reply
 from statepool_server.service.sinks import sink_for
@@ -79,13 +75,13 @@ class Receiver:
             raise BadFieldError("block_count must be at least 1", field="block_count")
         reply = core.remembered(request)
         if reply is None:
-            async with self._peers.connected(self._peers.check(request.source)) as source:
-                reply = await self._receive(request, source)
+            async with self._peers.connected(self._peers.check(request.source)) as peer:
+                reply = await self._receive(request, peer)
         return reply.response
 
-    async def _receive(self, request: pb.ReceiveTransferRequest, source: AsyncClient) -> Reply:
+    async def _receive(self, request: pb.ReceiveTransferRequest, peer: Peer) -> Reply:
         core, transfer = self._core, _transfer(request)
-        sink = sink_for(core, await self._pool_of(source))
+        sink, source = sink_for(core, await peer.known_pool(self._patience)), peer.client
         number: int = core.ledger.perform(Kind.RECEIVE_TRANSFER, request)
         core.blocks_taken()
         async with PinnedWork(core, number) as pinned:
@@ -99,12 +95,6 @@ class Receiver:
 
     def _path(self, session: tuple[int, int]) -> Path:
         return GrpcPath(lambda: self._core.pool.check_session(*session), self._patience)
-
-    async def _pool_of(self, source: AsyncClient) -> Pool:
-        try:
-            return await source.get_pool(timeout=self._patience)
-        except (UnavailableError, DeadlineExceededError) as error:
-            raise PeerLostError(f"the source cannot be reached: {error.message}", field="source") from error
 
     async def _tell(self, source: AsyncClient, transfer: Transfer) -> None:
         """Tells the source that it may have its blocks back; if it is not heard, its lease ends by itself."""
