@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         OutOfRangeError,
         OverloadedError,
         OwnerKeyInUseError,
+        PeerLostError,
         PeerUntrustedError,
         PoolExhaustedError,
         QuotaExceededError,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
         StepOutOfOrderError,
         StreamReplacedError,
         StreamStalledError,
+        TransferNotFoundError,
         UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
     from statepool.sync.client import Client
     from statepool.sync.scheduler import Scheduler
     from statepool.sync.session import Session
+    from statepool.transfers import DataPath, Received, Transfer, TransferInfo
 
 __all__ = [
     "ALL_RUNNING",
@@ -134,6 +137,7 @@ __all__ = [
     "CopiesStalledError",
     "CopySpecs",
     "DataLossError",
+    "DataPath",
     "DeadlineExceededError",
     "DrainProgress",
     "DrainingError",
@@ -158,12 +162,14 @@ __all__ = [
     "OutOfRangeError",
     "OverloadedError",
     "OwnerKeyInUseError",
+    "PeerLostError",
     "PeerUntrustedError",
     "Pool",
     "PoolExhaustedError",
     "PoolUsage",
     "PrefixHasher",
     "QuotaExceededError",
+    "Received",
     "RequestIdReusedError",
     "ResourceExhaustedError",
     "Scheduler",
@@ -186,6 +192,9 @@ __all__ = [
     "StreamReplacedError",
     "StreamStalledError",
     "TableChanges",
+    "Transfer",
+    "TransferInfo",
+    "TransferNotFoundError",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
@@ -225,6 +234,7 @@ _HOMES = {
     "statepool.sync.client": ("Client",),
     "statepool.sync.scheduler": ("Scheduler",),
     "statepool.sync.session": ("Session",),
+    "statepool.transfers": ("DataPath", "Received", "Transfer", "TransferInfo"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _ERRORS = "statepool.errors"

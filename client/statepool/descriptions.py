@@ -65,6 +65,8 @@ class Limits:
     """Calls of everybody under way; more are refused with `OverloadedError`."""
     max_session_calls: int
     """Calls of one session under way, without those that only give something back."""
+    max_transfers: int
+    """Open transfers."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -95,6 +97,10 @@ class Pool:
     """What one request may ask for."""
     features: tuple[str, ...]
     """Optional abilities of the server, for example "copy_engine:host"."""
+    family: str
+    """Family of the model, for example "mamba2", or "custom"."""
+    family_parameters: Mapping[str, int]
+    """Its parameters, by the names of `statepool.shapes`, but for the tensor-parallel size and speculative tokens."""
 
     @property
     def block_count(self) -> int:

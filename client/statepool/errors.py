@@ -6,12 +6,12 @@
     ├── InvalidArgumentError      BadFieldError, ColumnLengthMismatchError, BatchTooLargeError, RequestIdReusedError
     ├── OutOfRangeError           BlockIndexOutOfRangeError
     ├── NotFoundError             SessionNotFoundError, SessionExpiredError, SequenceNotFoundError,
-    │                             AttachmentNotFoundError
+    │                             AttachmentNotFoundError, TransferNotFoundError
     ├── AlreadyExistsError        OwnerKeyInUseError, SequenceExistsError
     ├── FailedPreconditionError   IncarnationMismatchError, LayoutMismatchError, BlockNotOwnedError,
     │                             BlockNotWritableError, BlockInSequenceError, BlockBusyError,
     │                             BoundaryNotWrittenError, StepOutOfOrderError
-    ├── AbortedError              GenerationStaleError, SessionFencedError
+    ├── AbortedError              GenerationStaleError, SessionFencedError, StreamReplacedError, PeerLostError
     ├── ResourceExhaustedError    PoolExhaustedError, QuotaExceededError
     ├── UnavailableError          OverloadedError, DrainingError, StreamStalledError, CopiesStalledError
     ├── UnimplementedError        DsSpecNotContiguousError, FeatureUnavailableError
@@ -155,6 +155,12 @@ class AttachmentNotFoundError(NotFoundError):
     reason = "ATTACHMENT_NOT_FOUND"
 
 
+class TransferNotFoundError(NotFoundError):
+    """The transfer has ended, never was, or its token is another."""
+
+    reason = "TRANSFER_NOT_FOUND"
+
+
 class AlreadyExistsError(StatepoolError):
     """The thing to create exists."""
 
@@ -251,6 +257,12 @@ class StreamReplacedError(AbortedError):
     reason = "STREAM_REPLACED"
 
 
+class PeerLostError(AbortedError):
+    """The server that a transfer comes from cannot be reached, or has given nothing for too long."""
+
+    reason = "PEER_LOST"
+
+
 class ResourceExhaustedError(StatepoolError):
     """Something bounded is used up."""
 
@@ -345,7 +357,7 @@ class UnauthenticatedError(StatepoolError):
 
 
 class PeerUntrustedError(UnauthenticatedError):
-    """A process that would attach belongs to another user, or its token was never given out, is used up or too old."""
+    """A process may not attach (another user's, or without a good token), or no states be received from a server."""
 
     reason = "PEER_UNTRUSTED"
 

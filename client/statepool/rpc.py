@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from google.protobuf.message import Message
 
 from statepool.lease import Lease
-from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
+from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2, transfer_pb2
 from statepool.v1.types_pb2 import SessionRef
 
 Request = TypeVar("Request", bound=Message)
@@ -89,6 +89,7 @@ _POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name
 _SESSION = session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
 _BLOCK = block_pb2.DESCRIPTOR.services_by_name["BlockService"].full_name
 _SEQUENCE = sequence_pb2.DESCRIPTOR.services_by_name["SequenceService"].full_name
+_TRANSFER = transfer_pb2.DESCRIPTOR.services_by_name["TransferService"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 GET_POOL = Rpc(_POOL, "GetPool", pool_pb2.GetPoolRequest, pool_pb2.GetPoolResponse)
@@ -119,6 +120,20 @@ WRITE_BLOCKS = Rpc(_BLOCK, "WriteBlocks", block_pb2.WriteBlocksRequest, block_pb
 STEP = Rpc(_SEQUENCE, "Step", sequence_pb2.StepRequest, sequence_pb2.StepResponse)
 SCHEDULE = Rpc(_SEQUENCE, "Schedule", sequence_pb2.ScheduleRequest, sequence_pb2.ScheduleResponse)
 LIST_SEQUENCES = Rpc(_SEQUENCE, "ListSequences", sequence_pb2.ListSequencesRequest, sequence_pb2.ListSequencesResponse)
+CREATE_TRANSFER = Rpc(
+    _TRANSFER, "CreateTransfer", transfer_pb2.CreateTransferRequest, transfer_pb2.CreateTransferResponse
+)
+PULL_BLOCKS = Rpc(_TRANSFER, "PullBlocks", transfer_pb2.PullBlocksRequest, transfer_pb2.PullBlocksResponse)
+RECEIVE_TRANSFER = Rpc(
+    _TRANSFER, "ReceiveTransfer", transfer_pb2.ReceiveTransferRequest, transfer_pb2.ReceiveTransferResponse
+)
+COMPLETE_TRANSFER = Rpc(
+    _TRANSFER, "CompleteTransfer", transfer_pb2.CompleteTransferRequest, transfer_pb2.CompleteTransferResponse
+)
+CANCEL_TRANSFER = Rpc(
+    _TRANSFER, "CancelTransfer", transfer_pb2.CancelTransferRequest, transfer_pb2.CancelTransferResponse
+)
+LIST_TRANSFERS = Rpc(_TRANSFER, "ListTransfers", transfer_pb2.ListTransfersRequest, transfer_pb2.ListTransfersResponse)
 GET_SERVER_INFO = Rpc(_ADMIN, "GetServerInfo", admin_pb2.GetServerInfoRequest, admin_pb2.GetServerInfoResponse)
 GET_METRICS = Rpc(_ADMIN, "GetMetrics", admin_pb2.GetMetricsRequest, admin_pb2.GetMetricsResponse)
 VERIFY_INTEGRITY = Rpc(_ADMIN, "VerifyIntegrity", admin_pb2.VerifyIntegrityRequest, admin_pb2.VerifyIntegrityResponse)

@@ -139,6 +139,7 @@ async def serving(
         await web.close()
         await listener.close()
         await processes.close()
+        await assembly.peers.close()
         await core.copies.close(config.drain_timeout)
         if journal is not None:
             _leave(journal, assembly)

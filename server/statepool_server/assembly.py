@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
+from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2, transfer_pb2
 from statepool_server.config import ServerConfig
 from statepool_server.memory import Memory
 from statepool_server.metrics.exposition import Exposition
@@ -21,14 +21,17 @@ from statepool_server.service.core import Core
 from statepool_server.service.draining import Drain
 from statepool_server.service.health import Health
 from statepool_server.service.heartbeat import Heartbeat
+from statepool_server.service.peers import Peers
 from statepool_server.service.pool_service import PoolService
 from statepool_server.service.reaper import Reaper
+from statepool_server.service.receiving import Receiver
 from statepool_server.service.schedule_streams import ScheduleStreams
 from statepool_server.service.sequence_service import SequenceService
 from statepool_server.service.session_service import SessionService
 from statepool_server.service.stalls import Stalls
 from statepool_server.service.steps import Steps
 from statepool_server.service.supervision import Supervisor
+from statepool_server.service.transfer_service import TransferService
 from statepool_server.service.verifying import Verifier
 from statepool_server.tracing import NO_TRACING, Tracing
 
@@ -40,6 +43,7 @@ DESCRIPTORS = {
         "PoolService": pool_pb2,
         "SequenceService": sequence_pb2,
         "SessionService": session_pb2,
+        "TransferService": transfer_pb2,
     }.items()
 }
 """Descriptors of the services, by name."""
@@ -75,6 +79,8 @@ class Assembly:
     """What all these tell of themselves in numbers."""
     status: Status
     """What they show on the status page."""
+    peers: Peers
+    """Connections to other servers."""
     servicers: Mapping[str, object]
     """Handlers by service name."""
 
@@ -107,6 +113,7 @@ class Assembly:
         verifier = Verifier(core, config.checksums, config.scrub_rate)
         steps, streams = Steps(core, drain.begun, verifier), ScheduleStreams(core, config.pressure, stalls)
         processes = AttachedProcesses(core, str(plan.attach_socket), config.attach_timeout, plan.state_dir)
+        peers = Peers(plan.peers)
         core.block_listeners += [streams.blocks_changed, drain.progressed]
         drain.on_begin.append(streams.going_away)
         core.session_listeners += [streams.sessions_changed, lambda _ended: processes.fences_changed()]
@@ -128,6 +135,9 @@ class Assembly:
             "PoolService": PoolService(core, processes),
             "SequenceService": SequenceService(core, steps, streams, stalls),
             "SessionService": SessionService(core, reaper.lease_changed, drain.over, stalls),
+            "TransferService": TransferService(
+                core, reaper.lease_changed, stalls, Receiver(core, peers, config.stall_timeout)
+            ),
         }
         return cls(
             core=core,
@@ -143,6 +153,7 @@ class Assembly:
             processes=processes,
             metrics=metrics,
             status=Status(sources),
+            peers=peers,
             servicers=servicers,
         )
 
@@ -157,5 +168,6 @@ def _pool(plan: Plan) -> Pool:
             num_spec=known.num_spec,
             max_sequences=limits.max_sequences,
             max_attachments=limits.max_attachments,
+            max_transfers=limits.max_transfers,
         )
     )

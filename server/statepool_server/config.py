@@ -57,6 +57,8 @@ class ServerConfig:
             default there is none. It shows numbers, not states, hashes or keys, to whoever can connect.
         tracing: otlp makes calls, engine steps and copies spans of OpenTelemetry, exported as the environment variables
             of its SDK say (OTEL_EXPORTER_OTLP_ENDPOINT, …); needs statepool[otel].
+        allow_peer: Servers that states may be received from, as gRPC names them; may be repeated. By default any on a
+            Unix socket or a loopback address of this machine. Nothing else is reached without TLS.
         checksums: off; scrub takes a checksum of every block that is committed and compares it again and again in the
             background; lookup also compares it before a block that was found is handed out.
         scrub_rate: Bytes a second, of all ranks, that are compared in the background.
@@ -72,6 +74,7 @@ class ServerConfig:
         max_calls: Calls of everybody under way, KeepAlive and Schedule streams apart; those that give something back
             find room for as many again.
         max_session_calls: Calls of one session under way, without those that give something back.
+        max_transfers: Open transfers: states that are lent to other servers.
         pressure: Share of the blocks below which free and evictable ones are told to be scarce.
         max_waiting_allocations: AllocateBlocks calls that may wait for blocks at a time.
         max_queued_copies: Copies, zeroings, reads and writes that may be queued or run at a time.
@@ -108,6 +111,7 @@ class ServerConfig:
     listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
     metrics_listen: str | None = None
     tracing: Literal["off", "otlp"] = "off"
+    allow_peer: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
     checksums: Literal["off", "scrub", "lookup"] = "off"
     scrub_rate: ByteSize = 64 * 2**20
     max_batch: Count = 4096
@@ -121,6 +125,7 @@ class ServerConfig:
     max_connections: Count = 1024
     max_calls: Count = 1024
     max_session_calls: Count = 256
+    max_transfers: Count = 1024
     pressure: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.05
     max_waiting_allocations: Count = 256
     max_queued_copies: Count = 1024

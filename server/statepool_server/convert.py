@@ -1,5 +1,6 @@
 """Messages to checked values and back: the one place that decides whether a request is well formed."""
 
+import time
 from collections.abc import Container, Sequence
 
 import numpy as np
@@ -139,6 +140,11 @@ def duration_ns(value: Duration, field: str) -> int:
 def duration(nanoseconds: int) -> Duration:
     """Writes a duration."""
     return Duration(seconds=nanoseconds // 10**9, nanos=nanoseconds % 10**9)
+
+
+def wall_clock(monotonic_ns: int) -> Timestamp:
+    """Writes a time of the monotonic clock, as the wall clock shows it now."""
+    return timestamp(time.time_ns() + monotonic_ns - time.monotonic_ns())
 
 
 def timestamp(nanoseconds: int) -> Timestamp:

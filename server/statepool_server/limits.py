@@ -35,3 +35,5 @@ class Limits:
     """Calls of everybody under way, without the streams that last as long as their client."""
     max_session_calls: int
     """Calls of one session under way, without those that only give something back."""
+    max_transfers: int
+    """Open transfers."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from statepool.copies import Column, CopyPlan, copied_bytes
 from statepool.layout import ArenaLayout
 from statepool.torch.engine import ENGINES, CopyEngine
-from statepool.torch.images import image_checksum, read_image, write_image
+from statepool.torch.images import image_checksum, read_image, read_shifted_image, write_image
 from statepool.torch.regions import zero_regions
 from statepool_server.arena import open_arenas
 from statepool_server.arena_types import Arena, Export
@@ -204,6 +204,15 @@ class Memory:
     def read_image(self, rank_index: int, block_id: int, offset: int, length: int) -> bytes:
         """Reads bytes of a block image; the range must lie in it."""
         return read_image(self._arenas[rank_index].tensor, self._layout, block_id, offset, length)
+
+    def read_lent(
+        self, rank_index: int, block_id: int, temporal_block_id: int, token_bias: int, offset: int, length: int
+    ) -> bytes:
+        """Reads bytes of the image of a lent state, see `LentStates`; the range must lie in it."""
+        arena = self._arenas[rank_index].tensor
+        if not token_bias:
+            return read_image(arena, self._layout, block_id, offset, length)
+        return read_shifted_image(arena, self._layout, block_id, temporal_block_id, token_bias, offset, length)
 
     def write_image(self, rank_index: int, block_id: int, offset: int, data: bytes) -> None:
         """Writes bytes of a block image; the range must lie in it."""

@@ -28,6 +28,8 @@ class Plan:
     """Where to listen."""
     metrics_address: tuple[str, int] | None
     """Host and port of the HTTP listener; None: there is none."""
+    peers: tuple[Address, ...]
+    """Servers that states may be received from; none: all of this machine."""
     state_dir: Path
     """Folder of host arenas and of the journal."""
     outlives_process: bool
@@ -57,6 +59,8 @@ class Plan:
         devices = parse_devices(config.device, len(ranks))
         description = PoolDescription(
             model_type=model.model_type,
+            family=model.family,
+            family_parameters=model.parameters,
             layout=layout,
             block_tokens=config.block_tokens,
             tp_size=config.tp_size,
@@ -73,6 +77,7 @@ class Plan:
             limits_of(config),
             tuple(Address.parse(text) for text in config.listen),
             None if config.metrics_listen is None else parse_http_address(config.metrics_listen),
+            tuple(Address.parse(text) for text in config.allow_peer),
             config.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"),  # noqa: S108 — private: 0700 and locked
             config.recovery and all(device == "cpu" for device in devices),
         )
@@ -160,4 +165,5 @@ def limits_of(config: ServerConfig) -> Limits:
         max_attachments=config.max_attachments,
         max_calls=config.max_calls,
         max_session_calls=config.max_session_calls,
+        max_transfers=config.max_transfers,
     )

@@ -21,11 +21,13 @@ from statepool_server.holdings import counted
 from statepool_server.recency import Ids
 from statepool_server.sequences.applying import StepChanges
 from statepool_server.sequences.context import StepContext
+from statepool_server.sequences.lending import state_of
 from statepool_server.sequences.outcomes import StepOutcome
 from statepool_server.sequences.requests import StepRequest
 from statepool_server.sequences.stepping import Stepping
 from statepool_server.sequences.tables import NULL
 from statepool_server.sessions import Session
+from statepool_server.transfers import LendingTerms, LentStates, Transfer, TransferEnd
 from statepool_server.view import PoolConfig, PoolState, PoolView, info_of
 from statepool_server.work import MemoryWork
 
@@ -47,7 +49,13 @@ class Pool(PoolView):
         self._guards = Guards(self.blocks, self.holdings, self.prefixes)
         self._changes = Changes(self.blocks, self.holdings, self.prefixes, self.sessions, self.tally, listener)
         context = StepContext(
-            self.blocks, self.prefixes, self._guards, config.block_tokens, config.num_spec, config.max_sequences
+            self.blocks,
+            self.prefixes,
+            self.transfers,
+            self._guards,
+            config.block_tokens,
+            config.num_spec,
+            config.max_sequences,
         )
         self._step_changes = StepChanges(config.block_tokens, self.blocks, self.holdings, self._changes, self.tally)
         self._stepping = Stepping(context, self.sequences, self.holdings, self._step_changes)
@@ -62,6 +70,7 @@ class Pool(PoolView):
         self.sessions.load(state.sessions)
         self.sequences.load(state.sequences, self._config.num_spec)
         self.attachments.load(state.attachments)
+        self.transfers.load(state.transfers)
 
     def distrust(self, generations: Ids) -> Ids:
         """Gives up all that may have changed since: everything but committed blocks that were never free.
@@ -78,6 +87,8 @@ class Pool(PoolView):
             self.detach(attachment_id)
         for session in list(self.sessions):
             self._close(session, expired=True)
+        for transfer in list(self.transfers.live.values()):
+            self._end_transfer(transfer, TransferEnd.CANCELLED)
         self.pardon()
         self.sessions.outdate()
         changed = self.blocks.generations != generations
@@ -140,6 +151,7 @@ class Pool(PoolView):
     def prolong_leases(self, until_ns: int) -> None:
         """Lets no lease end before a moment: nobody could renew one while there was no server."""
         self.sessions.prolong(until_ns)
+        self.transfers.prolong(until_ns)
 
     # Blocks
 
@@ -285,17 +297,81 @@ class Pool(PoolView):
         return self._stepping.step(self.sessions.owned(session_id, epoch), request, self.usage)
 
     def finish_work(self, work: MemoryWork, *, succeeded: bool = True) -> int:
-        """Tells that the work of a step has ended: what was copied can be found, and its pin is taken back.
+        """Tells that work has ended: what was copied can be found, and its pin is taken back.
 
         Args:
             work: The work.
-            succeeded: Whether it was done; else nothing of it can be found.
+            succeeded: Whether it was done; else nothing of it can be found, and the session loses what it has received.
 
         Returns:
             Blocks that became findable.
         """
-        session = self.sessions.find(work.session_id) if succeeded else None
-        return self._step_changes.finish_work(session, work)
+        session = self.sessions.find(work.session_id)
+        if session is not None and not succeeded and len(work.received_blocks):
+            counts = self.holdings.count(session, work.received_blocks)
+            held = counts > 0  # its owner may have found them in a listing, and dropped them
+            self._changes.drop(session, work.received_blocks[held], counts[held])
+        return self._step_changes.finish_work(session if succeeded else None, work)
+
+    # Transfers
+
+    def lend_blocks(self, session_id: int, epoch: int, refs: BlockRefs, terms: LendingTerms) -> Transfer:
+        """Lends committed blocks, or the session's own that stand in no block table.
+
+        Raises:
+            QuotaExceededError: As many transfers are open as may be.
+            BlockNotOwnedError, BlockBusyError, BlockInSequenceError: A block that cannot be lent.
+            ChecksumMismatchError: A condemned block.
+            GenerationStaleError, BlockIndexOutOfRangeError: A bad ref.
+            SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
+        """
+        session = self.sessions.owned(session_id, epoch)
+        self._guards.committable(self.blocks.check(refs, "blocks"))
+        return self._lend(session, LentStates.of_blocks(refs), "blocks", terms)
+
+    def lend_sequence(self, session_id: int, epoch: int, sequence_id: int, terms: LendingTerms) -> Transfer:
+        """Lends the state of a sequence, which cannot be scheduled before that has ended.
+
+        Raises:
+            SequenceNotFoundError: The session has no such sequence.
+            StepOutOfOrderError: It has an outstanding or unsettled step, or no state yet.
+            QuotaExceededError: As many transfers are open as may be.
+            BlockBusyError: The state is being moved.
+            SessionFencedError, SessionExpiredError, SessionNotFoundError: As `keep_alive`.
+        """
+        session = self.sessions.owned(session_id, epoch)
+        table = self.sequences.of(session_id, self._config.num_spec)
+        states = state_of(table, sequence_id, self.blocks, self._block_tokens)
+        transfer = self._lend(session, states, "sequence_id", terms)
+        table.steady_steps = 0  # the next step must look at what is lent
+        return transfer
+
+    def complete_transfer(self, transfer_id: int, token: bytes) -> None:
+        """Ends a transfer whose reader has everything; again, it does nothing.
+
+        Raises:
+            TransferNotFoundError: It has ended in another way, or the token is another.
+        """
+        self._end_once(transfer_id, token, TransferEnd.COMPLETED)
+
+    def cancel_transfer(self, transfer_id: int, token: bytes) -> None:
+        """Ends a transfer that nobody wants any more; again, it does nothing.
+
+        Raises:
+            TransferNotFoundError: It has ended in another way, or the token is another.
+        """
+        self._end_once(transfer_id, token, TransferEnd.CANCELLED)
+
+    def expire_transfers(self, now_ns: int) -> list[int]:
+        """Ends the transfers whose time was over by `now_ns`.
+
+        Returns:
+            Their ids.
+        """
+        due = self.transfers.due(now_ns)
+        for transfer in due:
+            self._end_transfer(transfer, TransferEnd.EXPIRED)
+        return [transfer.transfer_id for transfer in due]
 
     # Condemned blocks
 
@@ -420,6 +496,20 @@ class Pool(PoolView):
     def unpin(self, pin: Pin) -> None:
         """Takes a pin back; blocks that lost their last reference meanwhile are released now."""
         self._changes.unpin(pin)
+
+    def _lend(self, session: Session, states: LentStates, field: str, terms: LendingTerms) -> Transfer:
+        self.transfers.check_room()
+        sources = [self._guards.source(session, refs, field) for refs in (states.blocks, states.temporal_blocks)]
+        pin = self._changes.pin(np.unique(np.concatenate(sources)), NO_IDS)
+        return self.transfers.open(session.session_id, terms, states, pin)
+
+    def _end_once(self, transfer_id: int, token: bytes, end: TransferEnd) -> None:
+        if not self.transfers.has_ended(transfer_id, token, end):
+            self._end_transfer(self.transfers.get(transfer_id, token), end)
+
+    def _end_transfer(self, transfer: Transfer, end: TransferEnd) -> None:
+        self.transfers.close(transfer, end)
+        self._changes.unpin(transfer.pin)
 
     def _close(self, session: Session, *, expired: bool) -> int:
         self._fence(session, session.epoch)

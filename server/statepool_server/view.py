@@ -19,6 +19,7 @@ from statepool_server.sequences.requests import Admissions
 from statepool_server.sequences.table import IDLE, SequencesState, SequenceTables
 from statepool_server.sessions import Session, SessionsState, SessionTable
 from statepool_server.tally import Tally
+from statepool_server.transfers import Transfer, TransfersState, TransferTable
 
 _SUMMED = struct.Struct("<8Q")
 
@@ -41,6 +42,8 @@ class PoolConfig:
     """Live sequences of all sessions."""
     max_attachments: int = 64
     """Attached processes at a time."""
+    max_transfers: int = 1024
+    """Open transfers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +62,8 @@ class PoolState:
     """Their sequences, by session id."""
     attachments: AttachmentsState
     """Attached processes and fences."""
+    transfers: TransfersState
+    """States that are lent."""
 
 
 class PoolView:
@@ -72,6 +77,7 @@ class PoolView:
         sequences: Their sequences; to read, not to change.
         attachments: Attached processes and fences; to read, not to change.
         tally: What has been done; to read, not to change.
+        transfers: States that are lent; to read, not to change.
     """
 
     def __init__(self, config: PoolConfig) -> None:
@@ -88,6 +94,7 @@ class PoolView:
         self.sequences = SequenceTables()
         self.attachments = AttachmentTable(config.max_attachments)
         self.tally = Tally()
+        self.transfers = TransferTable(config.max_transfers)
 
     @property
     def capacity(self) -> int:
@@ -96,8 +103,9 @@ class PoolView:
 
     @property
     def next_expiry_ns(self) -> int | None:
-        """When the next lease ends; None: there is none."""
-        return self.sessions.next_expiry_ns
+        """When the next lease or transfer ends; None: there is none."""
+        ends = (self.sessions.next_expiry_ns, self.transfers.next_expiry_ns)
+        return min((end for end in ends if end is not None), default=None)
 
     def check_session(self, session_id: int, epoch: int) -> None:
         """Checks that the caller owns a live session.
@@ -162,6 +170,22 @@ class PoolView:
             prefix_hashes=[name[1] if name else b"" for name in names],
         )
 
+    def check_transfer(self, transfer_id: int, token: bytes) -> Transfer:
+        """Checks that what a transfer lends can be read, or has been read whole if it was read already.
+
+        Returns:
+            The transfer.
+
+        Raises:
+            TransferNotFoundError: It has ended, or the token is another.
+            BlockBusyError, ChecksumMismatchError: A block is in quarantine, or condemned.
+            GenerationStaleError: A block is not what it was.
+        """
+        transfer = self.transfers.get(transfer_id, token)
+        for refs in (transfer.states.blocks, transfer.states.temporal_blocks):
+            self.blocks.check_clear(self.blocks.check(refs, "transfer"), "transfer")
+        return transfer
+
     def found(self, namespace: str, prefix_hashes: Sequence[bytes]) -> Ids:
         """Finds the block that `Pool.lookup` would hand out now, if there is one, ``[0 or 1]``."""
         found = self.prefixes.deepest(namespace, prefix_hashes)
@@ -223,6 +247,7 @@ class PoolView:
             self.sessions.dump(),
             self.sequences.dump(),
             self.attachments.dump(),
+            self.transfers.dump(),
         )
 
     def sums(self) -> int:
@@ -252,7 +277,8 @@ class PoolView:
             blocks.evictable.block_ids(),
         ):
             digest.update(column.tobytes())
-        digest.update(repr((self.sessions.facts(), self.sequences.facts(), self.attachments.facts())).encode())
+        tables = (self.sessions, self.sequences, self.attachments, self.transfers)
+        digest.update(repr([table.facts() for table in tables]).encode())
         for name in self.prefixes.items():
             digest.update(repr(name).encode())
         return digest.digest()

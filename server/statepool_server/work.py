@@ -29,5 +29,7 @@ class MemoryWork:
     """Zeroed when the post-copies are done."""
     pre_copies: CopyPlan = field(default_factory=_no_copies)
     """Done when the post-copies are done."""
+    received_blocks: Column = field(default_factory=lambda: _NONE)
+    """Blocks that the session loses unless the work succeeds: they are filled from elsewhere."""
     publication: Publication = NOTHING
     """States that are to be found when the work is done."""

@@ -3,7 +3,18 @@
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import allocator, attach, checksums, client_import, host_copies, journal, observing, rpc_floor, steps
+from benchmarks import (
+    allocator,
+    attach,
+    checksums,
+    client_import,
+    host_copies,
+    journal,
+    observing,
+    rpc_floor,
+    steps,
+    transfers,
+)
 
 MODULES = {
     "allocator, in process": allocator,
@@ -14,6 +25,7 @@ MODULES = {
     "checksums": checksums,
     "journal": journal,
     "observation": observing,
+    "transfers": transfers,
     "client import": client_import,
 }
 

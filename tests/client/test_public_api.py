@@ -14,11 +14,11 @@ from google.protobuf.message_factory import GetMessageClass
 import statepool
 from statepool import errors
 from statepool.rpc import RPCS
-from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2
+from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2, transfer_pb2
 
 METHODS: list[MethodDescriptor] = [
     method
-    for module in (admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2)
+    for module in (admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2, transfer_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]

@@ -39,6 +39,8 @@ def core() -> Core:
     layout = ArenaLayout(BlockLayout.of([state], ConvLayout.SD), 9)
     description = PoolDescription(
         model_type="custom",
+        family="custom",
+        family_parameters={},
         layout=layout,
         block_tokens=BLOCK_TOKENS,
         tp_size=1,

@@ -22,6 +22,7 @@ from statepool.v1 import (
     sequence_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
+    transfer_pb2_grpc,
     types_pb2,
 )
 from statepool.v1 import block_pb2 as pb
@@ -37,6 +38,7 @@ class Stubs:
         self.pool = pool_pb2_grpc.PoolServiceStub(channel)
         self.sequences = sequence_pb2_grpc.SequenceServiceStub(channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(channel)
+        self.transfers = transfer_pb2_grpc.TransferServiceStub(channel)
 
 
 def ref_of(session: Session) -> types_pb2.SessionRef:

@@ -18,6 +18,7 @@ from statepool import (
     Schedules,
     SequenceExistsError,
     StatepoolError,
+    Transfer,
 )
 from statepool.errors import BY_REASON, Code
 
@@ -34,7 +35,6 @@ NOT_THROUGH_A_CLIENT = {
     "STREAM_STALLED": "takes a peer that stands still; test_stalls.py has some",
     "COPIES_STALLED": "takes memory work that stands still; test_stalled_copies.py has some",
     "STREAM_REPLACED": "a session has one scheduler; test_schedule_stream.py opens two streams",
-    "PEER_UNTRUSTED": "comes over the attach socket; test_handshakes.py sends bad tokens",
 }
 """Reasons that are reached elsewhere, or nowhere yet, and why."""
 
@@ -49,6 +49,7 @@ class Expected:
     names_block: bool = False
 
 
+NO_TRANSFER = Transfer(2**60, bytes(16), 1, 0)
 EXPECTED = {
     "BAD_FIELD": Expected(Code.INVALID_ARGUMENT, "count"),
     "COLUMN_LENGTH_MISMATCH": Expected(Code.INVALID_ARGUMENT, "prefix_hashes"),
@@ -71,6 +72,9 @@ EXPECTED = {
     "SEQUENCE_NOT_FOUND": Expected(Code.NOT_FOUND, "finishes", {"row": "0"}),
     "SEQUENCE_EXISTS": Expected(Code.ALREADY_EXISTS, "admissions.sequence_ids", {"row": "0"}),
     "STEP_OUT_OF_ORDER": Expected(Code.FAILED_PRECONDITION, "step", {"last_step": "0"}),
+    "TRANSFER_NOT_FOUND": Expected(Code.NOT_FOUND, "transfer"),
+    "PEER_UNTRUSTED": Expected(Code.UNAUTHENTICATED, "source"),
+    "PEER_LOST": Expected(Code.ABORTED, "source"),
     "BLOCK_IN_SEQUENCE": Expected(Code.FAILED_PRECONDITION, "blocks", names_block=True),
 }
 
@@ -96,6 +100,9 @@ def _calls(client: Any, session: Any, blocks: BlockRefs) -> dict[str, Callable[[
         "POOL_EXHAUSTED": lambda: session.allocate_blocks(CAPACITY),
         "SEQUENCE_NOT_FOUND": lambda: session.step(1, finish=[7]),
         "STEP_OUT_OF_ORDER": lambda: session.step(2),
+        "TRANSFER_NOT_FOUND": lambda: client.cancel_transfer(NO_TRANSFER),
+        "PEER_UNTRUSTED": lambda: session.receive_transfer(NO_TRANSFER, source="10.0.0.1:1"),
+        "PEER_LOST": lambda: session.receive_transfer(NO_TRANSFER, source="unix:/nobody.sock"),
     }
 
 

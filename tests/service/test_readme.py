@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from service.servers import Server, Servers
+from statepool import Admission, Commits, Schedules
 from statepool.cli.app import COMMANDS
 from statepool_server.cli import execute
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-CALLS, ENGINE, WORKER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CALLS, ENGINE, MOVE, WORKER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_calls_and_worker(servers: Servers) -> None:
@@ -54,6 +55,24 @@ def test_engine(servers: Servers, blocks: int) -> None:
     assert all(block > 0 for block in passes)
     if blocks == 17:
         assert len(passes) - before == 1  # the first chunk was found
+
+
+def test_move(servers: Servers) -> None:
+    """The example of a move begins the sequence on the other server with all that was computed on the first."""
+    source, destination = servers.shared(), servers.shared("--tp-ranks", "0,1")
+    with (
+        source.client() as here,
+        destination.client() as there,
+        here.create_session(60.0) as prefill,
+        there.create_session(60.0) as decode,
+    ):
+        prefill.step(1, admit=[Admission(7, 40)])
+        prefill.step(2, schedule=Schedules([7], 20))
+        prefill.step(3, commit=Commits([7]))
+
+        admission = _names_after(MOVE, source)["hand_over"](7, 40, prefill, decode)
+
+        assert decode.step(1, admit=[admission]).admissions.num_computed_tokens.tolist() == [20]
 
 
 def test_flags_and_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:

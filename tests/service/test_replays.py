@@ -20,19 +20,22 @@ from statepool import (
     Session,
 )
 from statepool.v1 import block_pb2 as pb
-from statepool.v1 import pool_pb2, session_pb2
+from statepool.v1 import pool_pb2, session_pb2, transfer_pb2
 
 Act = Callable[[Message], Message]
 """Sends a request."""
 
 
-def _requests(session: Session, stubs: Stubs) -> dict[str, tuple[Act, Message, Message]]:
+def _requests(server: Server, session: Session, stubs: Stubs) -> dict[str, tuple[Act, Message, Message]]:
     """Lists each mutating RPC with a request that takes effect and another one that may not have its id."""
-    ref, blocks = ref_of(session), session.allocate_blocks(4)
-    committed, one, more = blocks[:1], refs(blocks[1:2]), refs(blocks[2:])
+    ref, blocks = ref_of(session), session.allocate_blocks(5)
+    committed, one, more = blocks[:1], refs(blocks[1:2]), refs(blocks[2:4])
     session.commit_blocks(committed, prefix_hashes=[b"h"], boundary_tokens=16, written_through_tokens=16)
     commit: dict[str, Any] = {"session": ref, "boundary_tokens": [16], "written_through_tokens": [16]}
     ttl = Duration(nanos=50_000_000)
+    lent = session.create_transfer(blocks[4:], ttl=1.0)  # a server may receive from itself
+    lent_ref = transfer_pb2.TransferRef(transfer_id=lent.transfer_id, token=lent.token)
+    receive: dict[str, Any] = {"session": ref, "source": server.target, "transfer": lent_ref}
     table: dict[str, tuple[Any, Message, Message]] = {
         "CreateSession": (
             stubs.sessions.CreateSession,
@@ -74,6 +77,16 @@ def _requests(session: Session, stubs: Stubs) -> dict[str, tuple[Act, Message, M
             pb.CopyBlocksRequest(session=ref, src=one, dst=one, token_biases=[1]),
             pb.CopyBlocksRequest(session=ref, src=one, dst=one, token_biases=[2]),
         ),
+        "CreateTransfer": (
+            stubs.transfers.CreateTransfer,
+            transfer_pb2.CreateTransferRequest(session=ref, blocks=more, ttl=ttl, token=bytes(16)),
+            transfer_pb2.CreateTransferRequest(session=ref, blocks=more, ttl=ttl, token=bytes(17)),
+        ),
+        "ReceiveTransfer": (
+            stubs.transfers.ReceiveTransfer,
+            transfer_pb2.ReceiveTransferRequest(block_count=1, **receive),
+            transfer_pb2.ReceiveTransferRequest(block_count=2, **receive),
+        ),
     }
     return {name: (act, _with_id(request), _with_id(other)) for name, (act, request, other) in table.items()}
 
@@ -105,15 +118,19 @@ NAMES = (
     "LookupPrefix",
     "EvictBlocks",
     "CopyBlocks",
+    "CreateTransfer",
+    "ReceiveTransfer",
 )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_repeated_request_gets_the_same_bytes_and_changes_nothing(session: Session, stubs: Stubs, name: str) -> None:
+def test_repeated_request_gets_the_same_bytes_and_changes_nothing(
+    server: Server, session: Session, stubs: Stubs, name: str
+) -> None:
     """The second answer is the first, byte for byte, and the pool is as the first left it."""
     witness = session.allocate_blocks(1)
     session.write_blocks(witness, np.arange(256, dtype=np.uint8)[None])
-    act, request, _ = _requests(session, stubs)[name]
+    act, request, _ = _requests(server, session, stubs)[name]
 
     first = act(request)
     world = _world(stubs, session, witness)
@@ -123,9 +140,9 @@ def test_repeated_request_gets_the_same_bytes_and_changes_nothing(session: Sessi
     assert _world(stubs, session, witness) == world
 
 
-def test_every_mutating_rpc_is_repeated_here(session: Session, stubs: Stubs) -> None:
+def test_every_mutating_rpc_is_repeated_here(server: Server, session: Session, stubs: Stubs) -> None:
     """Every RPC whose request has a request_id is in the table of this file."""
-    modules = (pb, pool_pb2, session_pb2)
+    modules = (pb, pool_pb2, session_pb2, transfer_pb2)
     mutating = {
         method.name
         for module in modules
@@ -134,13 +151,13 @@ def test_every_mutating_rpc_is_repeated_here(session: Session, stubs: Stubs) -> 
         if "request_id" in method.input_type.fields_by_name
     }
 
-    assert mutating == set(NAMES) == set(_requests(session, stubs))
+    assert mutating == set(NAMES) == set(_requests(server, session, stubs))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reused_id_is_refused(session: Session, stubs: Stubs, name: str) -> None:
+def test_reused_id_is_refused(server: Server, session: Session, stubs: Stubs, name: str) -> None:
     """The id of one request with another payload is REQUEST_ID_REUSED."""
-    act, request, other = _requests(session, stubs)[name]
+    act, request, other = _requests(server, session, stubs)[name]
     request_id = f"reused-{session.session_id}-{name}"
     act(_with_id(request, request_id))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 
 from statepool import calls
+from statepool.aio.endpoint import AsyncEndpoint
 from statepool.aio.keeper import AsyncKeeper
 from statepool.aio.opening import AsyncOpener
 from statepool.aio.session import AsyncSession
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         AttachOffer,
         CalculatedShapes,
         DrainProgress,
-        Pool,
         ServerInfo,
         SessionInfo,
     )
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from statepool.retries import ClientStats
 
 
-class AsyncClient:
+class AsyncClient(AsyncEndpoint):
     """Talks to one pool from one event loop: that of its first call.
 
     The methods, their arguments and their errors are those of `statepool.sync.client.Client`; listings are async
@@ -66,7 +66,7 @@ class AsyncClient:
         Raises:
             ValueError: Plain text over a network without ``insecure=True``.
         """
-        self._transport = AsyncTransport(target, timeout, credentials, insecure, options)
+        super().__init__(AsyncTransport(target, timeout, credentials, insecure, options))
         self._keeper = AsyncKeeper(self._transport)
         self._opener = AsyncOpener(self._transport, self._keeper)
 
@@ -74,10 +74,6 @@ class AsyncClient:
     def stats(self) -> ClientStats:
         """What has become of this client's calls and sessions so far."""
         return self._transport.stats
-
-    async def get_pool(self, *, timeout: float | None = None) -> Pool:
-        """Returns the pool: layout, capacity, usage of the moment, limits, features; see `Client.get_pool`."""
-        return await self._transport.execute(calls.pool.get_pool(), timeout)
 
     async def get_server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns what the server process is and since when it runs; see `Client.get_server_info`."""

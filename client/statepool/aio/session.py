@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from statepool.outcomes import StepOutcome
     from statepool.refs import BlockRefs
     from statepool.results import Commit, Eviction, Hit
+    from statepool.transfers import Received, Transfer
 
 
 class AsyncSession(AsyncBlockStreams):
@@ -105,6 +106,27 @@ class AsyncSession(AsyncBlockStreams):
         return await self._transport.execute(
             calls.blocks.copy_blocks(self._ref, src, dst, token_bias, temporal_src), timeout, self._lease
         )
+
+    async def create_transfer(
+        self,
+        blocks: BlockRefs | None = None,
+        *,
+        sequence_id: int | None = None,
+        ttl: float = 60.0,
+        peer: str = "",
+        timeout: float | None = None,
+    ) -> Transfer:
+        """Lends states to a reader on another server, under a lease; see `Session.create_transfer`."""
+        call = calls.transfers.create_transfer(self._ref, blocks, sequence_id, ttl, peer)
+        return await self._transport.execute(call, timeout, self._lease)
+
+    async def receive_transfer(self, transfer: Transfer, *, source: str, timeout: float | None = None) -> Received:
+        """Has the server pull the states of a transfer into blocks of its own; see `Session.receive_transfer`."""
+        pool = await self._transport.pool()
+        nbytes = transfer.block_count * pool.layout.block.image_bytes * len(pool.tp_ranks)
+        extra_seconds = calls.images.stream_seconds(nbytes)
+        call = calls.transfers.receive_transfer(self._ref, transfer, source, extra_seconds)
+        return await self._transport.execute(call, timeout, self._lease)
 
     def scheduler(
         self, *, execution: Execution = Execution.SERVER, on_notice: Callable[[Notice], object] | None = None

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from statepool import calls
+from statepool.aio.endpoint import AsyncEndpoint
 from statepool.aio.transport import AsyncTransport
 from statepool.handle import SessionHandle
 from statepool.lease import Lease
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from statepool.results import Chunk
 
 
-class AsyncBlockStreams(SessionHandle):
+class AsyncBlockStreams(SessionHandle, AsyncEndpoint):
     """The part of a session that reads and writes block images."""
 
     def __init__(self, transport: AsyncTransport, lease: Lease) -> None:
-        super().__init__(lease)
-        self._transport = transport
+        SessionHandle.__init__(self, lease)
+        AsyncEndpoint.__init__(self, transport)
 
     async def read_blocks(
         self,

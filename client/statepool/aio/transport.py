@@ -30,6 +30,7 @@ from statepool.v1 import block_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
     from statepool.calls.images import ImageReader
+    from statepool.calls.transfers import TransferReader
     from statepool.descriptions import Pool
     from statepool.results import Chunk
 
@@ -178,21 +179,20 @@ class AsyncTransport:
         """
         await self.hold(lease, time.monotonic() + self.seconds(timeout))
         reader.request.session.CopyFrom(lease.opened.ref)
-        method = self._open_channel().unary_stream(*rpc.READ_BLOCKS.stub)
-        with tracing.span_of(rpc.READ_BLOCKS) as metadata:
-            seconds = self.seconds(timeout) + reader.extra_seconds
-            responses = method(reader.request, timeout=seconds, metadata=metadata)
-            try:
-                async for response in responses:
-                    yield reader.accept(response)
-            except grpc.RpcError as error:
-                raise self.leases.failed(lease, error_of_rpc(error)) from error
-            except asyncio.CancelledError:
-                self._check_not_closed_meanwhile()
-                raise
-            finally:
-                responses.cancel()
-            reader.finish()
+        async with contextlib.aclosing(self._images(rpc.READ_BLOCKS, reader, timeout, lease)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def pull(self, reader: TransferReader, timeout: float | None) -> AsyncGenerator[Chunk, None]:
+        """Executes a PullBlocks stream; it is cancelled when the iterator is closed early.
+
+        Raises:
+            StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
+        """
+        self.check(None)
+        async with contextlib.aclosing(self._images(rpc.PULL_BLOCKS, reader, timeout, None)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def write(
         self,
@@ -275,6 +275,30 @@ class AsyncTransport:
             else:
                 self._channel = grpc.aio.secure_channel(self.target, self._credentials, self._options)
         return self._channel
+
+    async def _images(
+        self,
+        called: Rpc[Any, Any],
+        reader: ImageReader | TransferReader,
+        timeout: float | None,
+        lease: Lease | None,
+    ) -> AsyncGenerator[Chunk, None]:
+        """Executes a stream of images and checks that it is whole."""
+        method = self._open_channel().unary_stream(*called.stub)
+        with tracing.span_of(called) as metadata:
+            seconds = self.seconds(timeout) + reader.extra_seconds
+            responses = method(reader.request, timeout=seconds, metadata=metadata)
+            try:
+                async for response in responses:
+                    yield reader.accept(response)
+            except grpc.RpcError as error:
+                raise self.leases.failed(lease, error_of_rpc(error)) from error
+            except asyncio.CancelledError:
+                self._check_not_closed_meanwhile()
+                raise
+            finally:
+                responses.cancel()
+            reader.finish()
 
     def _register(self, called: Rpc[Any, Any]) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
         return self._unary.setdefault(called.path, self._open_channel().unary_unary(*called.stub))

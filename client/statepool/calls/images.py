@@ -1,7 +1,7 @@
 """Messages of the byte streams: block images cut into checked chunks, and put together again."""
 
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import xxhash
@@ -82,12 +82,100 @@ def write_messages(
             )
 
 
-class ImageReader:
-    """Checks the chunks of a ReadBlocks stream: their checksums, and that nothing is missing between them.
+class ImageChunk(Protocol):
+    """A chunk as the streams of images carry it."""
+
+    @property
+    def block_index(self) -> int:
+        """Image, from 0."""
+
+    @property
+    def offset(self) -> int:
+        """First byte in the image."""
+
+    @property
+    def data(self) -> bytes:
+        """The bytes."""
+
+    @property
+    def checksum(self) -> int:
+        """XXH3 (64 bit, seed 0) of the bytes."""
+
+
+class ImageStream:
+    """Checks the chunks of a stream of images: their checksums, and that nothing is missing between them.
+
+    Attributes:
+        shape: ``(n, length)``: images, and bytes of each.
+    """
+
+    def __init__(self, shape: tuple[int, int], *, begin: int = 0, offset: int = 0) -> None:
+        """Plans a stream.
+
+        Args:
+            shape: Images, and bytes of each.
+            begin: Bytes, counted over all images, that it does not begin with.
+            offset: First byte of each image.
+        """
+        self.shape = shape
+        self._begin = self._expected = begin
+        self._offset = offset
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole stream."""
+        return max(0, self.shape[0] * self.shape[1] - self._begin)
+
+    @property
+    def extra_seconds(self) -> float:
+        """What the stream may take on top of its timeout."""
+        return stream_seconds(self.nbytes)
+
+    def new_images(self) -> Images:
+        """Makes room for all images, ``[n, length]``."""
+        return np.empty(self.shape, np.uint8)
+
+    def accept(self, response: ImageChunk) -> Chunk:
+        """Checks the next chunk.
+
+        Raises:
+            ChecksumMismatchError: Its bytes are not those that the server read.
+            DataLossError: It is not the next one.
+        """
+        data = response.data
+        start = response.offset - self._offset
+        position = response.block_index * self.shape[1] + start
+        if position != self._expected or response.block_index >= self.shape[0] or start + len(data) > self.shape[1]:
+            raise DataLossError(
+                f"block_index {response.block_index}, offset {response.offset}, {len(data)} bytes: "
+                f"not what follows after {self._expected} bytes of {list(self.shape)}"
+            )
+        if xxhash.xxh3_64_intdigest(data) != response.checksum:
+            raise ChecksumMismatchError(f"block_index {response.block_index}, offset {response.offset}: wrong bytes")
+        self._expected += len(data)
+        return Chunk(response.block_index, response.offset, data)
+
+    def place(self, chunk: Chunk, images: Images) -> None:
+        """Puts a chunk where it belongs in ``[n, length]``."""
+        start = chunk.offset - self._offset
+        images[chunk.block_index, start : start + len(chunk.data)] = np.frombuffer(chunk.data, np.uint8)
+
+    def finish(self) -> None:
+        """Checks that the stream was whole.
+
+        Raises:
+            DataLossError: It ended early.
+        """
+        whole = self._begin + self.nbytes
+        if self._expected != whole:
+            raise DataLossError(f"the stream ended after {self._expected} of {whole} bytes")
+
+
+class ImageReader(ImageStream):
+    """Checks the chunks of a ReadBlocks stream.
 
     Attributes:
         request: What opens the stream.
-        shape: ``(n, length)``: blocks, and bytes of each.
     """
 
     def __init__(
@@ -118,52 +206,4 @@ class ImageReader:
         self.request = pb.ReadBlocksRequest(
             session=session, blocks=refs_to_wire(blocks), rank_index=rank_index, offset=offset, length=length or 0
         )
-        self.shape = len(blocks), max(0, image_bytes - offset) if length is None else length
-        self._expected = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole stream."""
-        return self.shape[0] * self.shape[1]
-
-    @property
-    def extra_seconds(self) -> float:
-        """What the stream may take on top of its timeout."""
-        return stream_seconds(self.nbytes)
-
-    def new_images(self) -> Images:
-        """Makes room for all images, ``[n, length]``."""
-        return np.empty(self.shape, np.uint8)
-
-    def accept(self, response: pb.ReadBlocksResponse) -> Chunk:
-        """Checks the next chunk.
-
-        Raises:
-            ChecksumMismatchError: Its bytes are not those that the server read.
-            DataLossError: It is not the next one.
-        """
-        start = response.offset - self.request.offset
-        position = response.block_index * self.shape[1] + start
-        if position != self._expected or start + len(response.data) > self.shape[1]:
-            raise DataLossError(
-                f"block_index {response.block_index}, offset {response.offset}, {len(response.data)} bytes: "
-                f"not what follows after {self._expected} bytes of {list(self.shape)}"
-            )
-        if xxhash.xxh3_64_intdigest(response.data) != response.checksum:
-            raise ChecksumMismatchError(f"block_index {response.block_index}, offset {response.offset}: wrong bytes")
-        self._expected += len(response.data)
-        return Chunk(response.block_index, response.offset, response.data)
-
-    def place(self, chunk: Chunk, images: Images) -> None:
-        """Puts a chunk where it belongs in ``[n, length]``."""
-        start = chunk.offset - self.request.offset
-        images[chunk.block_index, start : start + len(chunk.data)] = np.frombuffer(chunk.data, np.uint8)
-
-    def finish(self) -> None:
-        """Checks that the stream was whole.
-
-        Raises:
-            DataLossError: It ended early.
-        """
-        if self._expected != self.nbytes:
-            raise DataLossError(f"the stream ended after {self._expected} of {self.nbytes} bytes")
+        super().__init__((len(blocks), max(0, image_bytes - offset) if length is None else length), offset=offset)

@@ -137,6 +137,8 @@ def _pool(response: pool_pb2.GetPoolResponse) -> Pool:
         usage=usage_from_wire(pool.usage),
         limits=Limits(**{field.name: getattr(pool.limits, field.name) for field in fields(Limits)}),
         features=tuple(pool.features),
+        family=pool.family,
+        family_parameters=dict(pool.family_parameters),
     )
 
 

@@ -12,6 +12,7 @@ from statepool import calls
 from statepool.channel import DEFAULT_TIMEOUT_SECONDS, ChannelOptions
 from statepool.errors import StatepoolError
 from statepool.lease import Terms
+from statepool.sync.endpoint import Endpoint
 from statepool.sync.keeper import Keeper
 from statepool.sync.opening import Opener
 from statepool.sync.session import Session
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         AttachOffer,
         CalculatedShapes,
         DrainProgress,
-        Pool,
         ServerInfo,
         SessionInfo,
     )
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from statepool.retries import ClientStats
 
 
-class Client:
+class Client(Endpoint):
     """Talks to one pool, with blocking calls; safe to use from threads.
 
     Nothing is connected before the first call, and a lost connection comes back by itself. Unary calls that are
@@ -68,7 +68,7 @@ class Client:
         Raises:
             ValueError: Plain text over a network without ``insecure=True``.
         """
-        self._transport = Transport(target, timeout, credentials, insecure, options)
+        super().__init__(Transport(target, timeout, credentials, insecure, options))
         self._keeper = Keeper(self._transport)
         self._opener = Opener(self._transport, self._keeper)
 
@@ -76,10 +76,6 @@ class Client:
     def stats(self) -> ClientStats:
         """What has become of this client's calls and sessions so far."""
         return self._transport.stats
-
-    def get_pool(self, *, timeout: float | None = None) -> Pool:
-        """Returns the pool: layout, capacity, usage of the moment, limits, features."""
-        return self._transport.execute(calls.pool.get_pool(), timeout)
 
     def get_server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns what the server process is and since when it runs."""

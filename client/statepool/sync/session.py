@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from statepool.refs import BlockRefs
     from statepool.results import Commit, Eviction, Hit
     from statepool.sync.scheduler import Scheduler
+    from statepool.transfers import Received, Transfer
 
 
 class Session(BlockStreams):
@@ -182,6 +183,67 @@ class Session(BlockStreams):
         return self._transport.execute(
             calls.blocks.copy_blocks(self._ref, src, dst, token_bias, temporal_src), timeout, self._lease
         )
+
+    def create_transfer(
+        self,
+        blocks: BlockRefs | None = None,
+        *,
+        sequence_id: int | None = None,
+        ttl: float = 60.0,
+        peer: str = "",
+        timeout: float | None = None,
+    ) -> Transfer:
+        """Lends states to a reader on another server, under a lease that outlives the sequence and the session.
+
+        Nobody may write the blocks meanwhile: the server refuses it (`BlockBusyError`), attached processes must not do
+        it. A sequence lends the state after its computed tokens, which need not stand at a boundary, and cannot be
+        scheduled before the transfer has ended; it can be finished.
+
+        Args:
+            blocks: Committed blocks, anybody's, or uncommitted ones of the session that are in no sequence, ``[n]``.
+            sequence_id: The sequence, in place of blocks.
+            ttl: Seconds that the lease lasts. It is not renewed, so it should outlast the reader's deadline.
+            peer: Who it is for; for those who list transfers.
+            timeout: Deadline in seconds.
+
+        Raises:
+            SequenceNotFoundError: No such sequence.
+            StepOutOfOrderError: The sequence has an outstanding or unsettled step, or no state yet.
+            BlockNotOwnedError, BlockBusyError, BlockInSequenceError: A block that cannot be lent.
+            QuotaExceededError: As many transfers are open as may be.
+            ValueError: Not exactly one of blocks and sequence_id is given.
+        """
+        call = calls.transfers.create_transfer(self._ref, blocks, sequence_id, ttl, peer)
+        return self._transport.execute(call, timeout, self._lease)
+
+    def receive_transfer(self, transfer: Transfer, *, source: str, timeout: float | None = None) -> Received:
+        """Allocates blocks and has the server pull the states of a transfer into them, from another server.
+
+        Ended by its deadline, or in any other way than well, it leaves no block.
+
+        Args:
+            transfer: A transfer of the source; it is completed.
+            source: Where the server of this session reaches the source, in gRPC's naming: a Unix socket or a loopback
+                address that its operator allows.
+            timeout: Deadline in seconds, to which the time that the bytes need at 64 MiB/s is added.
+
+        Returns:
+            The blocks.
+
+        Raises:
+            PoolExhaustedError: Not so many blocks are there.
+            PeerUntrustedError: The operator does not allow that source.
+            PeerLostError: The source cannot be reached, or gives nothing any more.
+            TransferNotFoundError: The transfer has ended.
+            LayoutMismatchError: The source's layout can not be converted to that of this pool.
+            DataLossError: Bytes are missing or were damaged on their way (`ChecksumMismatchError`), or the server was
+                restarted meanwhile (`StateLostError`).
+        """
+        pool = self._transport.pool()
+        nbytes = transfer.block_count * pool.layout.block.image_bytes * len(pool.tp_ranks)
+        extra_seconds = calls.images.stream_seconds(nbytes)
+        call = calls.transfers.receive_transfer(self._ref, transfer, source, extra_seconds)
+        return self._transport.execute(call, timeout, self._lease)
 
     def scheduler(
         self, *, execution: Execution = Execution.SERVER, on_notice: Callable[[Notice], object] | None = None

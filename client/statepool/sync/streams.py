@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from statepool import calls
 from statepool.handle import SessionHandle
 from statepool.lease import Lease
+from statepool.sync.endpoint import Endpoint
 from statepool.sync.transport import Transport
 
 if TYPE_CHECKING:
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from statepool.results import Chunk
 
 
-class BlockStreams(SessionHandle):
+class BlockStreams(SessionHandle, Endpoint):
     """The part of a session that reads and writes block images."""
 
     def __init__(self, transport: Transport, lease: Lease) -> None:
-        super().__init__(lease)
-        self._transport = transport
+        SessionHandle.__init__(self, lease)
+        Endpoint.__init__(self, transport)
 
     def read_blocks(
         self,

@@ -28,6 +28,7 @@ from statepool.v1 import block_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
     from statepool.calls.images import ImageReader
+    from statepool.calls.transfers import TransferReader
     from statepool.descriptions import Pool
     from statepool.results import Chunk
 
@@ -183,18 +184,16 @@ class Transport:
         """
         self.hold(lease, time.monotonic() + self.seconds(timeout))
         reader.request.session.CopyFrom(lease.opened.ref)
-        method = self._channel.unary_stream(*rpc.READ_BLOCKS.stub)
-        with tracing.span_of(rpc.READ_BLOCKS) as metadata:
-            seconds = self.seconds(timeout) + reader.extra_seconds
-            responses = method(reader.request, timeout=seconds, metadata=metadata)
-            try:
-                for response in responses:
-                    yield reader.accept(response)
-            except grpc.RpcError as error:
-                raise self.leases.failed(lease, error_of_rpc(error)) from error
-            finally:
-                responses.cancel()
-            reader.finish()
+        yield from self._images(rpc.READ_BLOCKS, reader, timeout, lease)
+
+    def pull(self, reader: TransferReader, timeout: float | None) -> Iterator[Chunk]:
+        """Executes a PullBlocks stream; it is cancelled when the iterator is closed early.
+
+        Raises:
+            StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
+        """
+        self.check(None)
+        yield from self._images(rpc.PULL_BLOCKS, reader, timeout, None)
 
     def write(
         self,
@@ -263,6 +262,27 @@ class Transport:
         """Closes the channel; calls under way end with `CancelledError`."""
         self._closed = True
         self._channel.close()
+
+    def _images(
+        self,
+        called: Rpc[Any, Any],
+        reader: ImageReader | TransferReader,
+        timeout: float | None,
+        lease: Lease | None,
+    ) -> Iterator[Chunk]:
+        """Executes a stream of images and checks that it is whole."""
+        method = self._channel.unary_stream(*called.stub)
+        with tracing.span_of(called) as metadata:
+            seconds = self.seconds(timeout) + reader.extra_seconds
+            responses = method(reader.request, timeout=seconds, metadata=metadata)
+            try:
+                for response in responses:
+                    yield reader.accept(response)
+            except grpc.RpcError as error:
+                raise self.leases.failed(lease, error_of_rpc(error)) from error
+            finally:
+                responses.cancel()
+            reader.finish()
 
     def _register(self, called: Rpc[Any, Any]) -> grpc.UnaryUnaryMultiCallable[Any, Any]:
         return self._unary.setdefault(called.path, self._channel.unary_unary(*called.stub))

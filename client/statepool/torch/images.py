@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import xxhash
 
-from statepool.layout import ArenaLayout, Arrangement
+from statepool.layout import ArenaLayout, Arrangement, ConvLayout, StateKind, StateSpec
 
 
 def read_image(arena: torch.Tensor, layout: ArenaLayout, block_id: int, offset: int, length: int) -> bytes:
@@ -28,6 +28,43 @@ def read_image(arena: torch.Tensor, layout: ArenaLayout, block_id: int, offset: 
     image = bytearray(length)
     for start, place, size in _pieces(layout, block_id, offset, length):
         image[place : place + size] = _bytes(arena[start : start + size])
+    return bytes(image)
+
+
+def read_shifted_image(
+    arena: torch.Tensor,
+    layout: ArenaLayout,
+    block_id: int,
+    temporal_block_id: int,
+    token_bias: int,
+    offset: int,
+    length: int,
+) -> bytes:
+    """Reads bytes of the image that a copy with a bias would leave in a blank block.
+
+    Args:
+        arena: uint8, ``[arena bytes]``, on any device.
+        layout: Its layout.
+        block_id: Block of all states but the temporal ones.
+        temporal_block_id: Block of the temporal states.
+        token_bias: Rows of the conv states, from the first, that are left out.
+        offset: First byte in the image.
+        length: Bytes; the range must lie in the image.
+
+    Returns:
+        The bytes; what is shifted in, and padding, reads as zero.
+    """
+    image = bytearray(length)
+    for spec in layout.tensors:
+        state, first = spec.state, max(offset, spec.image_offset)
+        end = min(offset + length, spec.image_offset + state.nbytes)
+        if first < end:
+            block = temporal_block_id if state.kind is StateKind.TEMPORAL else block_id
+            start = spec.arena_offset + block * spec.block_stride
+            data = _bytes(arena[start : start + state.nbytes])
+            if state.kind is StateKind.CONV and token_bias:
+                data = _shifted(data, state, token_bias, layout.block.conv_layout)
+            image[first - offset : end - offset] = data[first - spec.image_offset : end - spec.image_offset]
     return bytes(image)
 
 
@@ -64,6 +101,17 @@ def image_checksum(arena: torch.Tensor, layout: ArenaLayout, block_id: int) -> i
         piece = arena[start : start + size].cpu().numpy() if source is None else source[start : start + size]
         digest.update(piece.data)
     return digest.intdigest()
+
+
+def _shifted(data: bytes, state: StateSpec, rows: int, conv_layout: ConvLayout) -> bytes:
+    """Moves the rows of a conv state towards the first."""
+    before = np.frombuffer(data, np.uint8).reshape(*state.shape, state.dtype.itemsize)
+    after = np.zeros_like(before)
+    if conv_layout is ConvLayout.SD:
+        after[: len(before) - rows] = before[rows:]
+    else:
+        after[:, : before.shape[1] - rows] = before[:, rows:]
+    return after.tobytes()
 
 
 def _bytes(region: torch.Tensor) -> bytes:

@@ -146,6 +146,26 @@ class Pool(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FamilyParametersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_TYPE_FIELD_NUMBER: _builtins.int
     LAYOUT_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
@@ -157,6 +177,8 @@ class Pool(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    FAMILY_FIELD_NUMBER: _builtins.int
+    FAMILY_PARAMETERS_FIELD_NUMBER: _builtins.int
     model_type: _builtins.str
     """Hugging Face `model_type` of the model, or "custom"."""
     capacity: _builtins.int
@@ -167,6 +189,8 @@ class Pool(_message.Message):
     """Tensor-parallel size of the model."""
     num_spec: _builtins.int
     """Speculative tokens that the conv states have room for."""
+    family: _builtins.str
+    """Family of the model, for example "mamba2", or "custom"."""
     @_builtins.property
     def layout(self) -> _types_pb2.Layout:
         """Where every state lies; the same on every rank."""
@@ -191,6 +215,12 @@ class Pool(_message.Message):
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional abilities of this server, for example "copy_engine:host"."""
 
+    @_builtins.property
+    def family_parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Parameters of the family, by the names of CalculateStateShapes, without the tensor-parallel size and the speculative
+        tokens; what its states are made of, so that they can be converted for another tensor-parallel size.
+        """
+
     def __init__(
         self,
         *,
@@ -205,10 +235,12 @@ class Pool(_message.Message):
         usage: Global___PoolUsage | None = ...,
         limits: Global___Limits | None = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
+        family: _builtins.str = ...,
+        family_parameters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "limits", b"limits", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "capacity", b"capacity", "devices", b"devices", "features", b"features", "layout", b"layout", "limits", b"limits", "model_type", b"model_type", "num_spec", b"num_spec", "tp_ranks", b"tp_ranks", "tp_size", b"tp_size", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "capacity", b"capacity", "devices", b"devices", "family", b"family", "family_parameters", b"family_parameters", "features", b"features", "layout", b"layout", "limits", b"limits", "model_type", b"model_type", "num_spec", b"num_spec", "tp_ranks", b"tp_ranks", "tp_size", b"tp_size", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -292,6 +324,7 @@ class Limits(_message.Message):
     MAX_ATTACHMENTS_FIELD_NUMBER: _builtins.int
     MAX_CALLS_FIELD_NUMBER: _builtins.int
     MAX_SESSION_CALLS_FIELD_NUMBER: _builtins.int
+    MAX_TRANSFERS_FIELD_NUMBER: _builtins.int
     max_batch: _builtins.int
     """Rows (blocks, hashes, requests) of one request."""
     max_copy_specs: _builtins.int
@@ -320,6 +353,8 @@ class Limits(_message.Message):
     """Calls of everybody under way, without the streams that last as long as their client; more are OVERLOADED."""
     max_session_calls: _builtins.int
     """Calls of one session under way, without those that only give something back."""
+    max_transfers: _builtins.int
+    """Open transfers."""
     def __init__(
         self,
         *,
@@ -337,10 +372,11 @@ class Limits(_message.Message):
         max_attachments: _builtins.int = ...,
         max_calls: _builtins.int = ...,
         max_session_calls: _builtins.int = ...,
+        max_transfers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_attachments", b"max_attachments", "max_batch", b"max_batch", "max_calls", b"max_calls", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sequences", b"max_sequences", "max_session_calls", b"max_session_calls", "max_sessions", b"max_sessions", "max_step_hashes", b"max_step_hashes", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_attachments", b"max_attachments", "max_batch", b"max_batch", "max_calls", b"max_calls", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sequences", b"max_sequences", "max_session_calls", b"max_session_calls", "max_sessions", b"max_sessions", "max_step_hashes", b"max_step_hashes", "max_transfers", b"max_transfers", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ from statepool.errors import BadFieldError, ColumnLengthMismatchError, SequenceN
 from statepool_server.blocks import ONE, first_true
 from statepool_server.sequences.commits import check_settled
 from statepool_server.sequences.context import MAX_TOKENS, StepContext
+from statepool_server.sequences.lending import check_not_lent
 from statepool_server.sequences.plan import Drops, StepPlan
 from statepool_server.sequences.rules import Growth, grow
 from statepool_server.sequences.table import IDLE
@@ -24,7 +25,7 @@ def plan_schedules(plan: StepPlan, context: StepContext, passed_over: frozenset[
         SequenceNotFoundError, StepOutOfOrderError: A row names no sequence, or one with an outstanding step.
         BadFieldError: A number of tokens or drafts that cannot be.
         ColumnLengthMismatchError: Columns of different lengths.
-        BlockBusyError: A block that must be copied is in use.
+        BlockBusyError: A block that must be copied is in use, or the state of a sequence is lent.
     """
     slots, tokens, drafts = _rows(plan, passed_over)
     if not len(slots):
@@ -38,6 +39,9 @@ def plan_schedules(plan: StepPlan, context: StepContext, passed_over: frozenset[
         )
     _check_counts(tokens, drafts, context.num_spec)
     table, computed = plan.table, plan.num_computed[slots]
+    lent = context.transfers.lent
+    if len(lent):  # a committed block is lent without harm: no pass writes it
+        check_not_lent(table, slots, lent[~context.blocks.committed[lent]], "schedules.sequence_ids")
     ends = computed + tokens
     row = first_true(ends > MAX_TOKENS)
     if row >= 0:

@@ -14,7 +14,12 @@ from statepool.errors import OverloadedError
 from statepool_server.service.flow import Flow, hint
 
 _LASTING = frozenset({"KeepAlive", "Schedule"})
-_FIRST = frozenset({"FreeBlocks", "DeleteSession", "Step", "DetachPool", "ReleaseQuarantine", "GetServerInfo", "Drain"})
+_FIRST = frozenset(
+    {
+        *("FreeBlocks", "DeleteSession", "Step", "DetachPool", "CompleteTransfer", "CancelTransfer"),
+        *("ReleaseQuarantine", "GetServerInfo", "Drain"),
+    }
+)
 """A step frees what it finishes, and a session has one at a time."""
 
 

@@ -32,7 +32,7 @@ END_SECONDS = 5.0
 """What the status of a stream may take to go out: it goes behind answers that the client has not taken."""
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
-_BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "LookupPrefix"})
+_BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "LookupPrefix", "ReceiveTransfer"})
 """What a draining server refuses; all else may bring to an end what has begun. Steps look for themselves."""
 
 _log = structlog.get_logger("statepool.calls")

@@ -4,7 +4,7 @@ import functools
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,6 +41,10 @@ class PoolDescription:
 
     model_type: str
     """Hugging Face ``model_type``, or "custom"."""
+    family: str
+    """Family of the model, or "custom"."""
+    family_parameters: Mapping[str, int]
+    """What its states are made of, by the names of `statepool.shapes`."""
     layout: ArenaLayout
     """Layout of every rank's arena."""
     block_tokens: int

@@ -48,6 +48,8 @@ class PoolService:
             usage=core.usage(),
             limits=self._limits(),
             features=known.features,
+            family=known.family,
+            family_parameters=known.family_parameters,
         )
         return pb.GetPoolResponse(incarnation=core.incarnation, pool=pool)
 
@@ -115,6 +117,7 @@ class PoolService:
             max_attachments=limits.max_attachments,
             max_calls=limits.max_calls,
             max_session_calls=limits.max_session_calls,
+            max_transfers=limits.max_transfers,
         )
 
 

@@ -1,4 +1,4 @@
-"""Ends sessions whose lease has run out: the only place where time reaches the pool by itself."""
+"""Ends sessions and transfers whose time is over: the only place where time reaches the pool by itself."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ import structlog
 from statepool_server.service.core import Core
 from statepool_server.service.ledger import Kind, ValueCodec
 
-_log = structlog.get_logger("statepool.sessions")
+_log = structlog.get_logger("statepool.leases")
 
 
 class Reaper:
@@ -17,7 +17,9 @@ class Reaper:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._changed = asyncio.Event()
-        core.ledger.register(Kind.EXPIRE_SESSIONS, ValueCodec(type(None)), self._expire, can_be_refused=False)
+        register, nothing = core.ledger.register, ValueCodec(type(None))
+        register(Kind.EXPIRE_SESSIONS, nothing, self._expire, can_be_refused=False)
+        register(Kind.EXPIRE_TRANSFERS, nothing, self._expire_transfers, can_be_refused=False)
 
     def lease_changed(self) -> None:
         """Tells that a lease may now be the next to end."""
@@ -30,15 +32,26 @@ class Reaper:
             next_ns = self._core.pool.next_expiry_ns
             delay = None if next_ns is None else (next_ns - time.monotonic_ns()) / 1e9
             if delay is not None and delay <= 0:
-                expired = self._core.ledger.perform(Kind.EXPIRE_SESSIONS, None)
-                self._core.sessions_changed(expired)
-                _log.info("sessions expired", session_ids=expired)
+                self._end_what_is_due(time.monotonic_ns())
                 continue
             try:
                 async with asyncio.timeout(delay):
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    def _end_what_is_due(self, now_ns: int) -> None:
+        core = self._core
+        if (core.pool.transfers.next_expiry_ns or now_ns + 1) <= now_ns:
+            _log.info("transfers expired", transfer_ids=core.ledger.perform(Kind.EXPIRE_TRANSFERS, None))
+            core.blocks_changed()
+        if (core.pool.sessions.next_expiry_ns or now_ns + 1) <= now_ns:
+            expired = core.ledger.perform(Kind.EXPIRE_SESSIONS, None)
+            core.sessions_changed(expired)
+            _log.info("sessions expired", session_ids=expired)
+
+    def _expire_transfers(self, _request: None, now_ns: int) -> list[int]:
+        return self._core.pool.expire_transfers(now_ns)
 
     def _expire(self, _request: None, now_ns: int) -> list[int]:
         expired = self._core.pool.expire_sessions(now_ns)

@@ -1,13 +1,11 @@
 """SessionService: leases."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from statepool.errors import BadFieldError, StatepoolError
 from statepool.status import error_to_wire
@@ -140,7 +138,7 @@ class SessionService:
             expires_ns = self._core.pool.keep_alive(session_id, epoch, now_ns)
         except StatepoolError as error:
             return pb.KeepAliveResult(session_id=ref.session_id, error=error_to_wire(error))
-        return pb.KeepAliveResult(session_id=ref.session_id, expire_time=_wall_clock(expires_ns))
+        return pb.KeepAliveResult(session_id=ref.session_id, expire_time=convert.wall_clock(expires_ns))
 
     def _to_wire(self, session: SessionInfo) -> pb.Session:
         ref = types_pb2.SessionRef(
@@ -150,14 +148,10 @@ class SessionService:
             ref=ref,
             owner_key=session.owner_key,
             ttl=convert.duration(session.ttl_ns),
-            expire_time=_wall_clock(session.expires_ns),
+            expire_time=convert.wall_clock(session.expires_ns),
             block_count=session.block_count,
         )
 
 
 def _ticket(request: pb.CreateSessionRequest) -> Ticket:
     return Replays.ticket(_NO_SESSION, request.request_id, request)
-
-
-def _wall_clock(monotonic_ns: int) -> Timestamp:
-    return convert.timestamp(time.time_ns() + monotonic_ns - time.monotonic_ns())

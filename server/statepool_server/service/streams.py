@@ -1,10 +1,8 @@
 """Byte streams of block images: ReadBlocks and WriteBlocks."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, Self, TypeVar
 
 import xxhash
 
@@ -21,10 +19,9 @@ from statepool_server.service.calls import Context
 from statepool_server.service.copying import Chore
 from statepool_server.service.core import Core
 from statepool_server.service.ledger import Kind, MessageCodec
+from statepool_server.service.pinned import PinnedWork
 from statepool_server.service.stalls import Stalls
 from statepool_server.work import MemoryWork
-
-T = TypeVar("T")
 
 
 class BlockStreams:
@@ -48,7 +45,7 @@ class BlockStreams:
         refs = core.convert.refs(request.blocks, "blocks")
         rank_index = self._rank_index(request.rank_index)
         end = self._end_of_range(request.offset, request.length)
-        async with _Pinned(core, core.ledger.perform(Kind.READ_BLOCKS, request)) as pinned:
+        async with PinnedWork(core, core.ledger.perform(Kind.READ_BLOCKS, request)) as pinned:
             for block_index, block_id in enumerate(refs.block_ids.tolist()):
                 for offset in range(request.offset, end, core.limits.max_chunk_bytes):
                     length = min(core.limits.max_chunk_bytes, end - offset)
@@ -79,10 +76,10 @@ class BlockStreams:
         return pb.WriteBlocksResponse(incarnation=core.incarnation, written_bytes=written)
 
     @contextlib.asynccontextmanager
-    async def _writing(self, header: pb.WriteBlocksHeader) -> "AsyncIterator[_Pinned]":
+    async def _writing(self, header: pb.WriteBlocksHeader) -> AsyncIterator[PinnedWork]:
         core = self._core
         with core.admission.of_session(header.session.session_id):
-            async with _Pinned(core, core.ledger.perform(Kind.WRITE_BLOCKS, header)) as pinned:
+            async with PinnedWork(core, core.ledger.perform(Kind.WRITE_BLOCKS, header)) as pinned:
                 yield pinned
 
     def _pin_read(self, request: pb.ReadBlocksRequest, _now_ns: int) -> int:
@@ -153,27 +150,3 @@ class BlockStreams:
             )
         self._end_of_range(chunk.offset, len(chunk.data))
         return chunk
-
-
-class _Pinned:
-    """Ends the work of a stream when the stream has ended and its last thread is done."""
-
-    def __init__(self, core: Core, number: int) -> None:
-        self._core = core
-        self._number = number
-        self._work: asyncio.Future[Any] | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def run(self, work: Callable[[], T], chore: Chore, nbytes: int) -> T:
-        self._core.copies.check_room()
-        future = self._core.copies.submit(work, chore, nbytes)
-        self._work = future
-        return await self._core.copies.wait(future)
-
-    async def __aexit__(self, *_exc: object) -> None:
-        if self._work is not None and not self._work.done():
-            self._work.add_done_callback(lambda _: self._core.works.end(self._number))
-        else:
-            self._core.works.end(self._number)

@@ -106,6 +106,22 @@ class Works:
         self._ledger.perform(Kind.WORK_ENDED, WorkEnded(number, succeeded))
         self._blocks_changed()
 
+    def finish(self, number: int) -> None:
+        """Ends work that was done, in an act of another kind.
+
+        Raises:
+            KeyError: It is not under way.
+        """
+        self._work_ended(WorkEnded(number, True), 0)
+
+    def work(self, number: int) -> MemoryWork:
+        """Shows work that is under way.
+
+        Raises:
+            KeyError: It is not.
+        """
+        return self._under_way[number].work
+
     def is_under_way(self, number: int) -> bool:
         """Tells whether work has not ended."""
         return number in self._under_way
@@ -139,7 +155,7 @@ class Works:
         self._memory.forget_others(self._under_way)
         for begun in list(self._under_way.values()):
             if begun.is_stream:
-                self.end(begun.number)
+                self.end(begun.number, succeeded=False)
                 continue
             stages = self._memory.stages(begun.work, begun.number)
             if begun.stage < len(stages) and not stages[begun.stage].is_restartable():

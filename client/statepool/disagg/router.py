@@ -1,0 +1,140 @@
+"""A small reference router: prefill where most of a prompt is known, decode where there is most room."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from statepool.aio.session import AsyncSession
+from statepool.disagg.async_moves import move_async
+from statepool.disagg.moves import DEFAULT_SECONDS
+from statepool.disagg.states import RELEASE_SECONDS, Moved
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from statepool.results import Hit
+
+Result_co = TypeVar("Result_co", covariant=True)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt, as far as a router looks at it."""
+
+    request_id: int
+    """Number of the caller's choice."""
+    token_ids: Sequence[int]
+    """The prompt."""
+    prefix_hashes: Sequence[bytes]
+    """Hashes of its full blocks, as `statepool.prefix_hashes` makes them."""
+    namespace: str = ""
+    """Where they are."""
+
+
+class PrefillWorker(Protocol):
+    """An engine that computes prompts, on the pool of its session."""
+
+    @property
+    def session(self) -> AsyncSession:
+        """Session of its sequences."""
+
+    async def prefill(self, request: Request) -> int:
+        """Computes a prompt but for its last token, and what is found of it not at all.
+
+        Returns:
+            Id of the sequence whose state has seen it; it stands still.
+        """
+
+    async def release(self, sequence_id: int) -> None:
+        """Finishes a sequence; it may have failed half-way."""
+
+
+class DecodeWorker(Protocol[Result_co]):
+    """An engine that goes on from states."""
+
+    @property
+    def session(self) -> AsyncSession:
+        """Session of its sequences."""
+
+    async def decode(self, request: Request, state: Moved) -> Result_co:
+        """Goes on from a state, whose block it owns from the first moment on."""
+
+
+class Router(Generic[Result]):
+    """Sends each request to one worker of each kind, and moves its state from the one to the other."""
+
+    def __init__(
+        self,
+        prefill: Sequence[PrefillWorker],
+        decode: Sequence[DecodeWorker[Result]],
+        *,
+        move_seconds: float = DEFAULT_SECONDS,
+    ) -> None:
+        """Makes a router.
+
+        Args:
+            prefill: Workers that compute prompts.
+            decode: Workers that go on from there.
+            move_seconds: Deadline of a move.
+
+        Raises:
+            ValueError: There is no worker of a kind.
+        """
+        if not prefill or not decode:
+            raise ValueError("a router needs a worker of each kind")
+        self._prefill = prefill
+        self._decode = decode
+        self._move_seconds = move_seconds
+
+    async def serve(self, request: Request) -> Result:
+        """Has a request prefilled, moved and decoded; cancelling it gives everything back.
+
+        Raises:
+            StatepoolError: A server or a move has failed.
+        """
+        async with self._placed(request) as worker:
+            sequence_id = await worker.prefill(request)
+            try:
+                target = await self._roomiest()
+                state = await move_async(
+                    sequence_id, source=worker.session, destination=target.session, timeout=self._move_seconds
+                )
+            finally:
+                await asyncio.shield(worker.release(sequence_id))
+        return await target.decode(request, state)
+
+    @asynccontextmanager
+    async def _placed(self, request: Request) -> "AsyncIterator[PrefillWorker]":
+        """Finds the worker whose pool has the deepest prefix, which is held there until the prompt is computed."""
+        workers, hashes = self._prefill, request.prefix_hashes
+        async with asyncio.TaskGroup() as tasks:
+            lookups = [
+                tasks.create_task(worker.session.lookup_prefix(hashes, namespace=request.namespace))
+                for worker in workers
+            ]
+            rooms = [tasks.create_task(_room(worker.session)) for worker in workers]
+        hits = [lookup.result() for lookup in lookups]
+        try:
+            ranks = [(_depth(hit), room.result()) for hit, room in zip(hits, rooms, strict=True)]
+            yield workers[ranks.index(max(ranks))]
+        finally:
+            for worker, hit in zip(workers, hits, strict=True):
+                if hit is not None:
+                    await asyncio.shield(worker.session.free_blocks(hit.block, timeout=RELEASE_SECONDS))
+
+    async def _roomiest(self) -> DecodeWorker[Result]:
+        rooms = await asyncio.gather(*(_room(worker.session) for worker in self._decode))
+        return self._decode[rooms.index(max(rooms))]
+
+
+def _depth(hit: "Hit | None") -> int:
+    return -1 if hit is None else hit.hash_index
+
+
+async def _room(session: AsyncSession) -> float:
+    """Tells which share of a pool's blocks is free or evictable."""
+    pool = await session.get_pool()
+    return (pool.usage.free_blocks + pool.usage.evictable_blocks) / pool.capacity

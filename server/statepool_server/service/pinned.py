@@ -1,0 +1,86 @@
+"""Memory work that a call does piece by piece, while it holds the pins of all of it."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from statepool_server.service.copying import Chore, CopyThreads
+from statepool_server.service.core import Core
+
+T = TypeVar("T")
+
+
+class PinnedWork:
+    """Ends work when its call has ended and the last thread is done with it; it has failed where the call has."""
+
+    def __init__(self, core: Core, number: int) -> None:
+        """Takes over the end of work.
+
+        Args:
+            core: What the services share.
+            number: The work, begun with ``is_stream``.
+        """
+        self._core = core
+        self._number = number
+        self._piece: asyncio.Future[Any] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    def begin(self, piece: Callable[[], T], chore: Chore, nbytes: int) -> "asyncio.Future[T]":
+        """Begins a piece on a copy thread; the one before must be done.
+
+        Args:
+            piece: What to do; blocking.
+            chore: What kind of work it is.
+            nbytes: Bytes that it moves.
+
+        Raises:
+            OverloadedError: As much is queued as may be.
+        """
+        self._core.copies.check_room()
+        future = self._core.copies.submit(piece, chore, nbytes)
+        self._piece = future
+        return future
+
+    async def run(self, piece: Callable[[], T], chore: Chore, nbytes: int) -> T:
+        """Runs a piece on a copy thread; see `begin`.
+
+        Raises:
+            OverloadedError: As much is queued as may be.
+        """
+        return await self._core.copies.wait(self.begin(piece, chore, nbytes))
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._piece is not None and not self._piece.done():
+            self._piece.add_done_callback(lambda _: self._end(exc_type is None))
+        else:
+            self._end(exc_type is None)
+
+    def _end(self, succeeded: bool) -> None:
+        if self._core.works.is_under_way(self._number):  # an act may have ended it
+            self._core.works.end(self._number, succeeded=succeeded)
+
+
+async def ahead(copies: CopyThreads, reads: Iterator[tuple[Callable[[], T], int]]) -> AsyncGenerator[T, None]:
+    """Runs reads on copy threads, one after the other, each while what was read before is sent.
+
+    Args:
+        copies: The threads.
+        reads: What to do, and how many bytes it reads.
+
+    Raises:
+        OverloadedError: As much is queued as may be.
+    """
+    coming: asyncio.Future[T] | None = None
+    for read, nbytes in reads:
+        done = None if coming is None else [await copies.wait(coming)]
+        copies.check_room()
+        coming = copies.submit(read, Chore.READ, nbytes)
+        if done is not None:
+            yield done[0]
+    if coming is not None:
+        yield await copies.wait(coming)

@@ -1,0 +1,200 @@
+"""States that are lent to readers on other servers, each for a time."""
+
+import hmac
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+
+from statepool.errors import QuotaExceededError, TransferNotFoundError
+from statepool.refs import BlockRefs
+from statepool_server.answers import Pin
+from statepool_server.recency import Ids
+
+_REMEMBERED_ENDS = 4096
+
+
+class TransferEnd(StrEnum):
+    """How a transfer has ended."""
+
+    COMPLETED = "was completed"
+    """Its reader has everything."""
+    CANCELLED = "was cancelled"
+    """Nobody wants it any more."""
+    EXPIRED = "has expired"
+    """Its time was over."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LentStates:
+    """States as their readers get them: one image per row, put together from two blocks where drafts were accepted."""
+
+    blocks: BlockRefs
+    """Blocks of the conv states, ``[n]``."""
+    temporal_blocks: BlockRefs
+    """Blocks of the temporal states, ``[n]``; mostly the same."""
+    token_biases: Ids
+    """Rows of the conv states, from the first, that are left out, ``[n]``."""
+    num_tokens: int = 0
+    """Tokens that the state of a sequence has seen; 0 for blocks."""
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @classmethod
+    def of_blocks(cls, blocks: BlockRefs) -> "LentStates":
+        """Makes every image that of one block."""
+        return cls(blocks, blocks, np.zeros(len(blocks), np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class LendingTerms:
+    """To whom states are lent, and for how long."""
+
+    token: bytes
+    """What readers prove themselves with."""
+    peer: str
+    """Who it is for, for people."""
+    expires_ns: int
+    """When it ends by itself, on the caller's clock."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transfer:
+    """An open transfer."""
+
+    transfer_id: int
+    """Counts from 1, never reused."""
+    session_id: int
+    """Session that has created it; it may have ended since."""
+    terms: LendingTerms
+    """To whom, and for how long."""
+    states: LentStates
+    """What is lent."""
+    pin: Pin
+    """The blocks, each once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    token: bytes
+    end: TransferEnd
+
+
+@dataclass(frozen=True, slots=True)
+class TransfersState:
+    """A table of transfers at a moment."""
+
+    live: list[Transfer]
+    """The open ones, in the order of their ids."""
+    ended: dict[int, _Ended]
+    """Those that are remembered, oldest first."""
+    last_id: int
+    """Highest id that was given out."""
+
+
+class TransferTable:
+    """Transfers by id.
+
+    Attributes:
+        live: The open ones, in the order of their ids.
+        lent: Blocks that any of them pins, each once, ascending.
+    """
+
+    def __init__(self, max_transfers: int) -> None:
+        self.live: dict[int, Transfer] = {}
+        self.lent: Ids = np.empty(0, np.int64)
+        self._max_transfers = max_transfers
+        self._ended: OrderedDict[int, _Ended] = OrderedDict()
+        self._last_id = 0
+
+    @property
+    def next_expiry_ns(self) -> int | None:
+        """When the next transfer ends by itself, None where there is none."""
+        return min((transfer.terms.expires_ns for transfer in self.live.values()), default=None)
+
+    def check_room(self) -> None:
+        """Refuses another transfer.
+
+        Raises:
+            QuotaExceededError: There are as many as may be.
+        """
+        if len(self.live) >= self._max_transfers:
+            limit = self._max_transfers
+            raise QuotaExceededError(f"{limit} transfers are open already", limit=limit)
+
+    def open(self, session_id: int, terms: LendingTerms, states: LentStates, pin: Pin) -> Transfer:
+        """Adds a transfer of pinned blocks; there must be room."""
+        self._last_id += 1
+        transfer = Transfer(self._last_id, session_id, terms, states, pin)
+        self.live[transfer.transfer_id] = transfer
+        self._count_lent()
+        return transfer
+
+    def get(self, transfer_id: int, token: bytes) -> Transfer:
+        """Finds an open transfer for who knows its token.
+
+        Raises:
+            TransferNotFoundError: There is none, or the token is another.
+        """
+        transfer = self.live.get(transfer_id)
+        if transfer is not None and hmac.compare_digest(transfer.terms.token, token):
+            return transfer
+        ended = self._known_end(transfer_id, token)
+        how = "is not known under this token" if ended is None else ended.value
+        raise TransferNotFoundError(f"transfer {transfer_id} {how}", field="transfer")
+
+    def has_ended(self, transfer_id: int, token: bytes, end: TransferEnd) -> bool:
+        """Tells whether a transfer has ended in this way, as far as it is remembered."""
+        return self._known_end(transfer_id, token) is end
+
+    def close(self, transfer: Transfer, end: TransferEnd) -> None:
+        """Removes a transfer; its pin is the caller's to take back."""
+        del self.live[transfer.transfer_id]
+        self._count_lent()
+        self._ended[transfer.transfer_id] = _Ended(transfer.terms.token, end)
+        if len(self._ended) > _REMEMBERED_ENDS:
+            self._ended.popitem(last=False)
+
+    def due(self, now_ns: int) -> list[Transfer]:
+        """Lists the transfers whose time is over, in the order of their ids."""
+        return [transfer for transfer in self.live.values() if transfer.terms.expires_ns <= now_ns]
+
+    def page(self, after_id: int, limit: int) -> list[Transfer]:
+        """Lists open transfers in the order of their ids."""
+        ids = [transfer_id for transfer_id in self.live if transfer_id > after_id][:limit]
+        return [self.live[transfer_id] for transfer_id in ids]
+
+    def facts(self) -> tuple[object, ...]:
+        """Tells all that decides what the table answers, as plain values in a fixed order."""
+        live = [
+            (t.transfer_id, t.session_id, t.terms, t.pin.readers.tolist(), t.states.num_tokens)
+            for t in self.live.values()
+        ]
+        return live, list(self._ended), self._last_id
+
+    def dump(self) -> TransfersState:
+        """Shows everything."""
+        return TransfersState(list(self.live.values()), dict(self._ended), self._last_id)
+
+    def load(self, state: TransfersState) -> None:
+        """Takes a state over; the table must be new."""
+        self.live = {transfer.transfer_id: transfer for transfer in state.live}
+        self._ended = OrderedDict(state.ended)
+        self._last_id = state.last_id
+        self._count_lent()
+
+    def prolong(self, until_ns: int) -> None:
+        """Lets no transfer end before a moment."""
+        for transfer_id, transfer in self.live.items():
+            if transfer.terms.expires_ns < until_ns:
+                self.live[transfer_id] = replace(transfer, terms=replace(transfer.terms, expires_ns=until_ns))
+
+    def _known_end(self, transfer_id: int, token: bytes) -> TransferEnd | None:
+        ended = self._ended.get(transfer_id)
+        return ended.end if ended is not None and hmac.compare_digest(ended.token, token) else None
+
+    def _count_lent(self) -> None:
+        pinned = [transfer.pin.readers for transfer in self.live.values()]
+        self.lent = np.unique(np.concatenate([np.empty(0, np.int64), *pinned]))
