@@ -15,7 +15,7 @@ MINUTES ?= 10
 SEED ?= 1
 PROTOS := $(wildcard protos/statepool/v1/*.proto)
 
-.PHONY: help demo test check fix generate generated-is-current unit floor bench overload robustness soak gpu image prometheus \
+.PHONY: help demo test check fix generate generated-is-current unit slow floor bench overload robustness soak gpu image prometheus \
   page clean
 
 help: ## Lists the commands.
@@ -60,7 +60,10 @@ generated-is-current: generate
 	  { git status --short -- client/statepool/v1; echo 'Generated code is not current: commit the result of `make generate`.'; exit 1; }
 
 unit: .venv/ready
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 -m "not slow"
+
+slow: .venv/ready ## Runs the tests that `make test` leaves out: crashes at every moment, robustness, soak, deployment.
+	$(BIN)/pytest -n 2 -m slow
 
 floor: .venv-floor/ready
 	$(FLOOR)/python -m pytest -q tests/client --ignore=tests/client/test_cli_shapes.py

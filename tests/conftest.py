@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # Examples are measured by what they find, not by how long they take on a busy machine.
@@ -10,3 +11,18 @@ settings.load_profile("statepool")
 
 # Arenas of tests lie in host memory, where Triton's kernels run only in its interpreter; read when triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+_SLOW = (
+    *("robustness/test_runs.py", "robustness/test_soak.py", "robustness/test_twin.py", "robustness/test_field.py"),
+    *("deploy/test_doctor.py", "deploy/test_guide.py", "deploy/test_health.py", "attach/test_cuda_memory.py"),
+    *("service/test_crashes.py", "service/test_floods.py", "service/test_retry_budget.py", "service/test_top.py"),
+    *("service/test_draining.py", "transfer/test_failures.py", "tracing/test_traces.py", "monitoring/"),
+)
+"""Tests that `make test` leaves out, since what it takes is bounded; `make slow` runs them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is slow."""
+    for item in items:
+        if any(f"tests/{path}" in item.path.as_posix() for path in _SLOW):
+            item.add_marker(pytest.mark.slow)

@@ -9,7 +9,7 @@ from collections import deque
 
 import structlog
 
-BEAT_SECONDS = 0.1
+BEAT_SECONDS = 0.25
 """Time between two beats."""
 
 STALL_SECONDS = 1.0
