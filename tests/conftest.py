@@ -15,7 +15,13 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 _SLOW = (
     *("robustness/test_runs.py", "robustness/test_soak.py", "robustness/test_twin.py", "robustness/test_field.py"),
     *("deploy/test_doctor.py", "deploy/test_guide.py", "deploy/test_health.py", "attach/test_cuda_memory.py"),
-    *("service/test_crashes.py", "service/test_floods.py", "service/test_retry_budget.py", "service/test_top.py"),
+    *(
+        "service/test_crashes.py",
+        "service/test_floods.py",
+        "service/test_retry_budget.py",
+        "service/test_top.py",
+        "service/test_restarts.py",
+    ),
     *("service/test_draining.py", "transfer/test_failures.py", "tracing/test_traces.py", "monitoring/"),
 )
 """Tests that `make test` leaves out, since what it takes is bounded; `make slow` runs them."""
