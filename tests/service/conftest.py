@@ -22,11 +22,30 @@ def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
         started = Servers(folder)
         known = request.config.stash.setdefault(_SERVERS, [])
         known.append(started)
+        ender = _Ender(started)
+        request.config.pluginmanager.register(ender)
         try:
             yield started
         finally:
+            request.config.pluginmanager.unregister(ender)
             known.remove(started)  # what fails from here on shows the logs itself: their folder goes
             started.stop()
+
+
+class _Ender:
+    """Ends servers with the tests that they were started for, wherever these are."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
+        """Ends those of the test when its fixtures are gone, and with its module those that few others may want."""
+        yield
+        if nextitem is not None:  # else the session ends, and the fixture with it
+            self._servers.end_of_test()
+            if nextitem.path != item.path:
+                self._servers.end_of_module()
 
 
 @pytest.fixture

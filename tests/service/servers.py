@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import grpc
@@ -26,6 +26,8 @@ CAPACITY = 16
 CONV_ROWS = 4
 IMAGE_BYTES = 1024
 """Two temporal states of 128 bytes and two conv states of 64, each at a 256-byte boundary."""
+KEPT = 3
+"""Shared servers that outlive the module of tests that asked for them."""
 CHUNK_BYTES = 300
 """Does not divide an image, so that every whole image takes four chunks, the last one short."""
 SIGNS_OF_TROUBLE = ("Traceback", "failed unexpectedly", "copy failed", "background work died", "exception")
@@ -184,19 +186,24 @@ class Server:
 
 
 class Servers:
-    """Starts servers, shares those with equal flags, and ends all of them."""
+    """Starts servers, shares those with equal flags, and ends all of them.
+
+    A server takes a sixth of a gigabyte and a little time even when it is idle, so no more live than are in use.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._shared: dict[tuple[object, ...], Server] = {}
+        self._shared: dict[tuple[object, ...], Server] = {}  # least recently asked for first
         self._started: list[Server] = []
 
     def shared(self, *flags: str, conv_shape: tuple[int, int] = (CONV_ROWS, 8)) -> Server:
         """Returns a running server with these flags, which other tests use too: leave it as it was."""
         key = (*flags, conv_shape)
-        if key not in self._shared:
-            self._shared[key] = self.start(*flags, conv_shape=conv_shape).wait_until_ready()
-        return self._shared[key]
+        server = self._shared.pop(key, None)
+        if server is None:
+            server = self.start(*flags, conv_shape=conv_shape).wait_until_ready()
+        self._shared[key] = server
+        return server
 
     def start(
         self,
@@ -216,11 +223,24 @@ class Servers:
         for server in self._started:
             yield server.target, server.log[-most_chars:]
 
+    def end_of_test(self) -> None:
+        """Ends the servers that nobody shares."""
+        self._stop([server for server in self._started if server not in self._shared.values()])
+
+    def end_of_module(self) -> None:
+        """Ends all servers but those that were shared last."""
+        for key in list(self._shared)[:-KEPT]:
+            self._stop([self._shared.pop(key)])
+
     def stop(self) -> None:
-        """Ends the servers that are still running; notes the ends of all logs where one does not end well."""
+        """Ends the servers that are still running."""
+        self._stop(self._started)
+
+    def _stop(self, servers: Iterable[Server]) -> None:
+        """Ends servers, if they are still running; notes the ends of all logs where one does not end well."""
         try:
             with contextlib.ExitStack() as stack:
-                for server in self._started:
+                for server in servers:
                     if server.process.returncode is None:
                         stack.callback(server.stop)
         except BaseException as error:

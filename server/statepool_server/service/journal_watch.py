@@ -40,7 +40,7 @@ class JournalWatch:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             self._look()
-            if not self._journal.has_room(0):
+            if not self._ledger.has_room():
                 await self._full()
 
     def _look(self) -> None:
@@ -52,7 +52,7 @@ class JournalWatch:
     async def _full(self) -> None:
         _log.error(f"{TROUBLE}: requests are refused")
         await self._health.begin(TROUBLE)
-        while not self._journal.has_room(0):
+        while not self._ledger.has_room():
             await asyncio.sleep(LOOK_SECONDS)
             self._look()
         await self._health.end(TROUBLE)

@@ -131,6 +131,7 @@ class Ledger:
         self._acts: dict[int, _Act] = {}
         self._journal: Journal | None = None
         self._snapshot: Callable[[], bytes] = bytes
+        self._lacking = 0
         self.then: list[Callable[[], None]] = []
         self.failed_snapshots = 0
 
@@ -185,6 +186,7 @@ class Ledger:
         else:
             payload = act.codec.encode(request)
             if act.can_be_refused and not journal.has_room(len(payload)):
+                self._lacking = max(self._lacking, len(payload))
                 raise OverloadedError("the journal has no room for more requests", retry_after=RETRY_SECONDS)
             failpoints.reach("act")
             result = act.run(request, now_ns)
@@ -199,6 +201,13 @@ class Ledger:
         for listener in self.then:
             listener()
         return result
+
+    def has_room(self) -> bool:
+        """Tells whether the journal could take what it last had no room for."""
+        if self._journal is None or not self._journal.has_room(self._lacking):
+            return self._journal is None
+        self._lacking = 0
+        return True
 
     def shorten(self) -> None:
         """Has a snapshot written, if it is time, so that what was before it can be removed."""

@@ -121,6 +121,7 @@ class SessionService:
         try:
             while True:
                 coming = asyncio.ensure_future(anext(requests, None))
+                coming.add_done_callback(_seen)
                 await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
                 if not coming.done():
                     coming.cancel()
@@ -151,6 +152,12 @@ class SessionService:
             expire_time=convert.wall_clock(session.expires_ns),
             block_count=session.block_count,
         )
+
+
+def _seen(coming: "asyncio.Future[Any]") -> None:
+    """Takes note of how a read ended that nobody waits for any more, for example since the server has stopped."""
+    if not coming.cancelled():
+        coming.exception()
 
 
 def _ticket(request: pb.CreateSessionRequest) -> Ticket:
