@@ -35,7 +35,7 @@ def decode(data: bytes, kind: type[T]) -> T:
 def _from_array(value: object) -> object:
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, np.ascontiguousarray(value).data
-    raise NotImplementedError(f"a {type(value).__name__} is no plain value")
+    raise TypeError(f"a {type(value).__name__} is no plain value")
 
 
 def _to_array(_kind: type, value: Any) -> object:

@@ -5,6 +5,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
+from statepool.aio.alarm import Alarm
 from statepool.errors import StatepoolError, StreamReplacedError
 from statepool.v1 import sequence_pb2 as pb
 from statepool_server.service.calls import Context
@@ -30,6 +31,7 @@ class ScheduleStream:
         self._context = context
         self._stalls = stalls
         self._writing = asyncio.Lock()
+        self._alarm = Alarm()
         self._news: deque[pb.Notice.Kind.ValueType] = deque()
         self._is_told = asyncio.Event()
         self._handler = asyncio.current_task()
@@ -43,7 +45,7 @@ class ScheduleStream:
             StreamStalledError: The client takes nothing.
         """
         async with self._writing:
-            await self._stalls.moving(self._context.write(message), "the reader")
+            await self._stalls.moving(self._context.write(message), "the reader", self._alarm)
 
     def tell(self, kind: "pb.Notice.Kind.ValueType") -> None:
         """Has a notice written; one that takes back what was not written yet takes its place."""
@@ -66,6 +68,10 @@ class ScheduleStream:
         error = None if notices.cancelled() else notices.exception()
         if isinstance(error, StatepoolError):
             self.end(error)
+
+    def closed(self) -> None:
+        """Gives the stream's timer back."""
+        self._alarm.stop()
 
     def end(self, error: StatepoolError) -> None:
         """Ends the stream with a status, also while it waits for its client."""
@@ -120,6 +126,7 @@ class ScheduleStreams:
             if self._open.get(session[0]) is stream:
                 del self._open[session[0]]
             notices.cancel()
+            stream.closed()
 
     def blocks_changed(self) -> None:
         """Tells all streams when blocks have become scarce, or plenty again."""

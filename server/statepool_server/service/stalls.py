@@ -5,9 +5,11 @@ stream and one message, but for ever; so every wait for a peer that has to move 
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from statepool.aio.alarm import Alarm
 from statepool.errors import StreamStalledError
 
 T = TypeVar("T")
@@ -19,17 +21,20 @@ class Stalls:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    async def moving(self, step: Awaitable[T], who: str) -> T:
+    async def moving(self, step: Awaitable[T], who: str, alarm: Alarm | None = None) -> T:
         """Awaits a read or a write of a stream.
 
         Args:
             step: The read or write; cancelled when it takes too long.
             who: Who has to move.
+            alarm: The alarm of a stream with many of them, one at a time; None: a timer is set for this one.
 
         Raises:
             StreamStalledError: They stood still too long.
         """
         try:
+            if alarm is not None:
+                return await alarm.within(time.monotonic() + self._seconds, step)
             async with asyncio.timeout(self._seconds):
                 return await step
         except TimeoutError:

@@ -116,7 +116,7 @@ class Steps:
         """
         started, works, check_session = time.perf_counter(), self._core.works, self._core.pool.check_session
         check_session(*session)
-        line = self._lines.setdefault(session[0], _Line())
+        line = self._line(session[0])
         if self._verifier.vouches and step.admissions.prefix_hashes:
             await self._vouch_for_hits(line, step)
         while works.is_under_way(line.busy):
@@ -128,8 +128,10 @@ class Steps:
                 raise draining_error()
             if step.execution != pb.EXECUTION_WORKER:
                 self._core.copies.check_moving()
+            before = self._standing()
             answer = self._core.ledger.perform(Kind.STEP, (*session, step))
-            self._core.blocks_changed()
+            if self._standing() != before:  # most steps change nothing that anybody waits for
+                self._core.blocks_changed()
         elif answer.request != step:
             raise StepOutOfOrderError(f"step {step.step} was applied with another content", field="step")
         if answer.work:
@@ -173,8 +175,19 @@ class Steps:
         self._keep(session_id, answer)
         return answer
 
+    def _standing(self) -> tuple[int, int]:
+        """Counts what others wait for: blocks that can be had, and the ends of sequences."""
+        blocks, sequences = self._core.pool.blocks, self._core.pool.sequences
+        return blocks.free_count + len(blocks.evictable), sequences.count
+
+    def _line(self, session_id: int) -> _Line:
+        line = self._lines.get(session_id)
+        if line is None:
+            line = self._lines[session_id] = _Line()
+        return line
+
     def _keep(self, session_id: int, answer: _Answer) -> None:
-        self._lines.setdefault(session_id, _Line()).keep(answer)
+        self._line(session_id).keep(answer)
         if answer.work:
             self._working[answer.work] = answer
 
