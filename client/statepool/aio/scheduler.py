@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import grpc
 
 from statepool.aio.alarm import Alarm
+from statepool.aio.ending import Ending
 from statepool.aio.transport import AsyncTransport, ScheduleStream
 from statepool.channel import error_of_cut_rpc
 from statepool.errors import CancelledError, UnavailableError
@@ -50,6 +51,7 @@ class AsyncScheduler(SchedulerHandle):
         super().__init__(transport.leases, lease, execution, on_notice)
         self._transport = transport
         self._stream: ScheduleStream | None = None
+        self._ending: Ending | None = None
         self._sending, self._receiving = Alarm(), Alarm()
         lease.listen(self._lease_changed)
 
@@ -143,12 +145,14 @@ class AsyncScheduler(SchedulerHandle):
 
     async def _advance(self) -> None:
         """Takes the next message of the stream; opens one if there is none."""
-        stream = self._stream or await self._reopen()
+        stream, ending = self._stream, self._ending
+        if stream is None or ending is None:
+            stream, ending = await self._reopen()
         try:
             response = await stream.read()
         except grpc.RpcError as error:
             self._stream = None
-            self._broke(error_of_cut_rpc(error))
+            self._broke(error_of_cut_rpc(ending.error(error)))
             return
         if not isinstance(response, ScheduleResponse):
             self._stream = None
@@ -163,13 +167,14 @@ class AsyncScheduler(SchedulerHandle):
         if self._lease.error is not None:
             self._abandon()
 
-    async def _reopen(self) -> ScheduleStream:
+    async def _reopen(self) -> tuple[ScheduleStream, Ending]:
         await self._transport.hold(self._lease, math.inf)  # as long as the alarm lets it
         await asyncio.sleep(max(0.0, self._retry_at - time.monotonic()))
         self._stream = stream = self._transport.schedule()
+        self._ending = ending = Ending(stream)
         for request in self._requests():
             await self._write(stream, request)
-        return stream
+        return stream, ending
 
     async def _write(self, stream: ScheduleStream, request: ScheduleRequest) -> None:
         """Writes a message; when the stream is broken, the next read says why, and another stream is sent it."""

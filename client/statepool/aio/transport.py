@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import grpc
 
 from statepool import calls, rpc, tracing
+from statepool.aio.ending import Ending
 from statepool.channel import (
     RELEASE_SECONDS,
     ChannelOptions,
@@ -212,11 +213,12 @@ class AsyncTransport:
         await self.hold(lease, time.monotonic() + self.seconds(timeout))
         method = self._open_channel().stream_unary(*rpc.WRITE_BLOCKS.stub)
         with tracing.span_of(rpc.WRITE_BLOCKS) as metadata:
+            call = method(messages, timeout=self.seconds(timeout) + extra_seconds, metadata=metadata)
+            ending = Ending(call)
             try:
-                seconds = self.seconds(timeout) + extra_seconds
-                response = await method(messages, timeout=seconds, metadata=metadata)
+                response = await call
             except grpc.RpcError as error:
-                raise self.leases.failed(lease, error_of_rpc(error)) from error
+                raise self.leases.failed(lease, error_of_rpc(ending.error(error))) from error
             except asyncio.CancelledError:
                 self._check_not_closed_meanwhile()
                 raise
