@@ -107,7 +107,7 @@ async def serving(
     await health.starting()
     await server.start()
     gc.collect()
-    gc.freeze()  # torch's modules are a million objects that no later collection has to look at
+    gc.freeze()  # no later collection has to look at what was imported
     supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
     supervisor.run("attach listener", "nothing can be attached any more", listener.run())
     supervisor.run("verifier", "checksums are neither taken nor compared", assembly.verifier.run())
