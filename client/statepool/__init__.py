@@ -60,10 +60,12 @@ if TYPE_CHECKING:
         OverloadedError,
         OwnerKeyInUseError,
         PeerUntrustedError,
+        PermissionDeniedError,
         PoolExhaustedError,
         QuotaExceededError,
         RequestIdReusedError,
         ResourceExhaustedError,
+        RoleForbiddenError,
         SequenceExistsError,
         SequenceNotFoundError,
         SessionExpiredError,
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
     from statepool.refs import BlockRefs
     from statepool.results import BlockPage, BlockState, Chunk, Commit, CopySpecs, Eviction, Hit, IntegrityReport
     from statepool.retries import ClientStats
+    from statepool.security import Tls
     from statepool.sequences import (
         ALL_RUNNING,
         Admission,
@@ -156,6 +159,7 @@ __all__ = [
     "OverloadedError",
     "OwnerKeyInUseError",
     "PeerUntrustedError",
+    "PermissionDeniedError",
     "Pool",
     "PoolExhaustedError",
     "PoolUsage",
@@ -163,6 +167,7 @@ __all__ = [
     "QuotaExceededError",
     "RequestIdReusedError",
     "ResourceExhaustedError",
+    "RoleForbiddenError",
     "Scheduler",
     "Schedules",
     "SequenceExistsError",
@@ -183,6 +188,7 @@ __all__ = [
     "StreamReplacedError",
     "StreamStalledError",
     "TableChanges",
+    "Tls",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
@@ -217,6 +223,7 @@ _HOMES = {
         *("ALL_RUNNING", "Admission", "Commits", "Execution"),
         *("ImportedState", "Notice", "NoticeKind", "Schedules"),
     ),
+    "statepool.security": ("Tls",),
     "statepool.steps": ("StepBuilder",),
     "statepool.sync.client": ("Client",),
     "statepool.sync.scheduler": ("Scheduler",),

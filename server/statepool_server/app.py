@@ -9,19 +9,14 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import structlog
-from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from statepool_server.addresses import Address
 from statepool_server.arena import StateDir
-from statepool_server.assembly import DESCRIPTORS, Assembly
+from statepool_server.assembly import Assembly
 from statepool_server.config import ServerConfig
 from statepool_server.journal.columns import new_column
 from statepool_server.journal.journal import Journal
-from statepool_server.limits import Limits
+from statepool_server.listeners import Listeners
 from statepool_server.memory import Memory
 from statepool_server.planning import Plan
 from statepool_server.recovery import GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
@@ -29,18 +24,8 @@ from statepool_server.service.attach_listener import AttachListener
 from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.copying import CopiesStuckError
 from statepool_server.service.draining import draining_error
-from statepool_server.service.health import Health
 from statepool_server.service.journal_watch import JournalWatch
 from statepool_server.service.stall_watch import StallWatch
-
-MAX_METADATA_BYTES = 8192
-"""Of a call; ours have none, and proxies add little."""
-
-MAX_PENDING_REQUESTS = 1_000_000
-"""Calls that gRPC may hold before this server has looked at them; connections and their streams bound them already.
-
-Beyond its own limit of 1000, gRPC cancels calls at random, and their callers could not tell that from anything else.
-"""
 
 EXIT_STUCK = 3
 """Exit code of a server that was stopped while copies stood still."""
@@ -73,17 +58,14 @@ async def serving(
         OSError: The journal cannot be begun.
         CopiesStuckError: Copies still run when all else has ended.
     """
-    assembly, server = Assembly.of(config, plan, memory, stop), _new_server(plan.limits, config.max_connections)
-    core, calls, processes = assembly.core, assembly.calls, assembly.processes
+    assembly = Assembly.of(config, plan, memory, stop)
+    core, processes = assembly.core, assembly.processes
     health, supervisor, drain = assembly.health, assembly.supervisor, assembly.drain
     if state is not None:
         load(assembly, state)
         core.goes_by(core.incarnation)
         core.pool.prolong_leases(time.monotonic_ns() + round(config.recovery_grace * 1e9))
-    for name, servicer in assembly.servicers.items():
-        calls.register(server, DESCRIPTORS[name], servicer)
-    _add_standard_services(server, health)
-    _bind(server, plan.addresses)
+    listeners = Listeners(config, plan, assembly)
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
     if journal is not None:
         journal.begin(core.incarnation, dump(assembly))
@@ -92,7 +74,7 @@ async def serving(
     core.works.resume()
     processes.resume()
     await health.starting()
-    await server.start()
+    await listeners.start()
     gc.collect()
     gc.freeze()  # torch's modules are a million objects that no later collection has to look at
     supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
@@ -108,6 +90,8 @@ async def serving(
     _log.info(
         "serving",
         addresses=[address.target for address in plan.addresses],
+        admin_addresses=[address.target for address in plan.admin_addresses],
+        tls=plan.certificates is not None,
         model_type=plan.description.model_type,
         blocks=plan.description.layout.block_count,
         arena_bytes=plan.description.layout.nbytes,
@@ -122,7 +106,7 @@ async def serving(
         await drain.drained.wait()
         drain.over.set()
         assembly.streams.end(draining_error())
-        await server.stop(drain.seconds_left)
+        await listeners.stop(drain.seconds_left)
         await supervisor.close()
         await listener.close()
         await processes.close()
@@ -149,7 +133,7 @@ async def run(config: ServerConfig) -> None:
         OSError: The journal cannot be begun.
     """
     plan = Plan.of(config)
-    for address in plan.addresses:
+    for address in (*plan.addresses, *plan.admin_addresses):
         address.refuse_if_served()
     stop = asyncio.Event()
     for signal_number in _STOP_SIGNALS:
@@ -209,48 +193,6 @@ def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None) -> Mem
     memory.rescue(former, estate.rescued)
     former.close(keep=True)  # its files are gone already: those there are the new ones
     return memory
-
-
-def _new_server(limits: Limits, max_connections: int) -> grpc.aio.Server:
-    return grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", limits.max_message_bytes),
-            ("grpc.max_send_message_length", limits.max_message_bytes),
-            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-            ("grpc.max_allowed_incoming_connections", max_connections),
-            # One client may have all calls and all streams; what is beyond that waits in the client.
-            ("grpc.max_concurrent_streams", 2 * limits.max_calls + 2 * limits.max_sessions),
-            # What has come but was not looked at yet is not cut off at random: it is refused for what it is.
-            ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
-            ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
-            # A peer that is gone without a word is found out within a minute and a half.
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ("grpc.so_reuseport", 0),  # two servers on one port would each see half of the calls
-        ]
-    )
-
-
-def _add_standard_services(server: grpc.aio.Server, health: Health) -> None:
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    channelz.add_channelz_servicer(server)
-    names = [descriptor.full_name for descriptor in DESCRIPTORS.values()]
-    standard = (health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, "grpc.channelz.v1.Channelz")
-    reflection.enable_server_reflection([*names, *standard, reflection.SERVICE_NAME], server)
-
-
-def _bind(server: grpc.aio.Server, addresses: tuple[Address, ...]) -> None:
-    for address in addresses:
-        if address.socket_path is not None:
-            address.socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        former = os.umask(0o007)  # a socket is for its user and group
-        try:
-            server.add_insecure_port(address.target)
-        except RuntimeError as error:
-            raise ValueError(f"listen {address.target}: cannot be bound: {error}") from error
-        finally:
-            os.umask(former)
 
 
 def _listen(path: Path, processes: AttachedProcesses, timeout: float) -> AttachListener:

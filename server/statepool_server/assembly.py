@@ -81,7 +81,14 @@ class Assembly:
             stop: Set when a client has had the server drained and wants its end.
         """
         copies = CopyThreads(config.copy_threads, config.max_queued_copies)
-        core = Core(description=plan.description, limits=plan.limits, pool=_pool(plan), memory=memory, copies=copies)
+        core = Core(
+            description=plan.description,
+            limits=plan.limits,
+            pool=_pool(plan),
+            memory=memory,
+            copies=copies,
+            access=plan.access,
+        )
         health = Health(descriptor.full_name for descriptor in DESCRIPTORS.values())
         supervisor, heartbeat, stalls = Supervisor(health.not_ready), Heartbeat(), Stalls(config.stall_timeout)
         drain = Drain(core, health, stop)

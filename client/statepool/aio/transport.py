@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import grpc
 
 from statepool import calls, rpc
-from statepool.channel import (
-    RELEASE_SECONDS,
-    ChannelOptions,
-    channel_options,
-    check_security,
-    error_of_cut_rpc,
-    error_of_rpc,
-)
+from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
 from statepool.errors import CancelledError, StatepoolError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
 from statepool.retries import Attempts, ClientStats, RetryBudget
 from statepool.rpc import Call, Rpc
+from statepool.security import Security
 from statepool.v1 import block_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
@@ -55,17 +49,17 @@ class AsyncTransport:
         self,
         target: str,
         timeout: float,
-        credentials: grpc.ChannelCredentials | None,
-        insecure: bool,
+        security: Security,
         options: ChannelOptions,
     ) -> None:
-        check_security(target, credentials, insecure)
+        security.check(target)
         self.target = target
         self.timeout = timeout
         self.leases = Leases()
         self._budget = RetryBudget(time.monotonic())
-        self._credentials = credentials
-        self._options = channel_options(options)
+        self._credentials = security.credentials
+        self._metadata = security.metadata
+        self._options = channel_options([*security.options, *options])
         self._channel: grpc.aio.Channel | None = None
         self._unary: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
         self._pool: Pool | None = None
@@ -149,7 +143,7 @@ class AsyncTransport:
         while True:
             await self.hold(lease, attempts.deadline)
             try:
-                response = await method(call.under(lease), timeout=attempts.left)
+                response = await method(call.under(lease), timeout=attempts.left, metadata=self._metadata)
             except grpc.RpcError as error:
                 failure = self.leases.failed(lease, error_of_cut_rpc(error))
                 pause = attempts.pause_after(failure, is_resumed=lease is not None and lease.is_suspended)
@@ -173,7 +167,9 @@ class AsyncTransport:
         await self.hold(lease, time.monotonic() + self.seconds(timeout))
         reader.request.session.CopyFrom(lease.opened.ref)
         method = self._open_channel().unary_stream(*rpc.READ_BLOCKS.stub)
-        responses = method(reader.request, timeout=self.seconds(timeout) + reader.extra_seconds)
+        responses = method(
+            reader.request, timeout=self.seconds(timeout) + reader.extra_seconds, metadata=self._metadata
+        )
         try:
             async for response in responses:
                 yield reader.accept(response)
@@ -204,7 +200,7 @@ class AsyncTransport:
         await self.hold(lease, time.monotonic() + self.seconds(timeout))
         method = self._open_channel().stream_unary(*rpc.WRITE_BLOCKS.stub)
         try:
-            response = await method(messages, timeout=self.seconds(timeout) + extra_seconds)
+            response = await method(messages, timeout=self.seconds(timeout) + extra_seconds, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self.leases.failed(lease, error_of_rpc(error)) from error
         except asyncio.CancelledError:
@@ -214,11 +210,11 @@ class AsyncTransport:
 
     def keep_alive(self, requests: AsyncIterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""
-        return self._open_channel().stream_stream(*rpc.KEEP_ALIVE.stub)(requests)
+        return self._open_channel().stream_stream(*rpc.KEEP_ALIVE.stub)(requests, metadata=self._metadata)
 
     def schedule(self) -> ScheduleStream:
         """Opens a Schedule stream; it has no deadline, each step's has its scheduler."""
-        return self._open_channel().stream_stream(*rpc.SCHEDULE.stub)()
+        return self._open_channel().stream_stream(*rpc.SCHEDULE.stub)(metadata=self._metadata)
 
     async def pool(self) -> Pool:
         """Returns the pool as it was when first asked; its layout and limits last as long as the server process.

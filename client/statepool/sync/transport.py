@@ -11,19 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import grpc
 
 from statepool import calls, rpc
-from statepool.channel import (
-    RELEASE_SECONDS,
-    ChannelOptions,
-    channel_options,
-    check_security,
-    error_of_cut_rpc,
-    error_of_rpc,
-)
+from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
 from statepool.errors import StatepoolError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
 from statepool.retries import Attempts, ClientStats, RetryBudget
 from statepool.rpc import Call, Rpc
+from statepool.security import Security
 from statepool.v1 import block_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
@@ -64,16 +58,16 @@ class Transport:
         self,
         target: str,
         timeout: float,
-        credentials: grpc.ChannelCredentials | None,
-        insecure: bool,
+        security: Security,
         options: ChannelOptions,
     ) -> None:
-        check_security(target, credentials, insecure)
+        security.check(target)
         self.target = target
         self.timeout = timeout
         self.leases = Leases()
         self._budget = RetryBudget(time.monotonic())
-        arguments = channel_options(options)
+        arguments, credentials = channel_options([*security.options, *options]), security.credentials
+        self._metadata = security.metadata
         if credentials is None:
             self._channel = grpc.insecure_channel(target, arguments)
         else:
@@ -157,7 +151,7 @@ class Transport:
         while True:
             self.hold(lease, attempts.deadline)
             try:
-                response = method(call.under(lease), timeout=attempts.left)
+                response = method(call.under(lease), timeout=attempts.left, metadata=self._metadata)
             except grpc.RpcError as error:
                 failure = self.leases.failed(lease, error_of_cut_rpc(error))
                 pause = attempts.pause_after(failure, is_resumed=lease is not None and lease.is_suspended)
@@ -178,7 +172,9 @@ class Transport:
         self.hold(lease, time.monotonic() + self.seconds(timeout))
         reader.request.session.CopyFrom(lease.opened.ref)
         method = self._channel.unary_stream(*rpc.READ_BLOCKS.stub)
-        responses = method(reader.request, timeout=self.seconds(timeout) + reader.extra_seconds)
+        responses = method(
+            reader.request, timeout=self.seconds(timeout) + reader.extra_seconds, metadata=self._metadata
+        )
         try:
             for response in responses:
                 yield reader.accept(response)
@@ -206,18 +202,18 @@ class Transport:
         self.hold(lease, time.monotonic() + self.seconds(timeout))
         method = self._channel.stream_unary(*rpc.WRITE_BLOCKS.stub)
         try:
-            response = method(messages, timeout=self.seconds(timeout) + extra_seconds)
+            response = method(messages, timeout=self.seconds(timeout) + extra_seconds, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self.leases.failed(lease, error_of_rpc(error)) from error
         return response.written_bytes
 
     def keep_alive(self, requests: Iterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""
-        return self._channel.stream_stream(*rpc.KEEP_ALIVE.stub)(requests)
+        return self._channel.stream_stream(*rpc.KEEP_ALIVE.stub)(requests, metadata=self._metadata)
 
     def schedule(self, requests: Iterator[sequence_pb2.ScheduleRequest]) -> ScheduleStream:
         """Opens a Schedule stream; it has no deadline, each step's has its scheduler."""
-        return self._channel.stream_stream(*rpc.SCHEDULE.stub)(requests)
+        return self._channel.stream_stream(*rpc.SCHEDULE.stub)(requests, metadata=self._metadata)
 
     def pool(self) -> Pool:
         """Returns the pool as it was when first asked; its layout and limits last as long as the server process.

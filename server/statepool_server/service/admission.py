@@ -23,10 +23,12 @@ class Gate:
 
     Attributes:
         is_by_session: Whether a session may have only so many under way.
+        is_first: Whether the method's calls find room when all others find none.
     """
 
-    def __init__(self, flow: Flow, limit: int, is_by_session: bool) -> None:
+    def __init__(self, flow: Flow, limit: int, *, is_by_session: bool = False, is_first: bool = False) -> None:
         self.is_by_session = is_by_session
+        self.is_first = is_first
         self._flow = flow
         self._limit = limit
 
@@ -69,11 +71,11 @@ class Admission:
     def gate(self, method: MethodDescriptor) -> Gate:
         """Makes the gate of a method."""
         if method.name in _LASTING:
-            return Gate(self.streams, self._max_streams, False)
+            return Gate(self.streams, self._max_streams)
         if method.name in _FIRST:
-            return Gate(self.calls, 2 * self._max_calls, False)
+            return Gate(self.calls, 2 * self._max_calls, is_first=True)
         names_session = "session" in method.input_type.fields_by_name and not method.client_streaming
-        return Gate(self.calls, self._max_calls, names_session)
+        return Gate(self.calls, self._max_calls, is_by_session=names_session)
 
     @contextlib.contextmanager
     def of_session(self, session_id: int) -> Iterator[None]:
