@@ -134,6 +134,10 @@ class Server:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(self._command, env=self._environment, stderr=log)
 
+    def flag(self, name: str) -> str:
+        """Returns the value of a flag with which it was started."""
+        return self._command[self._command.index(name) + 1]
+
     def kill(self) -> None:
         """Ends the process as a crash does."""
         self.process.kill()
