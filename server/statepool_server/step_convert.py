@@ -13,9 +13,9 @@ from statepool_server.convert import Convert
 from statepool_server.limits import Limits
 from statepool_server.sequences.outcomes import StepOutcome, TableChanges
 from statepool_server.sequences.requests import (
+    ALL_ROOM,
     COMMIT_EACH,
     DECODE_EACH,
-    NO_BOUND,
     Admissions,
     Commits,
     Schedules,
@@ -47,7 +47,7 @@ class StepConvert:
         self._convert = convert
         self._limits = limits
 
-    def step(self, message: pb.EngineStep, block_room: int = NO_BOUND) -> StepRequest:
+    def step(self, message: pb.EngineStep, block_room: int = ALL_ROOM) -> StepRequest:
         """Reads a step.
 
         Args:

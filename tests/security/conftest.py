@@ -21,6 +21,7 @@ TOKENS = {
     "globex": ("globex", "scheduler"),
     "acme-worker": ("acme", "worker"),
     "hooli": ("hooli", "scheduler"),
+    "piper": ("piper", "scheduler"),
 }
 """Tenant and role of each token; a token is its name, twice."""
 
@@ -34,6 +35,9 @@ max-calls = 2
 namespaces = ["shared", "globex/*"]
 
 [tenants.hooli]
+max-rate = 20.0
+
+[tenants.piper]
 max-rate = 20.0
 """
 

@@ -5,14 +5,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import pytest
 
 from security.authority import Authority
-from security.conftest import client_of, token_of
+from security.conftest import access_file, client_of, token_of
 from service.raw import Stubs, ref_of, refs, refusal_of
-from service.servers import BLOCK_TOKENS, DEADLINE_SECONDS, Server, until
+from service.servers import BLOCK_TOKENS, DEADLINE_SECONDS, Server, Servers, until
 from statepool import Admission, BlockRefs, Client, QuotaExceededError, RoleForbiddenError, Schedules
 from statepool.channel import error_of_rpc
 from statepool.errors import StatepoolError
@@ -275,13 +276,41 @@ def test_rate_of_a_tenant_is_bounded(hooli: Client, scheduler: Client) -> None:
     until(lambda: _error_of(hooli.get_pool) is None, "the rate to be within its bound")
 
 
-def test_rate_of_a_stream_is_bounded(hooli: Client) -> None:
-    """Steps on a stream count as calls do: whoever sends more of them waits for the answers."""
-    with hooli.create_session(60.0) as session, session.scheduler() as scheduler:
+def test_rate_of_a_stream_is_bounded(secured: Server, authority: Authority, scheduler: Client) -> None:
+    """Steps on a stream count as calls do: whoever sends more waits for the answers, and can give back what it has."""
+    with (
+        client_of(secured, authority, "piper") as piper,
+        piper.create_session(60.0) as session,
+        session.scheduler() as steps,
+    ):
         began = time.monotonic()
         for number in range(1, 41):
-            scheduler.step(settled_step=number - 1)
+            steps.step(settled_step=number - 1)
         assert time.monotonic() - began > 0.9, "40 steps, of which 20 may come at once and 20 in a second"
+    assert not [left for left in scheduler.list_sessions() if left.tenant == "piper"]
+
+
+def test_tenants_outlive_a_server(servers: Servers, tmp_path: Path) -> None:
+    """A server that goes on where another was killed knows whose sessions are, and what they may have."""
+    server = servers.start("--access", str(access_file(tmp_path)), "--local-roles", "none").wait_until_ready()
+    clients = [Client(server.target, token=token_of(name), timeout=DEADLINE_SECONDS) for name in ("acme", "globex")]
+    with clients[0] as acme, clients[1] as globex:
+        session = acme.create_session(60.0, owner_key="engine", resume_within=60.0)
+        session.allocate_blocks(2)
+        session.step(1, admit=[Admission(sequence_id=1, prompt_tokens=1, namespace=ACME)])
+        session.step(2, settled_step=1, schedule=Schedules([1], num_tokens=1))
+
+        server.kill()
+        server.start()
+        server.wait_until_ready()
+
+        assert acme.get_session(session.session_id).tenant == "acme"
+        assert acme.get_session(session.session_id).block_count == 3
+        with pytest.raises(RoleForbiddenError):
+            globex.get_session(session.session_id)
+        with pytest.raises(QuotaExceededError, match="may have 1 more"):
+            session.allocate_blocks(2)
+        assert len(session.allocate_blocks(1)) == 1
 
 
 def _error_of(call: Callable[[], object]) -> StatepoolError | None:

@@ -95,7 +95,7 @@ DECODE_EACH = Schedules(None, _column(1), _column(0))
 """Each running sequence decodes one token; as `COMMIT_EACH`."""
 
 
-NO_BOUND = 2**62
+ALL_ROOM = 2**62
 """Room that no step can fill."""
 
 
@@ -119,7 +119,7 @@ class StepRequest:
     """Sequences to begin."""
     schedules: Schedules = Schedules()
     """Forward passes to come."""
-    block_room: int = NO_BOUND
+    block_room: int = ALL_ROOM
     """How many more blocks the session may hold after the step than before; below 0: it must give some back."""
 
     def with_admissions(self, count: int) -> "StepRequest":

@@ -27,8 +27,11 @@ class _Allowance:
         self._left = max(1.0, rate * BURST_SECONDS)
         self._counted_at = time.monotonic()
 
-    def take(self) -> float:
+    def take(self, *, is_first: bool = False) -> float:
         """Takes one.
+
+        Args:
+            is_first: Whether it may be taken in advance, as far as a burst reaches.
 
         Returns:
             Seconds until there is one; 0: it was taken.
@@ -37,8 +40,9 @@ class _Allowance:
         most = max(1.0, self.rate * BURST_SECONDS)
         self._left = min(most, self._left + (now - self._counted_at) * self.rate)
         self._counted_at = now
-        if self._left < 1.0:
-            return (1.0 - self._left) / self.rate
+        missing = 1.0 - self._left - (most if is_first else 0.0)
+        if missing > 0:
+            return missing / self.rate
         self._left -= 1.0
         return 0.0
 
@@ -64,7 +68,7 @@ class Quotas:
 
         Args:
             tenant: The tenant.
-            is_first: Whether it gives something back, and so finds room for as many again as all others.
+            is_first: Whether it is of those that find room for as many again as all others.
 
         Raises:
             QuotaExceededError: There are as many as may be, or as many have come in this second.
@@ -74,7 +78,7 @@ class Quotas:
             raise QuotaExceededError(
                 f"tenant {tenant} has {self._calls[tenant]} calls under way", retry_after=RETRY_SECONDS, limit=limit
             )
-        if wait := self._take(tenant):
+        if wait := self._take(tenant, is_first=is_first):
             rate = self._of(tenant).max_rate
             raise QuotaExceededError(f"tenant {tenant} may have {rate:g} calls a second", retry_after=wait)
         self._calls[tenant] += 1
@@ -120,14 +124,14 @@ class Quotas:
             return None
         return limit - sum(other.block_count for other in self._pool.sessions if other.tenant == session.tenant)
 
-    def _take(self, tenant: str) -> float:
+    def _take(self, tenant: str, *, is_first: bool = False) -> float:
         rate = self._of(tenant).max_rate
         if rate is None:
             return 0.0
         allowance = self._allowances.get(tenant)
         if allowance is None or allowance.rate != rate:
             allowance = self._allowances[tenant] = _Allowance(rate)
-        return allowance.take()
+        return allowance.take(is_first=is_first)
 
     def _of(self, tenant: str) -> Tenant:
         return self._access.rules.tenants.get(tenant, _FREE) if tenant else _FREE

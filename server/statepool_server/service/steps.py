@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statepool.errors import ChecksumMismatchError, StepOutOfOrderError
 from statepool.v1 import sequence_pb2 as pb
 from statepool_server.events import NO_IDS
-from statepool_server.sequences.requests import NO_BOUND
+from statepool_server.sequences.requests import ALL_ROOM
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
 from statepool_server.service.ledger import Kind
@@ -124,7 +124,7 @@ class Steps:
             if step.execution != pb.EXECUTION_WORKER:
                 self._core.copies.check_moving()
             room = self._core.quotas.room(session[0])
-            answer = self._core.ledger.perform(Kind.STEP, (*session, NO_BOUND if room is None else room, step))
+            answer = self._core.ledger.perform(Kind.STEP, (*session, ALL_ROOM if room is None else room, step))
             self._core.blocks_changed()
         elif answer.request != step:
             raise StepOutOfOrderError(f"step {step.step} was applied with another content", field="step")
