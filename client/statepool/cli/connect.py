@@ -44,17 +44,18 @@ class Connection:
         return Tls(ca=ca, cert=cert, key=key, server_name=self.server_name)
 
     def security(self) -> Security:
-        """Reads the token, and makes sure that nothing is sent in the clear.
+        """Reads all files, and makes sure that nothing is sent in the clear.
 
         Raises:
-            CommandError: Something would be, or the file cannot be read.
+            CommandError: Something would be, or a file cannot be read.
         """
         try:
-            security = Security(tls=self.tls, token=read_token(self.token_file))
-            security.check(self.target)
+            asked = Security(tls=self.tls, token=read_token(self.token_file))
+            asked.check(self.target)
+            asked.credentials  # noqa: B018 — reads the files
         except (OSError, ValueError) as error:
             raise CommandError(str(error), exit_code=2) from error
-        return security
+        return asked
 
 
 HERE = Connection()
@@ -75,11 +76,7 @@ def connect(connection: Connection) -> Iterator[Client]:
         CommandError: No server answers there in time, or something would be sent in the clear.
     """
     security = connection.security()
-    try:
-        client = Client(connection.target, tls=security.tls, token=security.token)
-    except (OSError, ValueError) as error:
-        raise CommandError(str(error), exit_code=2) from error
-    with client:
+    with Client(connection.target, tls=security.tls, token=security.token) as client:
         try:
             yield client
         except (UnavailableError, DeadlineExceededError) as error:

@@ -74,10 +74,7 @@ def ask_health(connection: Connection, service: str, timeout: float) -> str:
 
 def _channel(connection: Connection) -> grpc.Channel:
     security = connection.security()
-    try:
-        credentials = security.credentials
-    except (OSError, ValueError) as error:
-        raise CommandError(str(error), exit_code=2) from error
+    credentials = security.credentials
     options = [*_OPTIONS, *security.options]
     if credentials is None:
         return grpc.insecure_channel(connection.target, options=options)

@@ -29,6 +29,9 @@ class Caller:
     """The tenant for which it acts; empty: for all."""
 
 
+NOBODY = Caller("", frozenset())
+"""Who calls before that has been found out."""
+
 Door: TypeAlias = Callable[[_Context], Caller]
 """Tells who calls; raises PeerUntrustedError where nobody can say."""
 

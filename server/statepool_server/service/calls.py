@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from statepool.errors import BadFieldError, Code, StatepoolError
 from statepool.status import message_of, trailers_of
 from statepool_server import failpoints
-from statepool_server.access.callers import Caller, Door
+from statepool_server.access.callers import NOBODY, Caller, Door
 from statepool_server.access.rules import EVERY_ROLE, Role
 from statepool_server.service.admission import Gate
 from statepool_server.service.core import Core
@@ -125,7 +125,7 @@ class Calls:
         quotas = self._core.quotas
 
         async def call(request: Any, context: Context) -> Message | None:
-            started_ns, code, reason = time.perf_counter_ns(), "OK", ""
+            started_ns, code, reason, caller = time.perf_counter_ns(), "OK", "", NOBODY
             try:
                 caller = door(context)
                 permission.check(caller, name)
@@ -153,7 +153,7 @@ class Calls:
             finally:
                 self.counts[name, code] += 1
                 elapsed_us = (time.perf_counter_ns() - started_ns) // 1000
-                _log.debug("call", method=name, code=code, reason=reason, elapsed_us=elapsed_us)
+                _log.debug("call", method=name, caller=caller.name, code=code, reason=reason, elapsed_us=elapsed_us)
 
         return call
 
