@@ -28,7 +28,7 @@ def test_example(tmp_path: Path) -> None:
     assert rules.tenants["acme"].max_blocks == 4096
     token = rules.find("test")
     assert token is not None
-    assert (token.tenant, token.roles) == ("acme", {Role.SCHEDULER})
+    assert (token.tenant, sorted(token.roles)) == ("acme", [Role.SCHEDULER])
 
 
 BAD = {
