@@ -170,10 +170,10 @@ def test_what_is_another_tenants_cannot_be_touched(
             return error_of_rpc(error)
         raise AssertionError("it was let in")
 
-    before = scheduler.get_pool().usage.committed_blocks
     with globex.create_session(60.0) as own:
         assert isinstance(refused(own), RoleForbiddenError)
-    assert scheduler.get_pool().usage.committed_blocks == before
+    assert scheduler.get_session(victim.session_id).block_count == len(blocks)
+    assert victim.lookup_prefix([b"another prefix"], namespace=ACME) is None
     assert victim.lookup_prefix([HASH], namespace=ACME) is not None
     victim.free_blocks(blocks[:1])
 
