@@ -30,7 +30,7 @@ from statepool_server.service.steps import AnswerState
 from statepool_server.service.works import WorksState
 from statepool_server.view import PoolState
 
-FORMAT = 2
+FORMAT = 3
 """Format of snapshots and records; another one is not read."""
 
 MAX_CONTINUED = 64
