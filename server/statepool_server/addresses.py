@@ -35,7 +35,7 @@ class Address:
     @property
     def is_local(self) -> bool:
         """Whether nobody but this machine can be there."""
-        return self.socket_path is not None or _is_loopback(self.target.rpartition(":")[0].strip("[]"))
+        return self.socket_path is not None or is_loopback(self.target.rpartition(":")[0].strip("[]"))
 
     def refuse_plaintext(self, insecure_loopback: bool) -> None:
         """Refuses TCP without TLS.
@@ -74,7 +74,8 @@ class Address:
                 raise ValueError(f"listen {self.target}: another server answers there")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tells whether only this machine can be at a host."""
     if host == "localhost":
         return True
     try:

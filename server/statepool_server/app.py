@@ -18,7 +18,6 @@ from statepool_server.journal.columns import new_column
 from statepool_server.journal.journal import Journal
 from statepool_server.listeners import Listeners
 from statepool_server.memory import Memory
-from statepool_server.page.assets import asset_routes
 from statepool_server.planning import Plan
 from statepool_server.recovery import GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
 from statepool_server.service.attach_listener import AttachListener
@@ -28,7 +27,7 @@ from statepool_server.service.draining import draining_error
 from statepool_server.service.journal_watch import JournalWatch
 from statepool_server.service.stall_watch import StallWatch
 from statepool_server.tracing import NO_TRACING, Tracing
-from statepool_server.web import Page, WebServer
+from statepool_server.web_listener import web_listener
 
 EXIT_STUCK = 3
 """Exit code of a server that was stopped while copies stood still."""
@@ -71,12 +70,7 @@ async def serving(
         core.pool.prolong_leases(time.monotonic_ns() + round(config.recovery_grace * 1e9))
     listeners = Listeners(config, plan, assembly)
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
-    web = WebServer(
-        {"/metrics": lambda accept: Page(*assembly.metrics.text(accept)), "/status.json": assembly.status.page}
-        | asset_routes()
-    )
-    if plan.metrics_address is not None:
-        await web.listen(*plan.metrics_address)
+    web = await web_listener(plan, assembly)
     if journal is not None:
         journal.begin(core.incarnation, dump(assembly))
         core.pool.blocks.keep_generations_in(new_column(plan.state_dir / GENERATIONS, core.pool.blocks.block_count))

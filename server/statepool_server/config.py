@@ -64,7 +64,9 @@ class ServerConfig:
             a token is needed.
         access: TOML file with tenants and hashes of tokens; it is read anew when it changes.
         metrics_listen: HOST:PORT of an HTTP listener for Prometheus (/metrics) and browsers (the status page, /); by
-            default there is none. It shows numbers, not states, hashes or keys, to whoever can connect.
+            default there is none. It shows numbers, not states, hashes or keys: on a loopback host to whoever can
+            connect, elsewhere over HTTPS (tls_cert) to the roles observer and admin.
+        insecure_metrics: Serve them in plain HTTP to whoever can connect, on any host.
         tracing: otlp makes calls, engine steps and copies spans of OpenTelemetry, exported as the environment variables
             of its SDK say (OTEL_EXPORTER_OTLP_ENDPOINT, …); needs statepool[otel].
         allow_peer: Servers that states may be received from, as gRPC names them; may be repeated. By default any on a
@@ -121,6 +123,7 @@ class ServerConfig:
     copy_threads: Count = 2
     listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
     metrics_listen: str | None = None
+    insecure_metrics: Annotated[bool, Parameter(negative=())] = False
     tracing: Literal["off", "otlp"] = "off"
     allow_peer: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
     admin_listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)

@@ -8,7 +8,7 @@ from statepool.layout import ArenaLayout, BlockLayout, blocks_that_fit
 from statepool.models import ModelStates, bundled_models, model_layout, read_model_config
 from statepool_server.access.certificates import Certificates
 from statepool_server.access.rules import AccessFile, Role, roles_of
-from statepool_server.addresses import Address
+from statepool_server.addresses import Address, is_loopback
 from statepool_server.arena import parse_devices
 from statepool_server.config import ServerConfig
 from statepool_server.journal.journal import RESERVE_BYTES
@@ -30,6 +30,8 @@ class Plan:
     """Where to listen."""
     metrics_address: tuple[str, int] | None
     """Host and port of the HTTP listener; None: there is none."""
+    metrics_in_clear: bool
+    """Whether it is in plain HTTP, for whoever can connect."""
     peers: tuple[Address, ...]
     """Servers that states may be received from; none: all of this machine."""
     admin_addresses: tuple[Address, ...]
@@ -82,11 +84,13 @@ class Plan:
                 f"copy_engine:{engine_for(devices[0], config.copy_engine)}",
             ),
         )
+        metrics_address = None if config.metrics_listen is None else parse_http_address(config.metrics_listen)
         plan = cls(
             description,
             limits_of(config),
             tuple(Address.parse(text) for text in config.listen),
-            None if config.metrics_listen is None else parse_http_address(config.metrics_listen),
+            metrics_address,
+            metrics_address is not None and (config.insecure_metrics or is_loopback(metrics_address[0])),
             tuple(Address.parse(text) for text in config.allow_peer),
             tuple(Address.parse(text) for text in config.admin_listen),
             _certificates(config),
@@ -101,9 +105,15 @@ class Plan:
     def _refuse_plaintext(self, insecure_loopback: bool) -> None:
         if self.certificates is not None and insecure_loopback:
             raise ValueError("insecure-loopback: with tls-cert, TCP is never in plain text")
-        if self.certificates is None:
-            for address in (*self.addresses, *self.admin_addresses):
-                address.refuse_plaintext(insecure_loopback)
+        if self.certificates is not None:
+            return
+        for address in (*self.addresses, *self.admin_addresses):
+            address.refuse_plaintext(insecure_loopback)
+        if self.metrics_address is not None and not self.metrics_in_clear:
+            raise ValueError(
+                f"metrics-listen {self.metrics_address[0]}: beyond loopback it needs tls-cert and tls-key, or "
+                "insecure-metrics: plain HTTP for whoever can connect"
+            )
 
 
 def _certificates(config: ServerConfig) -> Certificates | None:

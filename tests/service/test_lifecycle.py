@@ -134,6 +134,7 @@ BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
     "plain text unasked": (["--listen", "127.0.0.1:50051"], "insecure-loopback"),
     "plain text to the network": (["--listen", "0.0.0.0:50051", "--insecure-loopback", ""], "loopback hosts only"),
     "plain text for operators": (["--admin-listen", "127.0.0.1:50051"], "insecure-loopback"),
+    "plain metrics to the network": (["--metrics-listen", "0.0.0.0:0"], "insecure-metrics"),
     "certificate without a key": (["--tls-cert", "/nonexistent/cert.pem"], "together"),
     "no such certificate": (
         ["--tls-cert", "/nonexistent/c", "--tls-key", "/nonexistent/k", "--tls-client-ca", "/nonexistent/ca"],

@@ -1,16 +1,12 @@
 """Who calls: found out from the way by which a call comes, from a token, or from a certificate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
-
-import grpc
+from typing import Protocol, TypeAlias
 
 from statepool.errors import PeerUntrustedError
 from statepool_server.access.rules import SERVICE, AccessFile, Role
-
-_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 TOKEN_KEY = "authorization"  # noqa: S105 — the name of a header
 _SCHEME = "bearer "
@@ -32,26 +28,37 @@ class Caller:
 NOBODY = Caller("", frozenset())
 """Who calls before that has been found out."""
 
-Door: TypeAlias = Callable[[_Context], Caller]
+
+class Shown(Protocol):
+    """What comes with a call, as the context of a call of gRPC shows it."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """Shows what was sent beside the request."""
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """Shows the names of the peer's certificate."""
+
+
+Door: TypeAlias = Callable[[Shown], Caller]
 """Tells who calls; raises PeerUntrustedError where nobody can say."""
 
 
 def door_for_all(caller: Caller) -> Door:
     """Makes a door at which everybody who can come there is the same; without a role, nobody is let in."""
 
-    def refuse(_context: _Context) -> Caller:
+    def refuse(_shown: Shown) -> Caller:
         raise PeerUntrustedError(f"{caller.name} must show a token here")
 
-    return (lambda _context: caller) if caller.roles else refuse
+    return (lambda _shown: caller) if caller.roles else refuse
 
 
 def door_by_token(access: AccessFile, otherwise: Door) -> Door:
     """Makes a door at which a caller shows a token; one who shows none is known otherwise."""
 
-    def caller(context: _Context) -> Caller:
-        token = _token(context)
+    def caller(shown: Shown) -> Caller:
+        token = _token(shown)
         if token is None:
-            return otherwise(context)
+            return otherwise(shown)
         known = access.rules.find(token)
         if known is None:
             raise PeerUntrustedError("the token is not known")
@@ -63,8 +70,8 @@ def door_by_token(access: AccessFile, otherwise: Door) -> Door:
 def door_by_certificate(access: AccessFile) -> Door:
     """Makes a door at which callers are who their certificates say; a tenant must be known."""
 
-    def caller(context: _Context) -> Caller:
-        facts = context.auth_context()
+    def caller(shown: Shown) -> Caller:
+        facts = shown.auth_context()
         named = _named(tuple(facts.get("peer_uri", ())), tuple(facts.get("peer_dns", ())))
         if named is None:
             raise PeerUntrustedError("neither a token nor a certificate with one tenant's roles says who calls")
@@ -75,8 +82,8 @@ def door_by_certificate(access: AccessFile) -> Door:
     return caller
 
 
-def _token(context: _Context) -> str | None:
-    for key, value in context.invocation_metadata() or ():
+def _token(shown: Shown) -> str | None:
+    for key, value in shown.invocation_metadata() or ():
         if key == TOKEN_KEY and isinstance(value, str):
             if value[: len(_SCHEME)].lower() != _SCHEME:
                 raise PeerUntrustedError("authorization: only bearer tokens are known")
