@@ -13,7 +13,7 @@ settings.load_profile("statepool")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _SLOW = (
-    *("robustness/test_runs.py", "robustness/test_soak.py", "robustness/test_twin.py", "robustness/test_field.py"),
+    *("robustness/test_soak.py", "robustness/test_twin.py", "robustness/test_field.py"),
     *("deploy/test_doctor.py", "deploy/test_guide.py", "deploy/test_health.py", "attach/test_cuda_memory.py"),
     *(
         "service/test_crashes.py",

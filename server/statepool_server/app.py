@@ -14,18 +14,19 @@ import structlog
 from statepool_server.arena import StateDir
 from statepool_server.assembly import Assembly
 from statepool_server.config import ServerConfig
-from statepool_server.journal.columns import new_column
+from statepool_server.journal.columns import new_column, read_column
 from statepool_server.journal.journal import Journal
 from statepool_server.listeners import Listeners
 from statepool_server.memory import Memory
 from statepool_server.planning import Plan
-from statepool_server.recovery import GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
+from statepool_server.recovery import CHECKSUMS, GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
 from statepool_server.service.attach_listener import AttachListener
 from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.copying import CopiesStuckError
 from statepool_server.service.draining import draining_error
 from statepool_server.service.journal_watch import JournalWatch
 from statepool_server.service.stall_watch import StallWatch
+from statepool_server.service.verifying import Verifier
 from statepool_server.tracing import NO_TRACING, Tracing
 from statepool_server.web_listener import web_listener
 
@@ -72,6 +73,7 @@ async def serving(
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
     web = await web_listener(plan, assembly)
     if journal is not None:
+        _keep_checksums(assembly.verifier, plan.state_dir / CHECKSUMS, continues=state is not None)
         journal.begin(core.incarnation, dump(assembly))
         core.pool.blocks.keep_generations_in(new_column(plan.state_dir / GENERATIONS, core.pool.blocks.block_count))
         core.ledger.write_to(journal, lambda: dump(assembly))
@@ -80,7 +82,7 @@ async def serving(
     await health.starting()
     await listeners.start()
     gc.collect()
-    gc.freeze()  # torch's modules are a million objects that no later collection has to look at
+    gc.freeze()  # no later collection has to look at what was imported
     supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
     supervisor.run("attach listener", "nothing can be attached any more", listener.run())
     supervisor.run("verifier", "checksums are neither taken nor compared", assembly.verifier.run())
@@ -122,6 +124,12 @@ async def serving(
             _leave(journal, assembly)
         await asyncio.to_thread(tracing.close)
         _log.info("stopped")
+
+
+def _keep_checksums(verifier: Verifier, path: Path, *, continues: bool) -> None:
+    """Keeps checksums where the next server finds them; before there is a journal, which tells whose they are."""
+    former = read_column(path, verifier.nbytes // 8) if continues else None
+    verifier.keep_in(new_column(path, verifier.nbytes // 8), former)
 
 
 def _leave(journal: Journal, assembly: Assembly) -> None:
@@ -170,9 +178,8 @@ def _estate(config: ServerConfig, plan: Plan, journal: Journal) -> Estate | None
     history = journal.read() if plan.outlives_process else None
     estate = None
     if history is not None:
-        estate = make_sense(
-            history, plan, Assembly.of(config, plan, Memory.none(plan.description.layout), asyncio.Event())
-        )
+        memory = Memory.none(plan.description.layout)
+        estate = make_sense(history, plan, lambda former: Assembly.of(config, former, memory, asyncio.Event()))
     if estate is None or estate.rescued is not None:  # who dies from here on has left nothing, rather than half of it
         journal.remove()
         forget_locks(plan.state_dir)

@@ -7,12 +7,16 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
+from statepool.host import Bytes
 from statepool.units import format_bytes
-from statepool_server.arena_cuda import open_cuda_arena
 from statepool_server.arena_types import Arena, ArenaError, Export
+
+if TYPE_CHECKING:
+    import torch
 
 MADV_POPULATE_WRITE = 23
 """From linux/mman.h (Linux 5.14); makes all pages present at once."""
@@ -49,14 +53,34 @@ class HostArena:
         finally:
             os.close(descriptor)
         self._advise()
-        self._tensor: torch.Tensor | None = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._memory: Bytes | None = np.frombuffer(self._map, np.uint8)
 
     @property
-    def tensor(self) -> torch.Tensor:
+    def memory(self) -> Bytes:
         """The whole arena, uint8, ``[arena bytes]``."""
-        if self._tensor is None:
+        if self._memory is None:
             raise ValueError("the arena is closed")
-        return self._tensor
+        return self._memory
+
+    @property
+    def tensor(self) -> "torch.Tensor":
+        """The same bytes as a tensor."""
+        import torch
+
+        return torch.from_numpy(self.memory)
+
+    @property
+    def address(self) -> int:
+        """Where it begins in this process."""
+        return self.memory.ctypes.data
+
+    def read(self, start: int, nbytes: int) -> Bytes:
+        """Reads bytes: a view of them."""
+        return self.memory[start : start + nbytes]
+
+    def write(self, start: int, data: Bytes) -> None:
+        """Writes bytes."""
+        self.memory[start : start + len(data)] = data
 
     @property
     def export(self) -> Export:
@@ -72,8 +96,8 @@ class HostArena:
         return os.open(self.path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def close(self, *, keep: bool = False) -> None:
-        """Removes the file, unless it is kept; the mapping goes with the last tensor that uses it."""
-        self._tensor = None
+        """Removes the file, unless it is kept; the mapping goes with the last array that uses it."""
+        self._memory = None
         if not keep:
             self.path.unlink(missing_ok=True)
 
@@ -162,6 +186,8 @@ def open_arenas(
             if device == "cpu":
                 arenas.append(HostArena(_arena_path(folder, rank), nbytes, is_kept=is_kept))
             else:
+                from statepool_server.arena_cuda import open_cuda_arena  # imports torch
+
                 arenas.append(open_cuda_arena(device, nbytes))
     except BaseException:
         for arena in arenas:

@@ -9,6 +9,7 @@ import os
 import structlog
 import torch
 
+from statepool.host import Bytes
 from statepool.torch.cuda_driver import CudaError, device_uuid
 from statepool.torch.cuda_memory import CudaAllocation, DeviceBytes
 from statepool.units import format_bytes
@@ -43,6 +44,8 @@ def open_cuda_arena(device: str, nbytes: int) -> Arena:
 class _CudaArena:
     """What both have in common."""
 
+    memory = None
+    """None of the host's."""
     _tensor: torch.Tensor | None
 
     @property
@@ -51,6 +54,20 @@ class _CudaArena:
         if self._tensor is None:
             raise ValueError("the arena is closed")
         return self._tensor
+
+    @property
+    def address(self) -> int:
+        """Where it begins in this process."""
+        return self.tensor.data_ptr()
+
+    def read(self, start: int, nbytes: int) -> Bytes:
+        """Reads a copy of bytes."""
+        copy: Bytes = self.tensor[start : start + nbytes].cpu().numpy()
+        return copy
+
+    def write(self, start: int, data: Bytes) -> None:
+        """Writes bytes."""
+        self.tensor[start : start + len(data)].copy_(torch.from_numpy(data.copy()))
 
 
 class SharedCudaArena(_CudaArena):

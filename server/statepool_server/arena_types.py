@@ -1,9 +1,12 @@
 """What every arena is: its interface, how another process gets at it, and why one cannot be had."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+from statepool.host import Bytes
+
+if TYPE_CHECKING:
+    import torch  # a second that a server of host memory need not spend
 
 
 class ArenaError(RuntimeError):
@@ -24,8 +27,22 @@ class Arena(Protocol):
     """Memory of one rank."""
 
     @property
-    def tensor(self) -> torch.Tensor:
-        """The whole arena, uint8, ``[arena bytes]``; zero-filled when new."""
+    def memory(self) -> Bytes | None:
+        """The whole arena, uint8, ``[arena bytes]``, zero-filled when new; None: it is a device's."""
+
+    @property
+    def tensor(self) -> "torch.Tensor":
+        """The whole arena as a tensor, uint8, ``[arena bytes]``."""
+
+    @property
+    def address(self) -> int:
+        """Where it begins in this process."""
+
+    def read(self, start: int, nbytes: int) -> Bytes:
+        """Reads bytes, ``[nbytes]``: a view where it is host memory, else a copy."""
+
+    def write(self, start: int, data: Bytes) -> None:
+        """Writes bytes."""
 
     @property
     def export(self) -> Export | None:

@@ -56,7 +56,7 @@ def _serve(settings: ServerConfig, *, print_config: Annotated[bool, Parameter(ne
         return 0
     configure_logging(settings.log_level, settings.log_format)
     faulthandler.enable()  # a fatal signal, SIGABRT by an operator's hand included, shows the stacks of all threads
-    from statepool_server.app import run  # imports torch: not needed for --help and --print-config
+    from statepool_server.app import run  # half a second that --help and --print-config need not spend
 
     asyncio.run(run(settings))
     return 0

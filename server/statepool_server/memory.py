@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from statepool.copies import Column, CopyPlan, copied_bytes
+from statepool.host import (
+    Bytes,
+    CopyEngine,
+    HostEngine,
+    image_checksum,
+    read_image,
+    read_shifted_image,
+    write_image,
+)
+from statepool.host.regions import zero_regions
 from statepool.layout import ArenaLayout
-from statepool.torch.engine import ENGINES, CopyEngine
-from statepool.torch.images import image_checksum, read_image, read_shifted_image, write_image
-from statepool.torch.regions import zero_regions
 from statepool_server.arena import open_arenas
 from statepool_server.arena_types import Arena, Export
 from statepool_server.staging import overwriting, save, write
@@ -98,7 +104,7 @@ class Memory:
         arenas = open_arenas(layout.nbytes, tp_ranks, devices, folder, is_kept=is_kept)
         try:
             engines = [
-                ENGINES[engine_for(device, engine)](arena.tensor, layout, threads)
+                _engine(engine_for(device, engine), arena, layout, threads)
                 for device, arena in zip(devices, arenas, strict=True)
             ]
         except BaseException:
@@ -116,9 +122,9 @@ class Memory:
         """Copies blocks from another memory of the same layout, on every rank."""
         regions = zero_regions(block_ids, self._layout)
         spans = list(zip(regions.destinations.tolist(), regions.nbytes.tolist(), strict=True))
-        for ours, theirs in zip(self._tensors(), other._tensors(), strict=True):  # noqa: SLF001 — of our own kind
+        for ours, theirs in zip(self._arenas, other._arenas, strict=True):  # noqa: SLF001 — of our own kind
             for start, nbytes in spans:
-                ours[start : start + nbytes] = theirs[start : start + nbytes]
+                ours.write(start, theirs.read(start, nbytes))
 
     def stages(self, work: MemoryWork, number: int) -> list[Stage]:
         """Divides work into what may be done at a time.
@@ -173,7 +179,7 @@ class Memory:
 
     def _save(self, plan: CopyPlan, number: int) -> None:
         for arena, path in zip(self._arenas, self._saved(number), strict=True):
-            if not save(arena.tensor.numpy(), self._layout, plan, path):
+            if not save(_host_memory(arena), self._layout, plan, path):
                 self.forget(number)
                 return
 
@@ -183,7 +189,7 @@ class Memory:
             self.copy(plan)
             return
         for arena, path in zip(self._arenas, paths, strict=True):
-            write(arena.tensor.numpy(), self._layout, plan, path)
+            write(_host_memory(arena), self._layout, plan, path)
 
     def _saved(self, number: int) -> list[Path]:
         """Lists where the sources of a plan are saved, by rank."""
@@ -203,29 +209,29 @@ class Memory:
 
     def read_image(self, rank_index: int, block_id: int, offset: int, length: int) -> bytes:
         """Reads bytes of a block image; the range must lie in it."""
-        return read_image(self._arenas[rank_index].tensor, self._layout, block_id, offset, length)
+        return read_image(self._arenas[rank_index].read, self._layout, block_id, offset, length)
 
     def read_lent(
         self, rank_index: int, block_id: int, temporal_block_id: int, token_bias: int, offset: int, length: int
     ) -> bytes:
         """Reads bytes of the image of a lent state, see `LentStates`; the range must lie in it."""
-        arena = self._arenas[rank_index].tensor
+        read = self._arenas[rank_index].read
         if not token_bias:
-            return read_image(arena, self._layout, block_id, offset, length)
-        return read_shifted_image(arena, self._layout, block_id, temporal_block_id, token_bias, offset, length)
+            return read_image(read, self._layout, block_id, offset, length)
+        return read_shifted_image(read, self._layout, block_id, temporal_block_id, token_bias, offset, length)
 
     def write_image(self, rank_index: int, block_id: int, offset: int, data: bytes) -> None:
         """Writes bytes of a block image; the range must lie in it."""
-        write_image(self._arenas[rank_index].tensor, self._layout, block_id, offset, data)
+        write_image(self._arenas[rank_index].write, self._layout, block_id, offset, data)
 
     def checksums(self, block_ids: Sequence[int]) -> NDArray[np.uint64]:
         """Computes a checksum of each block's states on each rank, ``[n, ranks]``; the blocks need not stand still."""
-        sums = [[image_checksum(arena.tensor, self._layout, block) for arena in self._arenas] for block in block_ids]
+        sums = [[image_checksum(arena.read, self._layout, block) for arena in self._arenas] for block in block_ids]
         return np.array(sums, np.uint64).reshape(len(block_ids), len(self._arenas))
 
     def base_address(self, rank_index: int) -> int:
         """Tells where a rank's arena begins in this process."""
-        return self._arenas[rank_index].tensor.data_ptr()
+        return self._arenas[rank_index].address
 
     def export(self, rank_index: int) -> Export | None:
         """Tells how other processes map a rank's arena; None: none can."""
@@ -239,9 +245,6 @@ class Memory:
         """
         return self._arenas[rank_index].open_descriptor(read_only=read_only)
 
-    def _tensors(self) -> list[torch.Tensor]:
-        return [arena.tensor for arena in self._arenas]
-
     def close(self, *, keep: bool = False) -> None:
         """Gives all memory back, or leaves it for another process.
 
@@ -250,3 +253,17 @@ class Memory:
         """
         for arena in self._arenas:
             arena.close(keep=keep)
+
+
+def _engine(name: EngineName, arena: Arena, layout: ArenaLayout, threads: int) -> CopyEngine:
+    if name == "host" and arena.memory is not None:
+        return HostEngine(arena.memory, layout, threads)
+    from statepool.torch.engine import ENGINES  # a second that a server of host memory need not spend
+
+    return ENGINES[name](arena.tensor, layout, threads)
+
+
+def _host_memory(arena: Arena) -> Bytes:
+    if arena.memory is None:
+        raise ValueError("nothing is saved for device memory: it does not outlive the process")
+    return arena.memory

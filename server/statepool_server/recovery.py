@@ -9,6 +9,7 @@ Nothing else can be proven, so everything else is given up, and with it the memo
 to memory that nobody uses any more.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from statepool_server.assembly import Assembly
 from statepool_server.journal.columns import read_column
 from statepool_server.journal.encoding import EncodingError, decode, encode
 from statepool_server.journal.journal import History
+from statepool_server.limits import Limits
 from statepool_server.planning import Plan
 from statepool_server.recency import Ids
 from statepool_server.service.attach_processes import Attacher
@@ -30,7 +32,7 @@ from statepool_server.service.steps import AnswerState
 from statepool_server.service.works import WorksState
 from statepool_server.view import PoolState
 
-FORMAT = 3
+FORMAT = 4
 """Format of snapshots and records; another one is not read."""
 
 MAX_CONTINUED = 64
@@ -38,6 +40,9 @@ MAX_CONTINUED = 64
 
 GENERATIONS = "generations.bin"
 """Name of the file of the blocks' generations."""
+
+CHECKSUMS = "checksums.bin"
+"""Name of the file of their checksums."""
 
 _log = structlog.get_logger("statepool.recovery")
 
@@ -90,6 +95,8 @@ class ServerState:
 
     identity: Identity
     """Of the pool."""
+    limits: Limits
+    """Bounds of the requests that follow in the journal."""
     continued: list[int]
     """Incarnations whose state this is, the latest last; empty: nobody can go on."""
     pool: PoolState
@@ -130,13 +137,13 @@ def load(assembly: Assembly, state: ServerState) -> None:
     core.continued_incarnations = tuple(state.continued)
 
 
-def make_sense(history: History, plan: Plan, blank: Assembly) -> Estate | None:
+def make_sense(history: History, plan: Plan, blank_of: Callable[[Plan], Assembly]) -> Estate | None:
     """Finds out how things stand.
 
     Args:
         history: What a server has left.
         plan: What this server is going to be.
-        blank: A server without memory, to run the acts of the journal again.
+        blank_of: Makes a server without memory, to run the acts of the journal again, within the bounds they had.
 
     Returns:
         What goes on; None: nothing does, since it is of another pool, or nothing is known.
@@ -144,6 +151,7 @@ def make_sense(history: History, plan: Plan, blank: Assembly) -> Estate | None:
     state = _read_state(history, plan)
     if state is None:
         return None
+    blank = blank_of(replace(plan, limits=state.limits))
     load(blank, state)
     blank.core.goes_by(history.incarnation)
     is_whole, repeated = history.is_whole, 0
@@ -171,6 +179,7 @@ def _state(assembly: Assembly) -> ServerState:
     core = assembly.core
     return ServerState(
         identity=Identity.of(core.description),
+        limits=core.limits,
         continued=list(core.continued_incarnations),
         pool=core.pool.dump(),
         replies=core.replays.dump(),

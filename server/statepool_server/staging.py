@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statepool.copies import CopyPlan
-from statepool.layout import ArenaLayout, ConvLayout, StateKind, StateSpec
-from statepool.torch.regions import Bytes, hazards
+from statepool.host.regions import Bytes, hazards
+from statepool.host.shifts import copy_shifted
+from statepool.layout import ArenaLayout, StateKind, StateSpec
 from statepool_server import failpoints
 
 
@@ -68,26 +69,9 @@ def write(memory: Bytes, layout: ArenaLayout, plan: CopyPlan, path: Path) -> Non
         if start <= len(saved) // 2 < start + span.state.nbytes:
             failpoints.reach("copy.half")
         nbytes = span.state.nbytes
-        _shift(
-            saved[start : start + nbytes],
-            memory[span.destination : span.destination + nbytes],
-            span,
-            layout.block.conv_layout,
-        )
+        source, destination = saved[start : start + nbytes], memory[span.destination : span.destination + nbytes]
+        copy_shifted(source, destination, span.state, span.bias, layout.block.conv_layout)
         start += nbytes
-
-
-def _shift(source: Bytes, destination: Bytes, span: _Span, conv_layout: ConvLayout) -> None:
-    if not span.bias:
-        destination[:] = source
-        return
-    if conv_layout is ConvLayout.SD:
-        left_out = span.bias * (span.state.nbytes // span.state.shape[0])
-        destination[: len(source) - left_out] = source[left_out:]
-        return
-    dims, left_out = span.state.shape[0], span.bias * span.state.dtype.itemsize
-    rows = destination.reshape(dims, -1)
-    rows[:, : rows.shape[1] - left_out] = source.reshape(dims, -1)[:, left_out:]
 
 
 def _spans(layout: ArenaLayout, plan: CopyPlan) -> Iterator[_Span]:

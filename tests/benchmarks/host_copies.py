@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from statepool.copies import CopyPlan
+from statepool.host import HostEngine
 from statepool.layout import ArenaLayout, BlockLayout, ConvLayout, Dtype, StateKind, StateSpec
-from statepool.torch import HostEngine
 
 TOTAL_BYTES = 256 * 2**20
 REPEATS = 9
@@ -42,7 +42,7 @@ def measure_in(arena: torch.Tensor, layout: ArenaLayout) -> tuple[float, float, 
     Returns:
         Bytes per second of the host engine, of torch's index assignment, and of one contiguous torch copy.
     """
-    engine, block_bytes = HostEngine(arena, layout), layout.block.image_bytes
+    engine, block_bytes = HostEngine(arena.numpy(), layout), layout.block.image_bytes
     count = layout.block_count // 2
     order = np.random.default_rng(0).permutation(layout.block_count)
     src, dst = order[:count], order[count : 2 * count]

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +19,10 @@ from numpy.typing import NDArray
 from robustness.history import History
 from robustness.passes import Order, Run
 from robustness.scenario import OWNER_BYTES, OWNER_STATE, Scenario
-from statepool import Client, Execution, Pool, StatepoolError, StepOutcome, UnavailableError
+from statepool import Client, Pool, StatepoolError, StepOutcome, UnavailableError
 from statepool.attachment import ArenaAttachment
 from statepool.errors import AttachmentNotFoundError
+from statepool.host import HostEngine
 from statepool.loadtest.states import PrefixStates
 
 START_SECONDS, PAUSE_SECONDS = 60.0, 0.05
@@ -33,19 +33,17 @@ MOST_PAUSE_SECONDS = 0.004
 class Memory:
     """The arena of one rank, as block images, attached again when the server was lost."""
 
-    def __init__(self, client: Client, rank_index: int, history: History, *, copies: bool) -> None:
+    def __init__(self, client: Client, rank_index: int, history: History) -> None:
         """Attaches.
 
         Args:
             client: Talks to the server.
             rank_index: The rank.
             history: Where to note.
-            copies: Whether it will have to run copies.
         """
         self._client = client
         self._rank_index = rank_index
         self._history = history
-        self._copies = copies
         self._untold: list[tuple[int, bytes]] = []  # attachments whose end a server that recovers must still be told
         self._attach_in_time()
 
@@ -69,7 +67,7 @@ class Memory:
         self.pool = pool
         flat: NDArray[np.uint8] = np.frombuffer(self.attachment.buffer, np.uint8)  # type: ignore[call-overload]
         self.images = flat.reshape(pool.block_count, -1)
-        self._engine: Any = self._new_engine() if self._copies else None
+        self._engine = HostEngine(flat, pool.layout, 1)
         self._history.note("attached", attachment=self.attachment.attachment_id, incarnation=pool.incarnation)
 
     def revive(self) -> None:
@@ -96,14 +94,6 @@ class Memory:
             engine.zero(outcome.zeroed_block_ids)
         if len(outcome.pre_copies):
             engine.copy(outcome.pre_copies.plan())
-
-    def _new_engine(self) -> Any:
-        import torch  # costs seconds, and only workers that copy need it
-
-        from statepool.torch.engine import HostEngine
-
-        arena = torch.frombuffer(self.attachment.buffer, dtype=torch.uint8)
-        return HostEngine(arena, self.pool.layout, 1)
 
 
 class Worker:
@@ -195,7 +185,7 @@ def main(target: str, name: str, rank_index: str, scenario_json: str, folder: st
     """Serves schedulers at ``folder/name.sock`` until it is killed."""
     scenario, history = Scenario.from_json(scenario_json), History(Path(folder), name)
     with Client(target, timeout=30.0) as client, socket.socket(socket.AF_UNIX) as listener:
-        memory = Memory(client, int(rank_index), history, copies=scenario.execution is Execution.WORKER)
+        memory = Memory(client, int(rank_index), history)
         worker = Worker(memory, scenario, history, f"{scenario.seed}.{name}")
         path = Path(folder) / f"{name}.sock"
         path.unlink(missing_ok=True)  # a killed predecessor's

@@ -127,22 +127,22 @@ class Server:
         self.state_dir = folder / "state"
         self._security = security
         self._log = folder / "log"
-        self._command: list[str] = [
-            str(COMMAND),
-            *arguments(write_model(folder, conv_shape), self.target, self.state_dir, *flags),
-        ]
+        self._model = write_model(folder, conv_shape)
+        self._flags = flags
         self._environment = os.environ | dict(environment or {})
         self.start()
 
-    def start(self) -> None:
-        """Starts the process, again after it was killed; it may not answer yet."""
+    def start(self, *flags: str) -> None:
+        """Starts the process, again after it was killed, with flags that win over those before; see `__init__`."""
         self._told = False
+        self._flags += flags
+        command = [str(COMMAND), *arguments(self._model, self.target, self.state_dir, *self._flags)]
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, env=self._environment, stderr=log)
+            self.process = subprocess.Popen(command, env=self._environment, stderr=log)
 
     def flag(self, name: str) -> str:
         """Returns the value of a flag with which it was started."""
-        return self._command[self._command.index(name) + 1]
+        return dict(zip(self._flags[::2], self._flags[1::2], strict=True))[name]
 
     def kill(self) -> None:
         """Ends the process as a crash does."""

@@ -99,6 +99,27 @@ def test_a_lookup(lookup: Server, rank: int) -> None:
             restore(client, successor)
 
 
+def test_while_there_was_no_server(servers: Servers) -> None:
+    """Checksums outlive the server: what changes before the next one is there is found by it."""
+    server = servers.start(*LAZY).wait_until_ready()
+    with server.client() as client:
+        with client.create_session(60.0) as session:
+            kept, changed = commit(client, session, b"a"), commit(client, session, b"b", 2 * BLOCK_TOKENS)
+        server.kill()
+        flip(server, changed, rank=1)
+        server.start()
+        server.wait_until_ready()
+
+        report = client.verify_integrity()  # or the scrubbing, which begins at once
+
+        assert (report.unverified_blocks, report.condemned_blocks) == (0, 1)
+        assert is_condemned(client, changed)
+        with client.create_session(60.0) as session:
+            hit = session.lookup_prefix([b"a", b"b"])
+            assert hit is not None
+            assert hit.block == kept
+
+
 def test_an_admission(lookup: Server) -> None:
     """A step that would begin with changed bytes is refused whole; sent again, it begins with what is left."""
     with lookup.client() as client, client.create_session(60.0) as session:

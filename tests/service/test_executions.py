@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-import torch
 
 from service.servers import BLOCK_TOKENS, CONV_ROWS, Server, Servers
 from statepool import Client, Execution, Session, StepBuilder, StepOutcome
+from statepool.host import CopyEngine, HostEngine
 from statepool.loadtest.states import NO_TOKENS, PrefixStates, extend_digests
-from statepool.torch import HostEngine
 
 SPEC = 2
 STEPS = 60
@@ -47,9 +46,9 @@ class Engine:
     def __init__(self, server: Server, client: Client, session: Session, execution: Execution, seed: int) -> None:
         pool = client.get_pool()
         with (server.state_dir / "rank0.arena").open("r+b") as arena_file:
-            arena = torch.frombuffer(mmap.mmap(arena_file.fileno(), 0), dtype=torch.uint8)
-        self._copies = HostEngine(arena, pool.layout)
-        self._blocks = arena.numpy().reshape(pool.block_count, -1)
+            arena = np.frombuffer(mmap.mmap(arena_file.fileno(), 0), np.uint8)
+        self._copies: CopyEngine = HostEngine(arena, pool.layout)
+        self._blocks = arena.reshape(pool.block_count, -1)
         self._num_spec = pool.num_spec
         self._states = PrefixStates(pool.layout.block, pool.num_spec, seed=1)
         self._execution = execution
@@ -211,7 +210,7 @@ def test_two_half_batches_overlap(servers: Servers, execution: Execution, seed: 
 def test_comparison_can_fail(servers: Servers) -> None:
     """A worker that leaves the copies of a step out is found out."""
     with engine(servers, Execution.WORKER, seed=9) as running:
-        running._copies = _Nothing()  # type: ignore[assignment]  # noqa: SLF001 - the fault under test
+        running._copies = _Nothing()  # noqa: SLF001 - the fault under test
         running.admit(1, list(range(41)))
         for _ in range(STEPS):
             running.step()

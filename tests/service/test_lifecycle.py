@@ -85,6 +85,16 @@ def test_what_is_left_behind(servers: Servers, flags: tuple[str, ...], is_kept: 
     assert left == ({".arena", ".bin", ".log", ""} if is_kept else {""})
 
 
+def test_no_torch_in_the_process(servers: Servers) -> None:
+    """A server of host memory does its work without torch, which would cost it a second and 200 MB."""
+    server = servers.start().wait_until_ready()
+    with server.client() as client, client.create_session(60.0) as session:
+        blocks = session.allocate_blocks(4)
+        session.copy_blocks(src=blocks[:2], dst=blocks[2:], token_bias=0)
+
+    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("flag", "words"), [("--listen", "another server answers there"), ("--state-dir", "another server uses it")]
 )

@@ -18,6 +18,7 @@ from statepool import (
     Client,
     IncarnationMismatchError,
     OverloadedError,
+    QuotaExceededError,
     SessionNotFoundError,
     StatepoolError,
 )
@@ -215,6 +216,24 @@ def test_a_missing_file(mortal: Server, lost: str) -> None:
         with client.create_session(LONG) as session:
             blocks = session.allocate_blocks(CAPACITY)
             assert not session.read_images(blocks).any()
+
+
+def test_lower_limits(servers: Servers) -> None:
+    """What was granted within the limits of then is not lost under lower ones: they hold for what comes."""
+    server = servers.start("--max-sessions", "4", "--max-batch", "64").wait_until_ready()
+    with server.client() as client:
+        sessions = [client.create_session(LONG) for _ in range(4)]
+        for session in sessions:
+            session.allocate_blocks(3)
+
+        server.kill()
+        server.start("--max-sessions", "2", "--max-batch", "2")
+        server.wait_until_ready()
+
+        usage = client.get_pool().usage
+        assert (usage.sessions, usage.held_blocks) == (4, 12)
+        with pytest.raises(QuotaExceededError):
+            client.create_session(LONG)
 
 
 def test_another_pool(servers: Servers) -> None:

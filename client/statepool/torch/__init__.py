@@ -3,9 +3,9 @@
 Needs the extra ``statepool[torch]``; nothing else in the client imports torch.
 """
 
+from statepool.host import CopyEngine
 from statepool.torch.attached import AttachedPool, attach
-from statepool.torch.engine import ENGINES, CopyEngine, EngineFactory, HostEngine, ReferenceEngine
-from statepool.torch.images import read_image, write_image
+from statepool.torch.engine import ENGINES, EngineFactory, ReferenceEngine
 from statepool.torch.specs import MambaCopySpec, MambaStateCopyFunc, get_conv_copy_spec, get_temporal_copy_spec
 from statepool.torch.views import state_views, torch_dtype
 
@@ -14,15 +14,12 @@ __all__ = [
     "AttachedPool",
     "CopyEngine",
     "EngineFactory",
-    "HostEngine",
     "MambaCopySpec",
     "MambaStateCopyFunc",
     "ReferenceEngine",
     "attach",
     "get_conv_copy_spec",
     "get_temporal_copy_spec",
-    "read_image",
     "state_views",
     "torch_dtype",
-    "write_image",
 ]

@@ -12,12 +12,13 @@ import torch
 from statepool.attachment import HOST_IMPORTERS, REATTACH_SECONDS, ArenaAttachment, Importer, MappedArena
 from statepool.descriptions import Pool
 from statepool.errors import FeatureUnavailableError, IncarnationMismatchError, LayoutMismatchError, StatepoolError
+from statepool.host import CopyEngine
 from statepool.layout import ArenaLayout, StateKind
 from statepool.outcomes import StepOutcome
 from statepool.sync.client import Client
 from statepool.torch.cuda_driver import CudaError
 from statepool.torch.cuda_memory import CudaAllocation, DeviceBytes
-from statepool.torch.engine import CopyEngine, worker_engine
+from statepool.torch.engine import worker_engine
 from statepool.torch.views import state_views
 from statepool.v1 import attach_pb2, pool_pb2
 

@@ -1,31 +1,16 @@
-"""Copy engines: one interface, one meaning (`statepool.copies.CopyPlan`), one conformance suite over all of them."""
+"""Copy engines of tensors: one meaning (`statepool.copies.CopyPlan`), one conformance suite over all of them."""
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from importlib.util import find_spec
-from itertools import repeat
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from statepool.copies import Column, CopyPlan
+from statepool.host import CopyEngine, HostEngine
 from statepool.layout import ArenaLayout, ConvLayout, StateKind
-from statepool.torch.regions import Bytes, Regions, hazards, plan_regions, run_copies, run_zeroing, split, zero_regions
 from statepool.torch.views import state_views
-
-
-class CopyEngine(Protocol):
-    """Copies and zeroes blocks of one arena; blocking.
-
-    Calls may run at the same time as long as they touch different blocks.
-    """
-
-    def copy(self, plan: CopyPlan) -> None:
-        """Runs a plan whose biases and block ids were checked."""
-
-    def zero(self, block_ids: Column) -> None:
-        """Fills blocks with zero bytes; each id once."""
 
 
 class EngineFactory(Protocol):
@@ -78,54 +63,11 @@ class ReferenceEngine:
             torch.cuda.synchronize(device)
 
 
-class HostEngine:
-    """Copies host memory on a few threads, near the bandwidth of the machine.
-
-    A plan becomes columns of (source, destination, bytes); in block-major order a plain copy is one region. Copies
-    that read what another copy of the plan writes, and strided ones, are staged tensor by tensor, so staging never
-    takes more than one tensor's share of the arena.
-    """
-
-    def __init__(self, arena: torch.Tensor, layout: ArenaLayout, threads: int = 2) -> None:
-        """Builds the engine.
-
-        Args:
-            arena: uint8, ``[arena bytes]``, in host memory.
-            layout: Its layout.
-            threads: Threads that copy; they live as long as the engine.
-        """
-        if not arena.is_cpu:
-            raise ValueError(f"the host engine copies host memory, the arena is on {arena.device}")
-        self._memory: Bytes = arena.numpy()  # the same bytes, and keeps them alive
-        self._layout = layout
-        self._reference = ReferenceEngine(arena, layout)
-        self._threads = threads
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="statepool-memmove")
-
-    def copy(self, plan: CopyPlan) -> None:
-        """Runs a plan."""
-        if not len(plan):
-            return
-        staged = hazards(plan)
-        if self._layout.block.conv_layout is ConvLayout.DS:
-            staged |= plan.token_biases > 0
-        if staged.any():
-            # Direct rows neither read nor write what staged rows write, so either may run first.
-            self._reference.copy(plan.take(staged))
-            plan = plan.take(~staged)
-        if len(plan):
-            self._run(run_copies, plan_regions(plan, self._layout))
-
-    def zero(self, block_ids: Column) -> None:
-        """Fills blocks with zeros."""
-        self._run(run_zeroing, zero_regions(block_ids, self._layout))
-
-    def _run(self, work: Callable[[Bytes, Regions], None], regions: Regions) -> None:
-        pieces = split(regions, self._threads)
-        if len(pieces) == 1:
-            work(self._memory, pieces[0])
-        else:
-            list(self._executor.map(work, repeat(self._memory), pieces))
+def _host_engine(arena: torch.Tensor, layout: ArenaLayout, threads: int = 2) -> CopyEngine:
+    """Builds a `statepool.host.HostEngine`."""
+    if not arena.is_cpu:
+        raise ValueError(f"the host engine copies host memory, the arena is on {arena.device}")
+    return HostEngine(arena.numpy(), layout, threads)  # the same bytes, kept alive
 
 
 def _triton_engine(arena: torch.Tensor, layout: ArenaLayout, threads: int = 1) -> CopyEngine:
@@ -139,14 +81,14 @@ def _triton_engine(arena: torch.Tensor, layout: ArenaLayout, threads: int = 1) -
     return TritonEngine(arena, layout, threads)
 
 
-ENGINES: Mapping[str, EngineFactory] = {"host": HostEngine, "reference": ReferenceEngine, "triton": _triton_engine}
+ENGINES: Mapping[str, EngineFactory] = {"host": _host_engine, "reference": ReferenceEngine, "triton": _triton_engine}
 """Engines by name."""
 
 
 def worker_engine(arena: torch.Tensor, layout: ArenaLayout, threads: int) -> CopyEngine:
     """Builds the engine of an attached worker: the host's, or on a device one that works in the worker's own stream."""
     if arena.is_cpu:
-        return HostEngine(arena, layout, threads)
+        return _host_engine(arena, layout, threads)
     if not find_spec("triton"):
         return ReferenceEngine(arena, layout)
     from statepool.torch.triton_engine import TritonEngine

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from statepool.copies import Column, CopyPlan
+from statepool.host.regions import hazards
 from statepool.layout import ArenaLayout
-from statepool.torch.regions import hazards
 from statepool.torch.tiles import tile_table
 from statepool.torch.triton_kernels import INTERPRETED, copy_tiles, zero_tiles
 

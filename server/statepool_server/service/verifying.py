@@ -63,11 +63,25 @@ class Verifier:
         self._block_bytes = core.description.layout.block.image_bytes * ranks
         self._batch = max(1, BATCH_BYTES // self._block_bytes)
         self._pause = self._block_bytes / scrub_rate
-        self._sums = np.zeros((blocks.block_count, ranks), np.uint64)
-        self._taken_at = np.zeros(blocks.block_count, np.int64)  # generation of each checksum; none is 0
+        self._keep(np.zeros((blocks.block_count, 1 + ranks), np.int64))
         pool, register = core.pool, core.ledger.register
         register(Kind.CONDEMN, ValueCodec(BlockRefs), lambda refs, _now: pool.condemn(refs), can_be_refused=False)
         register(Kind.PARDON, ValueCodec(type(None)), lambda _request, _now: pool.pardon(), can_be_refused=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the checksums."""
+        return self._table.nbytes
+
+    def keep_in(self, column: NDArray[np.int64], former: NDArray[np.int64] | None) -> None:
+        """Keeps the checksums in other memory from now on.
+
+        Args:
+            column: Where; as many bytes as the checksums have.
+            former: What a verifier before this one, of the same pool, has left there; None: nothing.
+        """
+        column[:] = self._table.ravel() if former is None else former
+        self._keep(column.reshape(self._table.shape))
 
     @property
     def vouches(self) -> bool:
@@ -134,6 +148,11 @@ class Verifier:
         self._core.blocks_changed()
         return cleared
 
+    def _keep(self, table: NDArray[np.int64]) -> None:
+        self._table = table
+        self._taken_at = table[:, 0]  # generation of each checksum; none is 0
+        self._sums = table[:, 1:].view(np.uint64)
+
     async def _take_all(self) -> None:
         """Takes the checksum of every block that has none, soon after it was committed."""
         while True:
@@ -160,7 +179,8 @@ class Verifier:
         sums = await self._read(refs)
         ids = refs.block_ids
         same = self._blocks.generations[ids] == refs.generations
-        self._sums[ids[same]], self._taken_at[ids[same]] = sums[same], refs.generations[same]
+        self._sums[ids[same]] = sums[same]
+        self._taken_at[ids[same]] = refs.generations[same]  # last: a server that ends in between has not taken it
 
     async def _compare(self, refs: BlockRefs) -> BlockRefs:
         """Condemns those of the blocks that have changed since their checksums were taken."""

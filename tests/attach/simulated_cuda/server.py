@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from statepool.host import HostEngine
 from statepool.layout import ArenaLayout
-from statepool.torch import HostEngine
 from statepool.torch.cuda_memory import DeviceBytes
 from statepool_server.app import serving
 from statepool_server.arena import HostArena, StateDir
@@ -43,7 +43,7 @@ class UnsharedArena(HostArena):
 def open_memory(layout: ArenaLayout, folder: Path) -> Memory:
     """Takes the memory of both ranks."""
     arenas: list[Arena] = [SimulatedArena(DEVICE, layout.nbytes), UnsharedArena(folder / "rank1.arena", layout.nbytes)]
-    return Memory(layout, arenas, [HostEngine(arena.tensor, layout) for arena in arenas])
+    return Memory(layout, arenas, [HostEngine(arena.tensor.numpy(), layout) for arena in arenas])
 
 
 async def run(config: ServerConfig) -> None:

@@ -1,19 +1,24 @@
 """Block images: the bytes of one block, in the order of its layout whatever the arrangement of the arena."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import numpy as np
-import torch
 import xxhash
 
-from statepool.layout import ArenaLayout, Arrangement, ConvLayout, StateKind, StateSpec
+from statepool.host.regions import Bytes
+from statepool.host.shifts import copy_shifted
+from statepool.layout import ArenaLayout, Arrangement, StateKind
+
+Span: TypeAlias = Callable[[int, int], Bytes]
+"""Reads an arena: first byte and length to uint8, ``[length]``, a view where the memory is the host's."""
 
 
-def read_image(arena: torch.Tensor, layout: ArenaLayout, block_id: int, offset: int, length: int) -> bytes:
+def read_image(read: Span, layout: ArenaLayout, block_id: int, offset: int, length: int) -> bytes:
     """Reads bytes of a block image.
 
     Args:
-        arena: uint8, ``[arena bytes]``, on any device.
+        read: Reads the arena.
         layout: Its layout.
         block_id: The block.
         offset: First byte in the image.
@@ -24,15 +29,15 @@ def read_image(arena: torch.Tensor, layout: ArenaLayout, block_id: int, offset: 
     """
     if layout.arrangement is Arrangement.BLOCK_MAJOR:  # padding is never written, so it is zero in the arena too
         start = block_id * layout.block.image_bytes + offset
-        return _bytes(arena[start : start + length])
+        return read(start, length).tobytes()
     image = bytearray(length)
     for start, place, size in _pieces(layout, block_id, offset, length):
-        image[place : place + size] = _bytes(arena[start : start + size])
+        image[place : place + size] = read(start, size).data
     return bytes(image)
 
 
 def read_shifted_image(
-    arena: torch.Tensor,
+    read: Span,
     layout: ArenaLayout,
     block_id: int,
     temporal_block_id: int,
@@ -43,7 +48,7 @@ def read_shifted_image(
     """Reads bytes of the image that a copy with a bias would leave in a blank block.
 
     Args:
-        arena: uint8, ``[arena bytes]``, on any device.
+        read: Reads the arena.
         layout: Its layout.
         block_id: Block of all states but the temporal ones.
         temporal_block_id: Block of the temporal states.
@@ -61,18 +66,21 @@ def read_shifted_image(
         if first < end:
             block = temporal_block_id if state.kind is StateKind.TEMPORAL else block_id
             start = spec.arena_offset + block * spec.block_stride
-            data = _bytes(arena[start : start + state.nbytes])
+            data = read(start, state.nbytes)
             if state.kind is StateKind.CONV and token_bias:
-                data = _shifted(data, state, token_bias, layout.block.conv_layout)
-            image[first - offset : end - offset] = data[first - spec.image_offset : end - spec.image_offset]
+                source, data = data, np.zeros_like(data)
+                copy_shifted(source, data, state, token_bias, layout.block.conv_layout)
+            image[first - offset : end - offset] = data[first - spec.image_offset : end - spec.image_offset].data
     return bytes(image)
 
 
-def write_image(arena: torch.Tensor, layout: ArenaLayout, block_id: int, offset: int, data: bytes) -> None:
+def write_image(
+    write: Callable[[int, Bytes], object], layout: ArenaLayout, block_id: int, offset: int, data: bytes
+) -> None:
     """Writes bytes of a block image; bytes that fall on padding are dropped.
 
     Args:
-        arena: uint8, ``[arena bytes]``, on any device.
+        write: Writes bytes into the arena, from a first byte on.
         layout: Its layout.
         block_id: The block.
         offset: First byte in the image.
@@ -80,42 +88,21 @@ def write_image(arena: torch.Tensor, layout: ArenaLayout, block_id: int, offset:
     """
     source = np.frombuffer(data, np.uint8)
     for start, place, size in _pieces(layout, block_id, offset, len(data)):
-        target, piece = arena[start : start + size], source[place : place + size]
-        if target.is_cpu:
-            target.numpy()[:] = piece
-        else:
-            target.copy_(torch.from_numpy(piece.copy()))
+        write(start, source[place : place + size])
 
 
-def image_checksum(arena: torch.Tensor, layout: ArenaLayout, block_id: int) -> int:
+def image_checksum(read: Span, layout: ArenaLayout, block_id: int) -> int:
     """Computes xxh3_64 of a block's states, in the order of its layout, without the padding between them.
 
     Args:
-        arena: uint8, ``[arena bytes]``, on any device.
+        read: Reads the arena.
         layout: Its layout.
         block_id: The block.
     """
     digest = xxhash.xxh3_64()
-    source = arena.numpy() if arena.is_cpu else None  # a slice of it is had ten times as fast as one of a tensor
     for start, _, size in _pieces(layout, block_id, 0, layout.block.image_bytes):
-        piece = arena[start : start + size].cpu().numpy() if source is None else source[start : start + size]
-        digest.update(piece.data)
+        digest.update(read(start, size).data)
     return digest.intdigest()
-
-
-def _shifted(data: bytes, state: StateSpec, rows: int, conv_layout: ConvLayout) -> bytes:
-    """Moves the rows of a conv state towards the first."""
-    before = np.frombuffer(data, np.uint8).reshape(*state.shape, state.dtype.itemsize)
-    after = np.zeros_like(before)
-    if conv_layout is ConvLayout.SD:
-        after[: len(before) - rows] = before[rows:]
-    else:
-        after[:, : before.shape[1] - rows] = before[:, rows:]
-    return after.tobytes()
-
-
-def _bytes(region: torch.Tensor) -> bytes:
-    return region.cpu().numpy().tobytes()
 
 
 def _pieces(layout: ArenaLayout, block_id: int, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
