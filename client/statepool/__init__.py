@@ -61,10 +61,12 @@ if TYPE_CHECKING:
         OwnerKeyInUseError,
         PeerLostError,
         PeerUntrustedError,
+        PermissionDeniedError,
         PoolExhaustedError,
         QuotaExceededError,
         RequestIdReusedError,
         ResourceExhaustedError,
+        RoleForbiddenError,
         SequenceExistsError,
         SequenceNotFoundError,
         SessionExpiredError,
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from statepool.refs import BlockRefs
     from statepool.results import BlockPage, BlockState, Chunk, Commit, CopySpecs, Eviction, Hit, IntegrityReport
     from statepool.retries import ClientStats
+    from statepool.security import Tls
     from statepool.sequences import (
         ALL_RUNNING,
         Admission,
@@ -164,6 +167,7 @@ __all__ = [
     "OwnerKeyInUseError",
     "PeerLostError",
     "PeerUntrustedError",
+    "PermissionDeniedError",
     "Pool",
     "PoolExhaustedError",
     "PoolUsage",
@@ -172,6 +176,7 @@ __all__ = [
     "Received",
     "RequestIdReusedError",
     "ResourceExhaustedError",
+    "RoleForbiddenError",
     "Scheduler",
     "Schedules",
     "SequenceExistsError",
@@ -192,6 +197,7 @@ __all__ = [
     "StreamReplacedError",
     "StreamStalledError",
     "TableChanges",
+    "Tls",
     "Transfer",
     "TransferInfo",
     "TransferNotFoundError",
@@ -230,6 +236,7 @@ _HOMES = {
         *("ALL_RUNNING", "Admission", "Commits", "Execution"),
         *("ImportedState", "Notice", "NoticeKind", "Schedules"),
     ),
+    "statepool.security": ("Tls",),
     "statepool.steps": ("StepBuilder",),
     "statepool.sync.client": ("Client",),
     "statepool.sync.scheduler": ("Scheduler",),

@@ -1,4 +1,4 @@
-"""Where a client may connect, and with which gRPC options; shared by the sync and the async client."""
+"""With which gRPC options a client connects, and what its failures say; shared by the sync and the async client."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,26 +21,6 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 
 ChannelOptions = Sequence[tuple[str, Any]]
 """gRPC channel arguments."""
-
-
-def check_security(target: str, credentials: grpc.ChannelCredentials | None, insecure: bool) -> None:
-    """Refuses to send state bytes over a network in the clear by accident.
-
-    Args:
-        target: Where to connect, in gRPC's naming.
-        credentials: TLS credentials, or None.
-        insecure: Whether the caller has asked for plain text.
-
-    Raises:
-        ValueError: There are neither credentials nor ``insecure=True``, and the target is neither a Unix socket nor a
-            loopback address; or there are both.
-    """
-    if credentials is not None and insecure:
-        raise ValueError("credentials and insecure=True contradict each other")
-    if credentials is None and not insecure and not _is_local(target):
-        raise ValueError(
-            f"{target}: not on this machine, so it needs credentials=… (TLS) or insecure=True (plain text)"
-        )
 
 
 def channel_options(options: ChannelOptions) -> list[tuple[str, Any]]:
@@ -77,26 +57,3 @@ def error_of_cut_rpc(error: grpc.RpcError) -> StatepoolError:
     if isinstance(failure, CancelledError):
         return UnavailableError("the server has stopped before it began with the call")
     return failure
-
-
-def _is_local(target: str) -> bool:
-    scheme, colon, rest = target.partition(":")
-    if colon and scheme in ("unix", "unix-abstract"):
-        return True
-    addresses = rest.rsplit("/", 1)[-1] if scheme in ("dns", "ipv4", "ipv6") else target
-    return all(_is_loopback(_host(address)) for address in addresses.split(","))
-
-
-def _host(address: str) -> str:
-    if address.startswith("["):
-        return address[1:].partition("]")[0]
-    return address.rpartition(":")[0] if address.count(":") == 1 else address
-
-
-def _is_loopback(host: str) -> bool:
-    import ipaddress  # a millisecond that a Unix socket never needs
-
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

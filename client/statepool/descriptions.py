@@ -138,6 +138,8 @@ class SessionInfo:
     """When the lease ends, by the server's clock, in UTC."""
     block_count: int
     """Blocks to which the session holds a reference."""
+    tenant: str
+    """The tenant on whose account it runs; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -17,6 +17,7 @@
     ├── UnimplementedError        DsSpecNotContiguousError, FeatureUnavailableError
     ├── DataLossError             ChecksumMismatchError, StateLostError
     ├── UnauthenticatedError      PeerUntrustedError
+    ├── PermissionDeniedError     RoleForbiddenError
     ├── DeadlineExceededError     (made by gRPC: the caller's deadline passed)
     └── CancelledError            (made by gRPC: the caller cancelled)
 
@@ -276,7 +277,7 @@ class PoolExhaustedError(ResourceExhaustedError):
 
 
 class QuotaExceededError(ResourceExhaustedError):
-    """A limit of the server (sessions, references) is reached."""
+    """A limit of the server (sessions, references) or of the caller's tenant (blocks, calls, rate) is reached."""
 
     reason = "QUOTA_EXCEEDED"
 
@@ -357,9 +358,25 @@ class UnauthenticatedError(StatepoolError):
 
 
 class PeerUntrustedError(UnauthenticatedError):
-    """A process may not attach (another user's, or without a good token), or no states be received from a server."""
+    """Neither certificate nor token says who calls, or a process or a server is not one to be trusted.
+
+    A process that would attach belongs to another user, or its token was never given out, is used up or too old; or no
+    states may be received from the server that is named.
+    """
 
     reason = "PEER_UNTRUSTED"
+
+
+class PermissionDeniedError(StatepoolError):
+    """The caller is known and may not do this."""
+
+    code = Code.PERMISSION_DENIED
+
+
+class RoleForbiddenError(PermissionDeniedError):
+    """The caller's roles do not allow the call, or what it names belongs to another tenant."""
+
+    reason = "ROLE_FORBIDDEN"
 
 
 class DeadlineExceededError(StatepoolError):

@@ -6,7 +6,7 @@ functions in `statepool.calls` build calls, and the sync and async clients execu
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -15,6 +15,9 @@ from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_p
 from statepool.v1.types_pb2 import SessionRef
 
 Request = TypeVar("Request", bound=Message)
+
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+"""What is sent with a call beside its request."""
 
 
 class Response(Protocol):

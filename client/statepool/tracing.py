@@ -10,20 +10,15 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from statepool.rpc import Rpc
+    from statepool.rpc import Metadata, Rpc
 
 TRACEPARENT = "traceparent"
 """Name of the W3C trace context in a call's metadata, as of the HTTP header."""
-
-Metadata: TypeAlias = tuple[tuple[str, str], ...]
-"""Metadata of a call."""
-
-_NOTHING: AbstractContextManager[Metadata | None] = contextlib.nullcontext(None)
 
 
 class CallSpan:
@@ -65,16 +60,16 @@ def begin(called: Rpc[Any, Any]) -> CallSpan | None:
     return CallSpan(tracer.start_span(called.path[1:], kind=trace.SpanKind.CLIENT, attributes=attributes))
 
 
-def span_of(called: Rpc[Any, Any]) -> AbstractContextManager[Metadata | None]:
-    """Keeps the span of a call open; gives the metadata to send with it."""
+def span_of(called: Rpc[Any, Any], metadata: Metadata) -> AbstractContextManager[Metadata]:
+    """Keeps the span of a call open; gives the call's metadata, and the span's context with it."""
     span = begin(called)
-    return _NOTHING if span is None else _open(span)
+    return contextlib.nullcontext(metadata) if span is None else _open(span, metadata)
 
 
 @contextlib.contextmanager
-def _open(span: CallSpan) -> Iterator[Metadata]:
+def _open(span: CallSpan, metadata: Metadata) -> Iterator[Metadata]:
     try:
-        yield ((TRACEPARENT, span.traceparent),)
+        yield (*metadata, (TRACEPARENT, span.traceparent))
     except Exception as error:
         span.end(error)
         raise

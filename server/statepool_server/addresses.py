@@ -20,8 +20,7 @@ class Address:
         """Reads ``unix:PATH``, ``unix:///PATH`` or ``HOST:PORT``.
 
         Raises:
-            ValueError: No such form, a relative ``unix:///`` path, a port out of range, or a host that is not loopback:
-                without TLS nothing but this machine may connect.
+            ValueError: No such form, a relative ``unix:///`` path, or a port out of range.
         """
         if text.startswith("unix:"):
             path = Path(text.removeprefix("unix://") if text.startswith("unix://") else text.removeprefix("unix:"))
@@ -31,12 +30,34 @@ class Address:
         host, colon, port = text.rpartition(":")
         if not (colon and host and port.isascii() and port.isdecimal() and int(port) < 2**16):
             raise ValueError(f"listen {text!r}: neither unix:PATH nor HOST:PORT")
-        if not _is_loopback(host.strip("[]")):
-            raise ValueError(
-                f"listen {text!r}: only loopback hosts (127.0.0.1, [::1], localhost) and unix sockets can be served "
-                "without TLS, which this version does not have; put a TLS proxy before it or use a unix socket"
-            )
         return cls(text, None)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nobody but this machine can be there."""
+        return self.socket_path is not None or is_loopback(self.target.rpartition(":")[0].strip("[]"))
+
+    def refuse_plaintext(self, insecure_loopback: bool) -> None:
+        """Refuses TCP without TLS.
+
+        Args:
+            insecure_loopback: Whether the operator has asked for it on loopback hosts; nothing else can be had.
+
+        Raises:
+            ValueError: It may not be served in plain text.
+        """
+        if self.socket_path is not None:
+            return
+        if not insecure_loopback:
+            raise ValueError(
+                f"listen {self.target!r}: TCP needs tls-cert and tls-key; without them Unix sockets can be served, and "
+                "with insecure-loopback plain text on a loopback host"
+            )
+        if not self.is_local:
+            raise ValueError(
+                f"listen {self.target!r}: insecure-loopback is for loopback hosts only (127.0.0.1, [::1], localhost); "
+                "others need tls-cert and tls-key"
+            )
 
     def refuse_if_served(self) -> None:
         """Refuses a socket that another server answers on; gRPC would silently take its place.
@@ -53,7 +74,8 @@ class Address:
                 raise ValueError(f"listen {self.target}: another server answers there")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tells whether only this machine can be at a host."""
     if host == "localhost":
         return True
     try:

@@ -49,6 +49,8 @@ class SessionInfo:
     """When its lease ends, on the caller's clock."""
     block_count: int
     """Blocks that it holds."""
+    tenant: str
+    """On whose account it runs; empty: nobody's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,42 +9,26 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import structlog
-from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from statepool_server.addresses import Address
 from statepool_server.arena import StateDir
-from statepool_server.assembly import DESCRIPTORS, Assembly
+from statepool_server.assembly import Assembly
 from statepool_server.config import ServerConfig
 from statepool_server.journal.columns import new_column, read_column
 from statepool_server.journal.journal import Journal
-from statepool_server.limits import Limits
+from statepool_server.listeners import Listeners
 from statepool_server.memory import Memory
-from statepool_server.page.assets import asset_routes
 from statepool_server.planning import Plan
 from statepool_server.recovery import CHECKSUMS, GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
 from statepool_server.service.attach_listener import AttachListener
 from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.copying import CopiesStuckError
 from statepool_server.service.draining import draining_error
-from statepool_server.service.health import Health
 from statepool_server.service.journal_watch import JournalWatch
 from statepool_server.service.stall_watch import StallWatch
 from statepool_server.service.verifying import Verifier
 from statepool_server.tracing import NO_TRACING, Tracing
-from statepool_server.web import Page, WebServer
-
-MAX_METADATA_BYTES = 8192
-"""Of a call; ours have none, and proxies add little."""
-
-MAX_PENDING_REQUESTS = 1_000_000
-"""Calls that gRPC may hold before this server has looked at them; connections and their streams bound them already.
-
-Beyond its own limit of 1000, gRPC cancels calls at random, and their callers could not tell that from anything else.
-"""
+from statepool_server.web_listener import web_listener
 
 EXIT_STUCK = 3
 """Exit code of a server that was stopped while copies stood still."""
@@ -79,24 +63,15 @@ async def serving(
     """
     tracing = _open_tracing(config)
     assembly = Assembly.of(config, plan, memory, stop, tracing)
-    server = _new_server(plan.limits, config.max_connections)
-    core, calls, processes = assembly.core, assembly.calls, assembly.processes
+    core, processes = assembly.core, assembly.processes
     health, supervisor, drain = assembly.health, assembly.supervisor, assembly.drain
     if state is not None:
         load(assembly, state)
         core.goes_by(core.incarnation)
         core.pool.prolong_leases(time.monotonic_ns() + round(config.recovery_grace * 1e9))
-    for name, servicer in assembly.servicers.items():
-        calls.register(server, DESCRIPTORS[name], servicer)
-    _add_standard_services(server, health)
-    _bind(server, plan.addresses)
+    listeners = Listeners(config, plan, assembly)
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
-    web = WebServer(
-        {"/metrics": lambda accept: Page(*assembly.metrics.text(accept)), "/status.json": assembly.status.page}
-        | asset_routes()
-    )
-    if plan.metrics_address is not None:
-        await web.listen(*plan.metrics_address)
+    web = await web_listener(plan, assembly)
     if journal is not None:
         _keep_checksums(assembly.verifier, plan.state_dir / CHECKSUMS, continues=state is not None)
         journal.begin(core.incarnation, dump(assembly))
@@ -105,7 +80,7 @@ async def serving(
     core.works.resume()
     processes.resume()
     await health.starting()
-    await server.start()
+    await listeners.start()
     gc.collect()
     gc.freeze()  # no later collection has to look at what was imported
     supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
@@ -121,6 +96,8 @@ async def serving(
     _log.info(
         "serving",
         addresses=[address.target for address in plan.addresses],
+        admin_addresses=[address.target for address in plan.admin_addresses],
+        tls=plan.certificates is not None,
         model_type=plan.description.model_type,
         blocks=plan.description.layout.block_count,
         arena_bytes=plan.description.layout.nbytes,
@@ -136,7 +113,7 @@ async def serving(
         await drain.drained.wait()
         drain.over.set()
         assembly.streams.end(draining_error())
-        await server.stop(drain.seconds_left)
+        await listeners.stop(drain.seconds_left)
         await supervisor.close()
         await web.close()
         await listener.close()
@@ -172,7 +149,7 @@ async def run(config: ServerConfig) -> None:
         OSError: The journal cannot be begun.
     """
     plan = Plan.of(config)
-    for address in plan.addresses:
+    for address in (*plan.addresses, *plan.admin_addresses):
         address.refuse_if_served()
     stop = asyncio.Event()
     for signal_number in _STOP_SIGNALS:
@@ -241,48 +218,6 @@ def _open_tracing(config: ServerConfig) -> Tracing:
     except ImportError as error:
         raise ValueError(f"tracing {config.tracing}: install statepool[otel] ({error})") from error
     return OpenTelemetry()
-
-
-def _new_server(limits: Limits, max_connections: int) -> grpc.aio.Server:
-    return grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", limits.max_message_bytes),
-            ("grpc.max_send_message_length", limits.max_message_bytes),
-            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-            ("grpc.max_allowed_incoming_connections", max_connections),
-            # One client may have all calls and all streams; what is beyond that waits in the client.
-            ("grpc.max_concurrent_streams", 2 * limits.max_calls + 2 * limits.max_sessions),
-            # What has come but was not looked at yet is not cut off at random: it is refused for what it is.
-            ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
-            ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
-            # A peer that is gone without a word is found out within a minute and a half.
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ("grpc.so_reuseport", 0),  # two servers on one port would each see half of the calls
-        ]
-    )
-
-
-def _add_standard_services(server: grpc.aio.Server, health: Health) -> None:
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    channelz.add_channelz_servicer(server)
-    names = [descriptor.full_name for descriptor in DESCRIPTORS.values()]
-    standard = (health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, "grpc.channelz.v1.Channelz")
-    reflection.enable_server_reflection([*names, *standard, reflection.SERVICE_NAME], server)
-
-
-def _bind(server: grpc.aio.Server, addresses: tuple[Address, ...]) -> None:
-    for address in addresses:
-        if address.socket_path is not None:
-            address.socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        former = os.umask(0o007)  # a socket is for its user and group
-        try:
-            server.add_insecure_port(address.target)
-        except RuntimeError as error:
-            raise ValueError(f"listen {address.target}: cannot be bound: {error}") from error
-        finally:
-            os.umask(former)
 
 
 def _listen(path: Path, processes: AttachedProcesses, timeout: float) -> AttachListener:

@@ -104,6 +104,7 @@ class Assembly:
             pool=_pool(plan),
             memory=memory,
             copies=copies,
+            access=plan.access,
             tracing=tracing,
         )
         health = Health(descriptor.full_name for descriptor in DESCRIPTORS.values())

@@ -52,9 +52,21 @@ class ServerConfig:
         copy_engine: host copies on threads, or on a device by triton where that is installed; triton, or reference, the
             plain torch one that the tests compare with.
         copy_threads: Threads of the copy engine, and copies that run at a time.
-        listen: Addresses: unix:PATH, or HOST:PORT on a loopback host.
+        listen: Addresses: unix:PATH, or HOST:PORT with TLS.
+        admin_listen: Addresses for operators alone (roles admin and observer); with one, nothing that needs the role
+            admin can be had at the others. Its Unix sockets are the server's user's alone.
+        tls_cert: PEM file of the certificate for TCP; it, the key and the authority are read anew when they change.
+        tls_key: PEM file of its key.
+        tls_client_ca: PEM file of the authority of callers' certificates, which are then required.
+        insecure_loopback: Serve TCP in plain text, on loopback hosts only: for tests, and for proxies that do TLS.
+        socket_access: Who may open the Unix sockets of --listen: user, the server's own; group, its group as well.
+        local_roles: Roles, such as worker,scheduler, of who comes by a Unix socket or plain text without a token; none:
+            a token is needed.
+        access: TOML file with tenants and hashes of tokens; it is read anew when it changes.
         metrics_listen: HOST:PORT of an HTTP listener for Prometheus (/metrics) and browsers (the status page, /); by
-            default there is none. It shows numbers, not states, hashes or keys, to whoever can connect.
+            default there is none. It shows numbers, not states, hashes or keys: on a loopback host to whoever can
+            connect, elsewhere over HTTPS (tls_cert) to the roles observer and admin.
+        insecure_metrics: Serve them in plain HTTP to whoever can connect, on any host.
         tracing: otlp makes calls, engine steps and copies spans of OpenTelemetry, exported as the environment variables
             of its SDK say (OTEL_EXPORTER_OTLP_ENDPOINT, …); needs statepool[otel].
         allow_peer: Servers that states may be received from, as gRPC names them; may be repeated. By default any on a
@@ -70,7 +82,8 @@ class ServerConfig:
         max_sequences: Live sequences of all sessions.
         max_step_hashes: Prefix hashes of all admissions of one engine step.
         max_attachments: Processes that are attached, or about to be.
-        max_connections: Connections; more are closed as they come.
+        max_connections: Connections of each kind (local, TLS, and each of them for operators); more are closed as they
+            come.
         max_calls: Calls of everybody under way, KeepAlive and Schedule streams apart; those that give something back
             find room for as many again.
         max_session_calls: Calls of one session under way, without those that give something back.
@@ -110,8 +123,17 @@ class ServerConfig:
     copy_threads: Count = 2
     listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
     metrics_listen: str | None = None
+    insecure_metrics: Annotated[bool, Parameter(negative=())] = False
     tracing: Literal["off", "otlp"] = "off"
     allow_peer: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
+    admin_listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    insecure_loopback: Annotated[bool, Parameter(negative=())] = False
+    socket_access: Literal["user", "group"] = "user"
+    local_roles: str = "worker,scheduler,observer,admin"
+    access: Path | None = None
     checksums: Literal["off", "scrub", "lookup"] = "off"
     scrub_rate: ByteSize = 64 * 2**20
     max_batch: Count = 4096

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from statepool.layout import ArenaLayout, BlockLayout, blocks_that_fit
 from statepool.models import ModelStates, bundled_models, model_layout, read_model_config
-from statepool_server.addresses import Address
+from statepool_server.access.certificates import Certificates
+from statepool_server.access.rules import AccessFile, Role, roles_of
+from statepool_server.addresses import Address, is_loopback
 from statepool_server.arena import parse_devices
 from statepool_server.config import ServerConfig
 from statepool_server.journal.journal import RESERVE_BYTES
@@ -28,8 +30,18 @@ class Plan:
     """Where to listen."""
     metrics_address: tuple[str, int] | None
     """Host and port of the HTTP listener; None: there is none."""
+    metrics_in_clear: bool
+    """Whether it is in plain HTTP, for whoever can connect."""
     peers: tuple[Address, ...]
     """Servers that states may be received from; none: all of this machine."""
+    admin_addresses: tuple[Address, ...]
+    """Where to listen for operators."""
+    certificates: Certificates | None
+    """For TCP; None: it is in plain text."""
+    access: AccessFile
+    """Tenants and tokens."""
+    local_roles: frozenset[Role]
+    """Of who comes by a Unix socket or in plain text, without a token."""
     state_dir: Path
     """Folder of host arenas and of the journal."""
     outlives_process: bool
@@ -72,15 +84,58 @@ class Plan:
                 f"copy_engine:{engine_for(devices[0], config.copy_engine)}",
             ),
         )
-        return cls(
+        metrics_address = None if config.metrics_listen is None else parse_http_address(config.metrics_listen)
+        plan = cls(
             description,
             limits_of(config),
             tuple(Address.parse(text) for text in config.listen),
-            None if config.metrics_listen is None else parse_http_address(config.metrics_listen),
+            metrics_address,
+            metrics_address is not None and (config.insecure_metrics or is_loopback(metrics_address[0])),
             tuple(Address.parse(text) for text in config.allow_peer),
+            tuple(Address.parse(text) for text in config.admin_listen),
+            _certificates(config),
+            AccessFile(config.access),
+            _local_roles(config.local_roles),
             config.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"),  # noqa: S108 — private: 0700 and locked
             config.recovery and all(device == "cpu" for device in devices),
         )
+        plan._refuse_plaintext(config.insecure_loopback)
+        return plan
+
+    def _refuse_plaintext(self, insecure_loopback: bool) -> None:
+        if self.certificates is not None and insecure_loopback:
+            raise ValueError("insecure-loopback: with tls-cert, TCP is never in plain text")
+        if self.certificates is not None:
+            return
+        for address in (*self.addresses, *self.admin_addresses):
+            address.refuse_plaintext(insecure_loopback)
+        if self.metrics_address is not None and not self.metrics_in_clear:
+            raise ValueError(
+                f"metrics-listen {self.metrics_address[0]}: beyond loopback it needs tls-cert and tls-key, or "
+                "insecure-metrics: plain HTTP for whoever can connect"
+            )
+
+
+def _certificates(config: ServerConfig) -> Certificates | None:
+    """Reads the files of certificates.
+
+    Raises:
+        ValueError: One of them is missing or bad, or nothing would tell who calls.
+    """
+    if config.tls_cert is None and config.tls_key is None and config.tls_client_ca is None:
+        return None
+    if config.tls_cert is None or config.tls_key is None:
+        raise ValueError("tls-cert and tls-key must be given together, and tls-client-ca with them")
+    if config.tls_client_ca is None and config.access is None:
+        raise ValueError("tls-cert: callers are known by certificates (tls-client-ca) or by tokens (access): give one")
+    return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+
+
+def _local_roles(text: str) -> frozenset[Role]:
+    try:
+        return roles_of(text)
+    except ValueError as error:
+        raise ValueError(f"local-roles: {error}") from error
 
 
 def _read_model(name: str) -> ModelStates:

@@ -100,8 +100,10 @@ class Pool(PoolView):
 
     # Sessions
 
-    def create_session(self, owner_key: str, ttl_ns: int, take_over: bool, now_ns: int) -> tuple[SessionInfo, bool]:
-        """Opens a session, or takes the one of the same owner key over with its blocks.
+    def create_session(
+        self, owner_key: str, ttl_ns: int, take_over: bool, now_ns: int, tenant: str = ""
+    ) -> tuple[SessionInfo, bool]:
+        """Opens a session, or takes the one of the same tenant and owner key over with its blocks.
 
         Returns:
             The session, and whether it was taken over.
@@ -110,7 +112,7 @@ class Pool(PoolView):
             OwnerKeyInUseError: A live session has the key and `take_over` is false.
             QuotaExceededError: As many sessions live as may.
         """
-        session, taken_over = self.sessions.open(owner_key, ttl_ns, take_over, now_ns)
+        session, taken_over = self.sessions.open(owner_key, ttl_ns, take_over, now_ns, tenant)
         self._changes.opened(session)
         if taken_over:
             self._fence(session, session.epoch - 1)

@@ -32,7 +32,7 @@ from statepool_server.service.steps import AnswerState
 from statepool_server.service.works import WorksState
 from statepool_server.view import PoolState
 
-FORMAT = 3
+FORMAT = 4
 """Format of snapshots and records; another one is not read."""
 
 MAX_CONTINUED = 64

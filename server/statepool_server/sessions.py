@@ -38,6 +38,8 @@ class Session:
     """Blocks that it holds, each counted once."""
     shared: dict[int, int] = field(default_factory=dict)
     """References to blocks whose first holder is another session: block id to count."""
+    tenant: str = ""
+    """On whose account it runs; empty: nobody's. Owner keys of tenants are apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class SessionTable:
         self._max_sessions = max_sessions
         self._remembered = remembered
         self._sessions: dict[int, Session] = {}
-        self._by_owner_key: dict[str, int] = {}
+        self._by_owner_key: dict[tuple[str, str], int] = {}  # by tenant and key
         self._expired: OrderedDict[int, None] = OrderedDict()
         self._deadlines: list[tuple[int, int]] = []  # heap of (noted_ns, session id)
         self._last_id = 0
@@ -81,8 +83,8 @@ class SessionTable:
     def __iter__(self) -> Iterator[Session]:
         return iter(self._sessions.values())
 
-    def open(self, owner_key: str, ttl_ns: int, take_over: bool, now_ns: int) -> tuple[Session, bool]:
-        """Opens a session, or takes the one of the same owner key over.
+    def open(self, owner_key: str, ttl_ns: int, take_over: bool, now_ns: int, tenant: str = "") -> tuple[Session, bool]:
+        """Opens a session, or takes the one of the same tenant and owner key over.
 
         Returns:
             The session, and whether it was taken over.
@@ -91,16 +93,16 @@ class SessionTable:
             OwnerKeyInUseError: A live session has the key and `take_over` is false.
             QuotaExceededError: As many sessions live as may.
         """
-        former = self._sessions.get(self._by_owner_key.get(owner_key, 0)) if owner_key else None
+        former = self._sessions.get(self._by_owner_key.get((tenant, owner_key), 0)) if owner_key else None
         if former is not None:
             return self._take_over(former, ttl_ns, take_over, now_ns), True
         if len(self._sessions) >= self._max_sessions:
             raise QuotaExceededError(f"{self._max_sessions} sessions are open already", limit=self._max_sessions)
         self._last_id += 1
-        session = Session(self._last_id, owner_key, 1, ttl_ns, now_ns + ttl_ns)
+        session = Session(self._last_id, owner_key, 1, ttl_ns, now_ns + ttl_ns, tenant=tenant)
         self._sessions[session.session_id] = session
         if owner_key:
-            self._by_owner_key[owner_key] = session.session_id
+            self._by_owner_key[tenant, owner_key] = session.session_id
         self._note(session)
         return session, False
 
@@ -137,6 +139,10 @@ class SessionTable:
             )
         return session
 
+    def has_owner(self, tenant: str, owner_key: str) -> bool:
+        """Tells whether a live session of the tenant has the owner key."""
+        return bool(owner_key) and (tenant, owner_key) in self._by_owner_key
+
     def renew(self, session: Session, now_ns: int) -> None:
         """Starts the lease anew."""
         session.expires_ns = now_ns + session.ttl_ns
@@ -145,7 +151,7 @@ class SessionTable:
         """Removes a session."""
         del self._sessions[session.session_id]
         if session.owner_key:
-            del self._by_owner_key[session.owner_key]
+            del self._by_owner_key[session.tenant, session.owner_key]
         if expired:
             self._expired[session.session_id] = None
             if len(self._expired) > self._remembered:
@@ -189,7 +195,10 @@ class SessionTable:
 
     def facts(self) -> tuple[object, ...]:
         """Tells all that decides what the table answers, as plain values in a fixed order."""
-        live = [(s.session_id, s.owner_key, s.epoch, s.ttl_ns, s.expires_ns, sorted(s.shared.items())) for s in self]
+        live = [
+            (s.session_id, s.owner_key, s.epoch, s.ttl_ns, s.expires_ns, sorted(s.shared.items()), s.tenant)
+            for s in self
+        ]
         return (live, list(self._expired), self._last_id)
 
     def prolong(self, until_ns: int) -> None:
@@ -208,7 +217,9 @@ class SessionTable:
     def load(self, state: SessionsState) -> None:
         """Takes a state over; the table must be new."""
         self._sessions = {session.session_id: session for session in state.live}
-        self._by_owner_key = {session.owner_key: session.session_id for session in state.live if session.owner_key}
+        self._by_owner_key = {
+            (session.tenant, session.owner_key): session.session_id for session in state.live if session.owner_key
+        }
         self._expired = OrderedDict.fromkeys(state.expired)
         self._last_id = state.last_id
         for session in state.live:

@@ -12,7 +12,15 @@ from statepool_server.answers import SequenceRows
 from statepool_server.convert import Convert
 from statepool_server.limits import Limits
 from statepool_server.sequences.outcomes import StepOutcome, TableChanges
-from statepool_server.sequences.requests import COMMIT_EACH, DECODE_EACH, Admissions, Commits, Schedules, StepRequest
+from statepool_server.sequences.requests import (
+    ALL_ROOM,
+    COMMIT_EACH,
+    DECODE_EACH,
+    Admissions,
+    Commits,
+    Schedules,
+    StepRequest,
+)
 from statepool_server.sequences.rules import Moves
 from statepool_server.sequences.tables import NO_INTS
 
@@ -39,8 +47,13 @@ class StepConvert:
         self._convert = convert
         self._limits = limits
 
-    def step(self, message: pb.EngineStep) -> StepRequest:
-        """Reads a step."""
+    def step(self, message: pb.EngineStep, block_room: int = ALL_ROOM) -> StepRequest:
+        """Reads a step.
+
+        Args:
+            message: The step.
+            block_room: How many more blocks the session may hold after it.
+        """
         if message.execution not in _EXECUTIONS:
             raise BadFieldError(f"execution: {message.execution} is not known", field="execution")
         if not message.step < 2**63:
@@ -50,6 +63,7 @@ class StepConvert:
             settled_step=message.settled_step,
             by_worker=message.execution == pb.EXECUTION_WORKER,
             partial_admission=message.partial_admission,
+            block_room=block_room,
             commits=self._commits(message.commits) if message.HasField("commits") else _NO_COMMITS,
             finishes=self._finishes(message.finishes) if len(message.finishes) else NO_INTS,
             admissions=self._admissions(message.admissions) if message.HasField("admissions") else _NO_ADMISSIONS,

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TypeAlias
 
 import h11
@@ -14,7 +16,8 @@ MAX_CONNECTIONS = 32
 """More are closed as they come: a handful of scrapers and browsers is usual."""
 PATIENCE_SECONDS = 75.0
 """How long a connection may stand still, in the middle of a request or between two: scrapers come every minute."""
-
+HANDSHAKE_SECONDS = 5.0
+"""How long a peer may take for TLS, before it counts as a connection."""
 
 CONTENT_POLICY = "default-src 'self'; frame-ancestors 'none'"
 """What a browser may load for a page: its own files, and nothing from elsewhere."""
@@ -34,6 +37,25 @@ Route: TypeAlias = Callable[[str], Page]
 """Makes a page for a client with this Accept header."""
 
 
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who asks, as far as a connection and a request tell."""
+
+    names: tuple[tuple[str, str], ...]
+    """Alternative names of its certificate, each after its kind: ``("DNS", "a.example")``; none without TLS."""
+    authorization: str | None = field(repr=False)
+    """Header of the request, which may hold a secret; None: it has none."""
+
+
+Guard: TypeAlias = Callable[[Visitor], HTTPStatus]
+"""Tells how a visitor is answered: OK, or why not."""
+
+
+def open_to_all(_visitor: Visitor) -> HTTPStatus:
+    """Lets everybody in."""
+    return HTTPStatus.OK
+
+
 def parse_http_address(text: str) -> tuple[str, int]:
     """Reads ``HOST:PORT``; an IPv6 host stands in brackets.
 
@@ -49,24 +71,34 @@ def parse_http_address(text: str) -> tuple[str, int]:
 class WebServer:
     """Serves a few pages."""
 
-    def __init__(self, routes: Mapping[str, Route]) -> None:
+    def __init__(self, routes: Mapping[str, Route], guard: Guard = open_to_all) -> None:
         """Begins without listening.
 
         Args:
             routes: What makes the page of each path.
+            guard: Tells who may have them.
         """
         self._routes = routes
+        self._guard = guard
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def listen(self, host: str, port: int) -> None:
+    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Begins to serve.
+
+        Args:
+            host: Address to bind.
+            port: Its port; 0: any.
+            tls: Makes it HTTPS.
 
         Raises:
             ValueError: The address cannot be bound.
         """
         try:
-            self._server = await asyncio.start_server(self._connected, host, port)
+            patience = None if tls is None else HANDSHAKE_SECONDS
+            self._server = await asyncio.start_server(
+                self._connected, host, port, ssl=tls, ssl_handshake_timeout=patience
+            )
         except OSError as error:
             raise ValueError(f"metrics-listen {host}:{port}: cannot be bound: {error}") from error
 
@@ -91,7 +123,7 @@ class WebServer:
         self._connections.add(task)
         try:
             with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):  # the peer's end, or ours
-                await _Connection(self._routes, reader, writer).run()
+                await _Connection(self._routes, self._guard, reader, writer).run()
         finally:
             self._connections.discard(task)
             writer.close()
@@ -100,8 +132,12 @@ class WebServer:
 class _Connection:
     """Requests of one peer, one after the other."""
 
-    def __init__(self, routes: Mapping[str, Route], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, routes: Mapping[str, Route], guard: Guard, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._routes = routes
+        self._guard = guard
+        self._names = (writer.get_extra_info("peercert") or {}).get("subjectAltName", ())
         self._reader = reader
         self._writer = writer
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
@@ -131,7 +167,11 @@ class _Connection:
     async def _answer(self, request: h11.Request) -> None:
         headers = dict(request.headers)
         route = self._routes.get(request.target.partition(b"?")[0].decode("ascii", "replace"))
-        if request.method not in (b"GET", b"HEAD"):
+        sent = headers.get(b"authorization")
+        status = self._guard(Visitor(self._names, None if sent is None else sent.decode("latin-1")))
+        if status is not HTTPStatus.OK:
+            await self._send(status, b"", ("WWW-Authenticate", "Bearer"))
+        elif request.method not in (b"GET", b"HEAD"):
             await self._send(405, b"", ("Allow", "GET, HEAD"))
         elif route is None:
             await self._send(404, b"")

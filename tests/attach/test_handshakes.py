@@ -275,7 +275,7 @@ def test_the_socket_is_where_clients_find_it(servers: Servers) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = servers.start(listen=f"127.0.0.1:{port}").wait_until_ready()
+    server = servers.start("--insecure-loopback", "", listen=f"127.0.0.1:{port}").wait_until_ready()
     with server.client() as client:
         assert take_up(client, client.attach_pool()).detach()
         path = Path(client.attach_pool().socket_path)

@@ -249,7 +249,7 @@ def test_pages_of_sequences() -> None:
         namespaces=["m", ""],
         last_step=11,
         settled_step=10,
-        next_page_token="more",  # noqa: S106 - no password
+        next_page_token="more",
     )
 
     page, token = list_sequences(1, 0, "").parse(response)

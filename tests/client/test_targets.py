@@ -1,10 +1,13 @@
 """Guarantee: states travel in plain text only on their own machine, unless somebody says otherwise."""
 
+from pathlib import Path
+
 import grpc
 import pytest
 
 from statepool import AsyncClient, Client
-from statepool.channel import channel_options, check_security
+from statepool.channel import channel_options
+from statepool.security import Security, Tls
 
 LOCAL = [
     "unix:///run/statepool/statepool.sock",
@@ -36,22 +39,57 @@ REMOTE = [
 @pytest.mark.parametrize("target", LOCAL)
 def test_plain_text_to_this_machine(target: str) -> None:
     """Unix sockets and loopback addresses, in all of gRPC's spellings, need no TLS."""
-    check_security(target, None, insecure=False)
+    Security().check(target)
 
 
 @pytest.mark.parametrize("target", REMOTE)
 def test_plain_text_to_another_machine_is_refused(target: str) -> None:
-    """Anything else is refused unless credentials or insecure=True are given."""
-    with pytest.raises(ValueError, match=r"needs credentials=… \(TLS\) or insecure=True"):
-        check_security(target, None, insecure=False)
-    check_security(target, None, insecure=True)
-    check_security(target, grpc.ssl_channel_credentials(), insecure=False)
+    """Anything else is refused unless TLS or insecure=True are given."""
+    with pytest.raises(ValueError, match=r"needs tls=… or insecure=True"):
+        Security().check(target)
+    Security(insecure=True).check(target)
+    Security(tls=Tls()).check(target)
+    Security(tls=grpc.ssl_channel_credentials()).check(target)
 
 
-def test_credentials_and_insecure_contradict_each_other() -> None:
+def test_tls_and_insecure_contradict_each_other() -> None:
     """Nobody is left believing that a connection is encrypted."""
     with pytest.raises(ValueError, match="contradict"):
-        check_security("10.0.0.1:1", grpc.ssl_channel_credentials(), insecure=True)
+        Security(tls=Tls(), insecure=True).check("10.0.0.1:1")
+
+
+@pytest.mark.parametrize("target", ["unix:/run/s.sock", "unix:relative.sock", "unix-abstract:statepool"])
+def test_token_over_a_unix_socket(target: str) -> None:
+    """A Unix socket does not leave the machine, and its file says who may listen."""
+    Security(token="secret").check(target)
+
+
+@pytest.mark.parametrize("target", ["localhost:50051", "127.0.0.1:50051", "10.0.0.1:1", "unix"])
+@pytest.mark.parametrize("insecure", [False, True])
+def test_token_in_plain_text_is_refused(target: str, insecure: bool) -> None:
+    """A token is never sent over TCP without TLS, whatever else is allowed: on loopback, anybody may listen."""
+    with pytest.raises(ValueError, match=r"not on this machine|over TLS"):
+        Security(token="secret", insecure=insecure).check(target)
+    Security(token="secret", tls=Tls()).check(target)
+
+
+def test_no_token_in_what_is_printed() -> None:
+    """A token stands in no repr: not in the settings', not in a client's."""
+    security = Security(token="secret-token", tls=Tls())
+
+    assert "secret-token" not in repr(security)
+    assert "secret-token" not in str(security)
+    with Client("unix:/run/s.sock", token="secret-token") as client:
+        assert "secret-token" not in repr(client)
+
+
+def test_certificate_without_its_key(tmp_path: Path) -> None:
+    """Half a pair is refused before anything is connected, and so is a file that is not there."""
+    (tmp_path / "cert.pem").write_text("-", encoding="ascii")
+    with pytest.raises(ValueError, match="cert and key"):
+        Client("pool.example:1", tls=Tls(cert=tmp_path / "cert.pem"))
+    with pytest.raises(FileNotFoundError):
+        Client("pool.example:1", tls=Tls(ca=tmp_path / "ca.pem"))
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])

@@ -93,6 +93,7 @@ def test_monitoring(tmp_path: Path) -> None:
     assert monitor["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
     assert config.metrics_listen == f"0.0.0.0:{port['containerPort']}"
+    assert config.insecure_metrics
 
 
 def test_settings(job: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from service.servers import DEADLINE_SECONDS, until
+from statepool.cli.connect import Connection
 from statepool.cli.health import ask_health
 
 SERVER_FLAGS = (
@@ -102,7 +103,7 @@ def server(container: Container) -> Iterator["subprocess.Popen[str]"]:
 
 
 def _is_ready(process: "subprocess.Popen[str]", target: str) -> bool:
-    return process.poll() is not None or ask_health(target, "", 1.0) == "SERVING"
+    return process.poll() is not None or ask_health(Connection(target=target), "", 1.0) == "SERVING"
 
 
 def _buildah(*arguments: str) -> str:

@@ -17,6 +17,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from statepool import Client
+from statepool.security import PLAIN, Security
 
 COMMAND = Path(sys.executable).with_name("statepool-server")
 DEADLINE_SECONDS = 60.0
@@ -106,6 +107,7 @@ class Server:
         folder: Path,
         *flags: str,
         listen: str = "",
+        security: Security = PLAIN,
         conv_shape: tuple[int, int] = (CONV_ROWS, 8),
         environment: Mapping[str, str] | None = None,
     ):
@@ -115,6 +117,7 @@ class Server:
             folder: Empty folder for everything that it writes.
             flags: Flags and their values; they win over those of `arguments`.
             listen: Address; empty: a Unix socket in the folder.
+            security: How the test's own process connects.
             conv_shape: Shape of the conv states in one block.
             environment: Variables beside those of the test's own process.
         """
@@ -122,6 +125,7 @@ class Server:
         self.socket = folder / "s.sock"
         self.target = listen or f"unix:{self.socket}"
         self.state_dir = folder / "state"
+        self._security = security
         self._log = folder / "log"
         self._model = write_model(folder, conv_shape)
         self._flags = flags
@@ -135,6 +139,10 @@ class Server:
         command = [str(COMMAND), *arguments(self._model, self.target, self.state_dir, *self._flags)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, env=self._environment, stderr=log)
+
+    def flag(self, name: str) -> str:
+        """Returns the value of a flag with which it was started."""
+        return dict(zip(self._flags[::2], self._flags[1::2], strict=True))[name]
 
     def kill(self) -> None:
         """Ends the process as a crash does."""
@@ -154,7 +162,7 @@ class Server:
 
     def client(self, timeout: float = DEADLINE_SECONDS) -> Client:
         """Makes a client."""
-        return Client(self.target, timeout=timeout)
+        return Client(self.target, timeout=timeout, tls=self._security.tls, token=self._security.token)
 
     def terminate(self, signal_number: int = signal.SIGTERM) -> None:
         """Asks the process, once, to drain and end."""
@@ -179,10 +187,14 @@ class Server:
     def _is_serving_or_dead(self) -> bool:
         if self.process.poll() is not None:
             return True
-        with grpc.insecure_channel(self.target) as channel, contextlib.suppress(grpc.RpcError):
+        with self._channel() as channel, contextlib.suppress(grpc.RpcError):
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
         return False
+
+    def _channel(self) -> grpc.Channel:
+        credentials = self._security.credentials
+        return grpc.secure_channel(self.target, credentials) if credentials else grpc.insecure_channel(self.target)
 
 
 class Servers:
@@ -196,12 +208,18 @@ class Servers:
         self._shared: dict[tuple[object, ...], Server] = {}  # least recently asked for first
         self._started: list[Server] = []
 
-    def shared(self, *flags: str, conv_shape: tuple[int, int] = (CONV_ROWS, 8)) -> Server:
+    def shared(
+        self,
+        *flags: str,
+        listen: str = "",
+        security: Security = PLAIN,
+        conv_shape: tuple[int, int] = (CONV_ROWS, 8),
+    ) -> Server:
         """Returns a running server with these flags, which other tests use too: leave it as it was."""
-        key = (*flags, conv_shape)
+        key = (*flags, listen, conv_shape)
         server = self._shared.pop(key, None)
         if server is None:
-            server = self.start(*flags, conv_shape=conv_shape).wait_until_ready()
+            server = self.start(*flags, listen=listen, security=security, conv_shape=conv_shape).wait_until_ready()
         self._shared[key] = server
         return server
 
@@ -209,12 +227,15 @@ class Servers:
         self,
         *flags: str,
         listen: str = "",
+        security: Security = PLAIN,
         conv_shape: tuple[int, int] = (CONV_ROWS, 8),
         environment: Mapping[str, str] | None = None,
     ) -> Server:
         """Starts a server for one test, which may do to it what it likes; it may not answer yet."""
         folder = self._folder / str(len(self._started))
-        server = Server(folder, *flags, listen=listen, conv_shape=conv_shape, environment=environment)
+        server = Server(
+            folder, *flags, listen=listen, security=security, conv_shape=conv_shape, environment=environment
+        )
         self._started.append(server)
         return server
 

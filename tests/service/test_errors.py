@@ -35,6 +35,7 @@ NOT_THROUGH_A_CLIENT = {
     "STREAM_STALLED": "takes a peer that stands still; test_stalls.py has some",
     "COPIES_STALLED": "takes memory work that stands still; test_stalled_copies.py has some",
     "STREAM_REPLACED": "a session has one scheduler; test_schedule_stream.py opens two streams",
+    "ROLE_FORBIDDEN": "needs a caller with fewer roles than the tests have here; tests/security has all kinds",
 }
 """Reasons that are reached elsewhere, or nowhere yet, and why."""
 

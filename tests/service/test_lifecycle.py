@@ -130,7 +130,7 @@ def test_loopback_tcp_is_served_until_interrupted(servers: Servers) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = servers.start(listen=f"127.0.0.1:{port}").wait_until_ready()
+    server = servers.start("--insecure-loopback", "", listen=f"127.0.0.1:{port}").wait_until_ready()
     with server.client() as client:
         client.create_session(60.0).allocate_blocks(1)
 
@@ -141,7 +141,18 @@ def test_loopback_tcp_is_served_until_interrupted(servers: Servers) -> None:
 
 BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
     "memory and blocks": (["--memory", "1MiB"], "exactly one of blocks and memory"),
-    "network host": (["--listen", "0.0.0.0:50051"], "only loopback"),
+    "plain text unasked": (["--listen", "127.0.0.1:50051"], "insecure-loopback"),
+    "plain text to the network": (["--listen", "0.0.0.0:50051", "--insecure-loopback", ""], "loopback hosts only"),
+    "plain text for operators": (["--admin-listen", "127.0.0.1:50051"], "insecure-loopback"),
+    "plain metrics to the network": (["--metrics-listen", "0.0.0.0:0"], "insecure-metrics"),
+    "certificate without a key": (["--tls-cert", "/nonexistent/cert.pem"], "together"),
+    "no such certificate": (
+        ["--tls-cert", "/nonexistent/c", "--tls-key", "/nonexistent/k", "--tls-client-ca", "/nonexistent/ca"],
+        "/nonexistent/c",
+    ),
+    "nobody can be known": (["--tls-cert", "/nonexistent/c", "--tls-key", "/nonexistent/k"], "give one"),
+    "no such role": (["--local-roles", "root"], "'root' is no role"),
+    "no such access file": (["--access", "/nonexistent/access.toml"], "/nonexistent/access.toml"),
     "no address": (["--listen", "nonsense"], "neither unix:PATH nor HOST:PORT"),
     "no such model": (["--model-config", "/nonexistent/config.json"], "/nonexistent/config.json"),
     "no such rank": (["--tp-ranks", "0,2"], "tp-ranks"),

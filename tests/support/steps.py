@@ -10,7 +10,7 @@ from statepool.refs import BlockRefs
 from statepool_server.integrity import check_integrity
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.sequences.outcomes import StepOutcome
-from statepool_server.sequences.requests import Admissions, Commits, Schedules, StepRequest
+from statepool_server.sequences.requests import ALL_ROOM, Admissions, Commits, Schedules, StepRequest
 from statepool_server.sequences.rules import Moves
 
 NO_BOUND = 2**40
@@ -158,6 +158,7 @@ class Engine:
         run: Sequence[Run] = (),
         settled: int | None = None,
         partial: bool = False,
+        room: int = ALL_ROOM,
     ) -> StepOutcome:
         """Asks for a step, and leaves its work to the caller."""
         step = self.last_step + 1
@@ -170,6 +171,7 @@ class Engine:
             ints(finish),
             admissions_of(admit),
             schedules_of(run),
+            room,
         )
         outcome = self._pool.step(*self._session, request)
         self.last_step = step
@@ -185,9 +187,12 @@ class Engine:
         run: Sequence[Run] = (),
         settled: int | None = None,
         partial: bool = False,
+        room: int = ALL_ROOM,
     ) -> StepOutcome:
         """Asks for a step and does its work."""
-        outcome = self.plan(commit=commit, finish=finish, admit=admit, run=run, settled=settled, partial=partial)
+        outcome = self.plan(
+            commit=commit, finish=finish, admit=admit, run=run, settled=settled, partial=partial, room=room
+        )
         if outcome.work is not None:
             self._pool.finish_work(outcome.work)
             check_integrity(self._pool)

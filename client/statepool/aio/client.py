@@ -19,6 +19,7 @@ from statepool.aio.transport import AsyncTransport
 from statepool.channel import DEFAULT_TIMEOUT_SECONDS, ChannelOptions
 from statepool.errors import StatepoolError
 from statepool.lease import Terms
+from statepool.security import Security, Tls
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -57,16 +58,19 @@ class AsyncClient(AsyncEndpoint):
         target: str,
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | grpc.ChannelCredentials | None = None,
+        token: str | None = None,
         insecure: bool = False,
         options: ChannelOptions = (),
     ) -> None:
         """Makes a client; arguments as `Client`.
 
         Raises:
-            ValueError: Plain text over a network without ``insecure=True``.
+            ValueError: Plain text over a network without ``insecure=True``, or a token in plain text.
+            OSError: A file of `Tls` cannot be read.
         """
-        super().__init__(AsyncTransport(target, timeout, credentials, insecure, options))
+        security = Security(tls=tls, token=token, insecure=insecure)
+        super().__init__(AsyncTransport(target, timeout, security, options))
         self._keeper = AsyncKeeper(self._transport)
         self._opener = AsyncOpener(self._transport, self._keeper)
 

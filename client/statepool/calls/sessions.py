@@ -76,4 +76,5 @@ def _session_info(session: pb.Session) -> SessionInfo:
         ttl=session.ttl.ToNanoseconds() / 1e9,
         expire_time=session.expire_time.ToDatetime(UTC),
         block_count=session.block_count,
+        tenant=session.tenant,
     )

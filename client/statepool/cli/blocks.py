@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from statepool import BlockPage, BlockState
-from statepool.cli.connect import DEFAULT_TARGET, connect
+from statepool.cli.connect import HERE, Connection, connect
 
 
 def blocks(
     *,
-    target: str = DEFAULT_TARGET,
+    connection: Connection = HERE,
     state: list[BlockState] | None = None,
     session: int | None = None,
     limit: Annotated[int, Parameter(validator=Number(gte=0))] = 100,
@@ -25,13 +25,13 @@ def blocks(
     """Show blocks in the order of their ids: state, references, owner, prefix hash.
 
     Args:
-        target: Where the server listens: unix:///path or a loopback host:port.
+        connection: The server.
         state: Only blocks in this state; may be repeated. Default: all but free ones.
         session: Only blocks that the session of this id holds.
         limit: Most blocks shown; 0 shows all.
         as_json: Print one JSON object per block and line instead of a table.
     """
-    with connect(target) as client:
+    with connect(connection) as client:
         page_size = min(limit + 1, 2**32 - 1) if limit > 0 else 0
         pages = client.list_blocks(states=state, session_id=session or 0, page_size=page_size)
         rows = (row for page in pages for row in _rows(page))

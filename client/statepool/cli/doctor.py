@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from statepool.channel import DEFAULT_TARGET
+from statepool.cli.connect import HERE, Connection
 from statepool.cli.health import ask_health
 from statepool.cli.options import ByteSize, Seconds
 from statepool.doctor import Deployment, Finding, Verdict, Wanted, examine
@@ -20,7 +20,7 @@ _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILURE: "bol
 
 def doctor(
     *,
-    target: str = DEFAULT_TARGET,
+    connection: Connection = HERE,
     memory: ByteSize | None = None,
     tp_size: int = 1,
     tp_ranks: str | None = None,
@@ -37,7 +37,7 @@ def doctor(
     Exit codes: 0 nothing is wrong (there may be warnings), 1 something is.
 
     Args:
-        target: Where the server listens: unix:///path or a loopback host:port.
+        connection: The server.
         memory: Bytes of each rank's arena, as for the server.
         tp_size: Tensor-parallel size of the model, as for the server.
         tp_ranks: Ranks that the server holds, such as 0,1. Default: all.
@@ -48,7 +48,8 @@ def doctor(
     """
     ranks = len(tp_ranks.split(",")) if tp_ranks else tp_size
     wanted = Wanted(memory, ranks, device, None if state_dir is None else state_dir.absolute())
-    findings = examine(Deployment(target, ask_health(target, "", timeout), wanted, timeout))
+    health = ask_health(connection, "", timeout)
+    findings = examine(Deployment(connection.target, health, wanted, timeout, connection.security()))
     is_well = all(finding.verdict is not Verdict.FAILURE for finding in findings)
     console = Console(highlight=False)
     if as_json:

@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from statepool.channel import DEFAULT_TARGET, check_security
+from statepool.cli.connect import HERE, Connection
 from statepool.cli.failure import CommandError
 from statepool.cli.options import Seconds
 
@@ -24,7 +24,7 @@ _REASONS = {
 
 def health(
     *,
-    target: str = DEFAULT_TARGET,
+    connection: Connection = HERE,
     service: str = "",
     timeout: Seconds = 3.0,
     wait: Seconds = 0.0,
@@ -34,24 +34,24 @@ def health(
     Exit codes: 0 it serves, 1 it does not, or nobody answers.
 
     Args:
-        target: Where the server listens: unix:///path or a loopback host:port.
+        connection: The server.
         service: Full name of one service, such as statepool.v1.BlockService. Default: the server as a whole.
         timeout: How long an answer may take.
         wait: How long to go on asking until it serves, such as 60s for a server that has just been started.
     """
     deadline = time.monotonic() + wait
-    while (status := ask_health(target, service, timeout)) != "SERVING":
+    while (status := ask_health(connection, service, timeout)) != "SERVING":
         if time.monotonic() >= deadline:
-            raise CommandError(f"{target}: {status}: {_REASONS.get(status, 'no server answers')}")
+            raise CommandError(f"{connection.target}: {status}: {_REASONS.get(status, 'no server answers')}")
         time.sleep(PAUSE_SECONDS)
     print(status)
 
 
-def ask_health(target: str, service: str, timeout: float) -> str:
+def ask_health(connection: Connection, service: str, timeout: float) -> str:
     """Asks once.
 
     Args:
-        target: Where the server listens.
+        connection: The server.
         service: Full name of one service; empty: the server as a whole.
         timeout: Seconds that the answer may take.
 
@@ -59,13 +59,9 @@ def ask_health(target: str, service: str, timeout: float) -> str:
         A name of grpc.health.v1.HealthCheckResponse.ServingStatus, or of the status code where nobody answers so.
 
     Raises:
-        CommandError: The target is remote, which needs TLS.
+        CommandError: Something would be sent in the clear, or a file cannot be read.
     """
-    try:
-        check_security(target, None, insecure=False)
-    except ValueError as error:
-        raise CommandError(str(error), exit_code=2) from error
-    with grpc.insecure_channel(target, options=_OPTIONS) as channel:
+    with _channel(connection) as channel:
         try:
             answer: Any = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service=service), timeout=timeout
@@ -74,3 +70,12 @@ def ask_health(target: str, service: str, timeout: float) -> str:
             code = error.code()
             return "SERVICE_UNKNOWN" if code is grpc.StatusCode.NOT_FOUND else str(code.name)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+def _channel(connection: Connection) -> grpc.Channel:
+    security = connection.security()
+    credentials = security.credentials
+    options = [*_OPTIONS, *security.options]
+    if credentials is None:
+        return grpc.insecure_channel(connection.target, options=options)
+    return grpc.secure_channel(connection.target, credentials, options=options)

@@ -9,22 +9,22 @@ from rich.console import Console
 from rich.table import Table
 
 from statepool import Pool, ServerInfo
-from statepool.cli.connect import DEFAULT_TARGET, connect
+from statepool.cli.connect import HERE, Connection, connect
 from statepool.units import format_bytes, format_seconds
 
 
 def info(
     *,
-    target: str = DEFAULT_TARGET,
+    connection: Connection = HERE,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Show what a server is, what its pool holds, and how full it is.
 
     Args:
-        target: Where the server listens: unix:///path or a loopback host:port.
+        connection: The server.
         as_json: Print one JSON object instead of tables.
     """
-    with connect(target) as client:
+    with connect(connection) as client:
         server, pool = client.get_server_info(), client.get_pool()
     console = Console(highlight=False)
     if as_json:

@@ -9,7 +9,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.status import Status
 
-from statepool.channel import DEFAULT_TARGET
+from statepool.cli.connect import HERE, Connection
 from statepool.cli.failure import CommandError
 from statepool.cli.options import Seconds
 from statepool.loadtest.options import AlignWorkload, BlocksWorkload, LoadOptions, Workload
@@ -24,7 +24,7 @@ BLOCKS = Parameter(group="Blocks workload")
 
 def loadtest(
     *,
-    target: str = DEFAULT_TARGET,
+    connection: Connection = HERE,
     workload: Literal["align", "blocks"] = "align",
     duration: Seconds = 10.0,
     warmup: Seconds = 1.0,
@@ -48,7 +48,7 @@ def loadtest(
     Exit codes: 0 done, 1 an operation failed to do what it must (a mismatch, an error, a missed objective).
 
     Args:
-        target: Where the server listens.
+        connection: The server.
         workload: What to send. align: steps of simulated engines with continuous batching, speculation, preemption and
             aborts. blocks: calls of the block service.
         duration: How long to measure, such as 10s.
@@ -81,8 +81,11 @@ def loadtest(
         )
     else:
         sent = BlocksWorkload(concurrency=max(concurrency, processes), mix=mix, batch=batch)
+    connection.security()  # what cannot be, is better said once than by every process
     options = LoadOptions(
-        target=target,
+        target=connection.target,
+        tls=connection.tls,
+        token_file="" if connection.token_file is None else str(connection.token_file),
         duration=duration,
         warmup=warmup,
         workload=sent,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 
 from statepool import Client
-from statepool.cli.connect import DEFAULT_TARGET, connect
+from statepool.cli.connect import HERE, Connection, connect
 from statepool.cli.failure import CommandError
 from statepool.cli.options import Seconds
 from statepool.cli.top_view import view
@@ -28,7 +28,7 @@ _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 def top(
     *,
-    target: str = DEFAULT_TARGET,
+    connection: Connection = HERE,
     interval: Seconds = 1.0,
     once: Annotated[bool, Parameter(negative=())] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
@@ -36,15 +36,15 @@ def top(
     """Show how full a server is and what it does, as it goes on; Ctrl-C ends it.
 
     Args:
-        target: Where the server listens: unix:///path or a loopback host:port.
+        connection: The server.
         interval: Time between two looks, over which rates and latencies are taken.
         once: Look at one interval, and end.
         as_json: Print one JSON object per interval, in a line.
     """
     if interval <= 0:
         raise CommandError("--interval must be more than 0", exit_code=2)
-    console = Console(highlight=False)
-    with connect(target) as client:
+    console, target = Console(highlight=False), connection.target
+    with connect(connection) as client:
         looks = islice(_looks(client, interval, is_patient=not once), 1 if once else None)
         if as_json:
             for facts in looks:

@@ -6,27 +6,27 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from statepool.cli.connect import DEFAULT_TARGET, connect
+from statepool.cli.connect import HERE, Connection, connect
 from statepool.cli.options import Seconds
 
 
 def verify(
     *,
-    target: str = DEFAULT_TARGET,
+    connection: Connection = HERE,
     timeout: Seconds = 600.0,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
     """Compare the bytes of every committed block with its checksum.
 
     Args:
-        target: Where the server listens: unix:///path or a loopback host:port.
+        connection: The server.
         timeout: How long it may take.
         as_json: Print one JSON object.
 
     Returns:
         Exit code: 1 if any block was found changed, now or before, and not released since.
     """
-    with connect(target) as client:
+    with connect(connection) as client:
         report = client.verify_integrity(timeout=timeout)
     found = report.condemned.block_ids.tolist()
     facts = {

@@ -10,6 +10,7 @@ from statepool import Client, Pool, ServerInfo
 from statepool.doctor.listener import Listener
 from statepool.doctor.mounts import Folder
 from statepool.errors import StatepoolError
+from statepool.security import PLAIN, Security
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,12 @@ class Deployment:
         timeout: Seconds that an answer may take.
     """
 
-    def __init__(self, target: str, health: str, wanted: Wanted, timeout: float) -> None:
+    def __init__(self, target: str, health: str, wanted: Wanted, timeout: float, security: Security = PLAIN) -> None:
         self.target = target
         self.health = health
         self.wanted = wanted
         self.timeout = timeout
+        self._security = security
 
     @cached_property
     def socket_path(self) -> Path | None:
@@ -59,7 +61,9 @@ class Deployment:
     @cached_property
     def answers(self) -> tuple[ServerInfo, Pool] | None:
         """What the server tells about itself; None: it does not answer."""
-        with Client(self.target, timeout=self.timeout) as client, suppress(StatepoolError):
+        security = self._security
+        client = Client(self.target, timeout=self.timeout, tls=security.tls, token=security.token)
+        with client, suppress(StatepoolError):
             return client.get_server_info(), client.get_pool()
         return None
 

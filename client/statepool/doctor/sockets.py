@@ -67,7 +67,7 @@ def _fault_of_connecting(path: Path) -> Finding | None:
         return bad(
             "socket",
             f"{path}: {_rights(path)}, may not be used by user {os.getuid()}",
-            "run this process as the server's user or with its group: a server lets both in",
+            "run this process as the server's user, or with its group and --socket-access group for the server",
         )
     except OSError as error:
         dead = error.errno == errno.ECONNREFUSED

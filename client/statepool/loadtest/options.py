@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from statepool.security import Tls
+
 MIXES: dict[str, dict[str, int]] = {
     "mixed": {"state": 6, "prefix": 2, "churn": 2},
     "state": {"state": 1},
@@ -92,9 +94,14 @@ class LoadOptions:
     """Seed of everything random but `namespace`."""
     namespace: str = field(default_factory=lambda: f"loadtest.{secrets.token_hex(8)}")
     """Namespace of the run's prefix hashes, so that a run does not find what another has left in the pool."""
+    tls: Tls | None = None
+    """TLS; None: plain text."""
+    token_file: str = ""
+    """File with a bearer token, which is read by each process; empty: there is none."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "LoadOptions":
         """Reads what `dataclasses.asdict` and `json` have written."""
         kind = {"blocks": BlocksWorkload, "align": AlignWorkload}[values["workload"]["name"]]
-        return cls(**{**values, "workload": kind(**values["workload"])})
+        tls = Tls(**values["tls"]) if values["tls"] else None
+        return cls(**{**values, "workload": kind(**values["workload"]), "tls": tls})

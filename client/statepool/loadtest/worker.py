@@ -12,6 +12,7 @@ from statepool.loadtest.engine import Engine
 from statepool.loadtest.lane import Lane
 from statepool.loadtest.options import BlocksWorkload, LoadOptions
 from statepool.loadtest.record import Recorder
+from statepool.security import read_token
 
 PROGRESS_SECONDS = 0.25
 
@@ -45,7 +46,8 @@ def _caller(number: int, options: LoadOptions, client: AsyncClient, pool: Pool, 
 
 async def _work(options: LoadOptions, numbers: range) -> None:
     recorder = Recorder()
-    async with AsyncClient(options.target) as client:
+    token = read_token(options.token_file)
+    async with AsyncClient(options.target, tls=options.tls, token=token) as client:
         pool = await client.get_pool()
         callers = [_caller(number, options, client, pool, recorder) for number in numbers]
         _say(kind="ready")

@@ -12,6 +12,7 @@ from statepool import calls
 from statepool.channel import DEFAULT_TIMEOUT_SECONDS, ChannelOptions
 from statepool.errors import StatepoolError
 from statepool.lease import Terms
+from statepool.security import Security, Tls
 from statepool.sync.endpoint import Endpoint
 from statepool.sync.keeper import Keeper
 from statepool.sync.opening import Opener
@@ -52,7 +53,8 @@ class Client(Endpoint):
         target: str,
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | grpc.ChannelCredentials | None = None,
+        token: str | None = None,
         insecure: bool = False,
         options: ChannelOptions = (),
     ) -> None:
@@ -61,14 +63,17 @@ class Client(Endpoint):
         Args:
             target: Where the server listens, in gRPC's naming: ``unix:///run/statepool/statepool.sock``, ``host:port``.
             timeout: Deadline in seconds of every call that names none.
-            credentials: TLS credentials; None is plain text, which only Unix sockets and loopback hosts are given.
+            tls: TLS; None is plain text, which only Unix sockets and loopback hosts are given.
+            token: Bearer token by which the server knows this client; sent over TLS and Unix sockets only.
             insecure: Allows plain text over a network.
             options: gRPC channel arguments; they win over the client's own.
 
         Raises:
-            ValueError: Plain text over a network without ``insecure=True``.
+            ValueError: Plain text over a network without ``insecure=True``, or a token in plain text.
+            OSError: A file of `Tls` cannot be read.
         """
-        super().__init__(Transport(target, timeout, credentials, insecure, options))
+        security = Security(tls=tls, token=token, insecure=insecure)
+        super().__init__(Transport(target, timeout, security, options))
         self._keeper = Keeper(self._transport)
         self._opener = Opener(self._transport, self._keeper)
 

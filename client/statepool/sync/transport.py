@@ -11,19 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import grpc
 
 from statepool import calls, rpc, tracing
-from statepool.channel import (
-    RELEASE_SECONDS,
-    ChannelOptions,
-    channel_options,
-    check_security,
-    error_of_cut_rpc,
-    error_of_rpc,
-)
+from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
 from statepool.errors import StatepoolError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
 from statepool.retries import Attempts, ClientStats, RetryBudget
-from statepool.rpc import Call, Rpc
+from statepool.rpc import Call, Metadata, Rpc
+from statepool.security import Security
 from statepool.v1 import block_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
@@ -65,16 +59,16 @@ class Transport:
         self,
         target: str,
         timeout: float,
-        credentials: grpc.ChannelCredentials | None,
-        insecure: bool,
+        security: Security,
         options: ChannelOptions,
     ) -> None:
-        check_security(target, credentials, insecure)
+        security.check(target)
         self.target = target
         self.timeout = timeout
         self.leases = Leases()
         self._budget = RetryBudget(time.monotonic())
-        arguments = channel_options(options)
+        arguments, credentials = channel_options([*security.options, *options]), security.credentials
+        self._metadata = security.metadata
         if credentials is None:
             self._channel = grpc.insecure_channel(target, arguments)
         else:
@@ -153,12 +147,10 @@ class Transport:
             StatepoolError: What the server raised, what became of the connection, or why the lease is lost.
             RuntimeError: The client is closed, or belongs to the process that this one was forked from.
         """
-        with tracing.span_of(call.rpc) as metadata:
+        with tracing.span_of(call.rpc, self._metadata) as metadata:
             return self._execute(call, timeout, lease, metadata)
 
-    def _execute(
-        self, call: Call[T], timeout: float | None, lease: Lease | None, metadata: tracing.Metadata | None
-    ) -> T:
+    def _execute(self, call: Call[T], timeout: float | None, lease: Lease | None, metadata: Metadata) -> T:
         attempts = Attempts(self._budget, self.seconds(timeout) + call.extra_seconds)
         method = self._unary.get(call.rpc.path) or self._register(call.rpc)
         while True:
@@ -212,7 +204,7 @@ class Transport:
         """
         self.hold(lease, time.monotonic() + self.seconds(timeout))
         method = self._channel.stream_unary(*rpc.WRITE_BLOCKS.stub)
-        with tracing.span_of(rpc.WRITE_BLOCKS) as metadata:
+        with tracing.span_of(rpc.WRITE_BLOCKS, self._metadata) as metadata:
             try:
                 response = method(messages, timeout=self.seconds(timeout) + extra_seconds, metadata=metadata)
             except grpc.RpcError as error:
@@ -221,11 +213,11 @@ class Transport:
 
     def keep_alive(self, requests: Iterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""
-        return self._channel.stream_stream(*rpc.KEEP_ALIVE.stub)(requests)
+        return self._channel.stream_stream(*rpc.KEEP_ALIVE.stub)(requests, metadata=self._metadata)
 
     def schedule(self, requests: Iterator[sequence_pb2.ScheduleRequest]) -> ScheduleStream:
         """Opens a Schedule stream; it has no deadline, each step's has its scheduler."""
-        return self._channel.stream_stream(*rpc.SCHEDULE.stub)(requests)
+        return self._channel.stream_stream(*rpc.SCHEDULE.stub)(requests, metadata=self._metadata)
 
     def pool(self) -> Pool:
         """Returns the pool as it was when first asked; its layout and limits last as long as the server process.
@@ -272,7 +264,7 @@ class Transport:
     ) -> Iterator[Chunk]:
         """Executes a stream of images and checks that it is whole."""
         method = self._channel.unary_stream(*called.stub)
-        with tracing.span_of(called) as metadata:
+        with tracing.span_of(called, self._metadata) as metadata:
             seconds = self.seconds(timeout) + reader.extra_seconds
             responses = method(reader.request, timeout=seconds, metadata=metadata)
             try:

@@ -27,39 +27,39 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from statepool.v1 import types_pb2 as statepool_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astatepool/v1/session.proto\x12\x0cstatepool.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18statepool/v1/types.proto\"\xb1\x01\n\x07Session\x12%\n\x03ref\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRef\x12\x11\n\towner_key\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\r\"\x94\x01\n\x14\x43reateSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\towner_key\x18\x03 \x01(\t\x12-\n\x0bon_conflict\x18\x04 \x01(\x0e\x32\x18.statepool.v1.OnConflict\"h\n\x15\x43reateSessionResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12&\n\x07session\x18\x02 \x01(\x0b\x32\x15.statepool.v1.Session\x12\x12\n\ntaken_over\x18\x03 \x01(\x08\">\n\x10KeepAliveRequest\x12*\n\x08sessions\x18\x01 \x03(\x0b\x32\x18.statepool.v1.SessionRef\"X\n\x11KeepAliveResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12.\n\x07results\x18\x02 \x03(\x0b\x32\x1d.statepool.v1.KeepAliveResult\"z\n\x0fKeepAliveResult\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.statepool.v1.Error\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\"Q\n\x12GetSessionResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12&\n\x07session\x18\x02 \x01(\x0b\x32\x15.statepool.v1.Session\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"m\n\x14ListSessionsResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\'\n\x08sessions\x18\x02 \x03(\x0b\x32\x15.statepool.v1.Session\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"A\n\x14\x44\x65leteSessionRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRef\"I\n\x15\x44\x65leteSessionResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x1b\n\x13released_references\x18\x02 \x01(\r*Z\n\nOnConflict\x12\x1b\n\x17ON_CONFLICT_UNSPECIFIED\x10\x00\x12\x14\n\x10ON_CONFLICT_FAIL\x10\x01\x12\x19\n\x15ON_CONFLICT_TAKE_OVER\x10\x02\x32\xbe\x03\n\x0eSessionService\x12X\n\rCreateSession\x12\".statepool.v1.CreateSessionRequest\x1a#.statepool.v1.CreateSessionResponse\x12P\n\tKeepAlive\x12\x1e.statepool.v1.KeepAliveRequest\x1a\x1f.statepool.v1.KeepAliveResponse(\x01\x30\x01\x12O\n\nGetSession\x12\x1f.statepool.v1.GetSessionRequest\x1a .statepool.v1.GetSessionResponse\x12U\n\x0cListSessions\x12!.statepool.v1.ListSessionsRequest\x1a\".statepool.v1.ListSessionsResponse\x12X\n\rDeleteSession\x12\".statepool.v1.DeleteSessionRequest\x1a#.statepool.v1.DeleteSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astatepool/v1/session.proto\x12\x0cstatepool.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18statepool/v1/types.proto\"\xc1\x01\n\x07Session\x12%\n\x03ref\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRef\x12\x11\n\towner_key\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\r\x12\x0e\n\x06tenant\x18\x06 \x01(\t\"\xa4\x01\n\x14\x43reateSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\towner_key\x18\x03 \x01(\t\x12-\n\x0bon_conflict\x18\x04 \x01(\x0e\x32\x18.statepool.v1.OnConflict\x12\x0e\n\x06tenant\x18\x05 \x01(\t\"h\n\x15\x43reateSessionResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12&\n\x07session\x18\x02 \x01(\x0b\x32\x15.statepool.v1.Session\x12\x12\n\ntaken_over\x18\x03 \x01(\x08\">\n\x10KeepAliveRequest\x12*\n\x08sessions\x18\x01 \x03(\x0b\x32\x18.statepool.v1.SessionRef\"X\n\x11KeepAliveResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12.\n\x07results\x18\x02 \x03(\x0b\x32\x1d.statepool.v1.KeepAliveResult\"z\n\x0fKeepAliveResult\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.statepool.v1.Error\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\"Q\n\x12GetSessionResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12&\n\x07session\x18\x02 \x01(\x0b\x32\x15.statepool.v1.Session\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"m\n\x14ListSessionsResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\'\n\x08sessions\x18\x02 \x03(\x0b\x32\x15.statepool.v1.Session\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"A\n\x14\x44\x65leteSessionRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRef\"I\n\x15\x44\x65leteSessionResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x1b\n\x13released_references\x18\x02 \x01(\r*Z\n\nOnConflict\x12\x1b\n\x17ON_CONFLICT_UNSPECIFIED\x10\x00\x12\x14\n\x10ON_CONFLICT_FAIL\x10\x01\x12\x19\n\x15ON_CONFLICT_TAKE_OVER\x10\x02\x32\xbe\x03\n\x0eSessionService\x12X\n\rCreateSession\x12\".statepool.v1.CreateSessionRequest\x1a#.statepool.v1.CreateSessionResponse\x12P\n\tKeepAlive\x12\x1e.statepool.v1.KeepAliveRequest\x1a\x1f.statepool.v1.KeepAliveResponse(\x01\x30\x01\x12O\n\nGetSession\x12\x1f.statepool.v1.GetSessionRequest\x1a .statepool.v1.GetSessionResponse\x12U\n\x0cListSessions\x12!.statepool.v1.ListSessionsRequest\x1a\".statepool.v1.ListSessionsResponse\x12X\n\rDeleteSession\x12\".statepool.v1.DeleteSessionRequest\x1a#.statepool.v1.DeleteSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'statepool.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ONCONFLICT']._serialized_start=1289
-  _globals['_ONCONFLICT']._serialized_end=1379
+  _globals['_ONCONFLICT']._serialized_start=1321
+  _globals['_ONCONFLICT']._serialized_end=1411
   _globals['_SESSION']._serialized_start=136
-  _globals['_SESSION']._serialized_end=313
-  _globals['_CREATESESSIONREQUEST']._serialized_start=316
-  _globals['_CREATESESSIONREQUEST']._serialized_end=464
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=466
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=570
-  _globals['_KEEPALIVEREQUEST']._serialized_start=572
-  _globals['_KEEPALIVEREQUEST']._serialized_end=634
-  _globals['_KEEPALIVERESPONSE']._serialized_start=636
-  _globals['_KEEPALIVERESPONSE']._serialized_end=724
-  _globals['_KEEPALIVERESULT']._serialized_start=726
-  _globals['_KEEPALIVERESULT']._serialized_end=848
-  _globals['_GETSESSIONREQUEST']._serialized_start=850
-  _globals['_GETSESSIONREQUEST']._serialized_end=889
-  _globals['_GETSESSIONRESPONSE']._serialized_start=891
-  _globals['_GETSESSIONRESPONSE']._serialized_end=972
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=974
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1034
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1036
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1145
-  _globals['_DELETESESSIONREQUEST']._serialized_start=1147
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1212
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1214
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1287
-  _globals['_SESSIONSERVICE']._serialized_start=1382
-  _globals['_SESSIONSERVICE']._serialized_end=1828
+  _globals['_SESSION']._serialized_end=329
+  _globals['_CREATESESSIONREQUEST']._serialized_start=332
+  _globals['_CREATESESSIONREQUEST']._serialized_end=496
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=498
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=602
+  _globals['_KEEPALIVEREQUEST']._serialized_start=604
+  _globals['_KEEPALIVEREQUEST']._serialized_end=666
+  _globals['_KEEPALIVERESPONSE']._serialized_start=668
+  _globals['_KEEPALIVERESPONSE']._serialized_end=756
+  _globals['_KEEPALIVERESULT']._serialized_start=758
+  _globals['_KEEPALIVERESULT']._serialized_end=880
+  _globals['_GETSESSIONREQUEST']._serialized_start=882
+  _globals['_GETSESSIONREQUEST']._serialized_end=921
+  _globals['_GETSESSIONRESPONSE']._serialized_start=923
+  _globals['_GETSESSIONRESPONSE']._serialized_end=1004
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1006
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1066
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1068
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1177
+  _globals['_DELETESESSIONREQUEST']._serialized_start=1179
+  _globals['_DELETESESSIONREQUEST']._serialized_end=1244
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=1246
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=1319
+  _globals['_SESSIONSERVICE']._serialized_start=1414
+  _globals['_SESSIONSERVICE']._serialized_end=1860
 # @@protoc_insertion_point(module_scope)

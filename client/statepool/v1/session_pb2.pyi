@@ -57,10 +57,13 @@ class Session(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     BLOCK_COUNT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     owner_key: _builtins.str
     """The owner's name for it; empty for an anonymous session."""
     block_count: _builtins.int
     """Blocks to which the session holds a reference."""
+    tenant: _builtins.str
+    """The tenant on whose account it runs; empty: none."""
     @_builtins.property
     def ref(self) -> _types_pb2.SessionRef:
         """The session, its epoch and the server process: what every other call carries."""
@@ -81,10 +84,11 @@ class Session(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         block_count: _builtins.int = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "ref", b"ref", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_count", b"block_count", "expire_time", b"expire_time", "owner_key", b"owner_key", "ref", b"ref", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_count", b"block_count", "expire_time", b"expire_time", "owner_key", b"owner_key", "ref", b"ref", "tenant", b"tenant", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -100,12 +104,17 @@ class CreateSessionRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     OWNER_KEY_FIELD_NUMBER: _builtins.int
     ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeated request harmless, see types.proto. Its scope is the server, since no session exists yet."""
     owner_key: _builtins.str
     """A name (at most 256 bytes) under which the owner finds its session again after a restart; empty: none."""
     on_conflict: Global___OnConflict.ValueType
     """What to do when the key is in use."""
+    tenant: _builtins.str
+    """The tenant on whose account the session runs, whose quotas hold for it and whose owner keys are its own; empty: the
+    caller's, or none for a caller who acts for all of them.
+    """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """Time to live, within `Limits.min_ttl_ms` and `Limits.max_ttl_ms`."""
@@ -117,10 +126,11 @@ class CreateSessionRequest(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         owner_key: _builtins.str = ...,
         on_conflict: Global___OnConflict.ValueType = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["on_conflict", b"on_conflict", "owner_key", b"owner_key", "request_id", b"request_id", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["on_conflict", b"on_conflict", "owner_key", b"owner_key", "request_id", b"request_id", "tenant", b"tenant", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

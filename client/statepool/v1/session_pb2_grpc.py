@@ -74,7 +74,8 @@ class SessionServiceServicer(object):
 
         Errors:
         * ALREADY_EXISTS, OWNER_KEY_IN_USE: a live session has the key and the request says fail.
-        * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: the server holds `Limits.max_sessions` sessions.
+        * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: the server holds `Limits.max_sessions` sessions, or as many as the tenant may
+        have.
         * INVALID_ARGUMENT, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

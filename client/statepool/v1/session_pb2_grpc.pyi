@@ -41,7 +41,8 @@ class SessionServiceStub:
 
     Errors:
     * ALREADY_EXISTS, OWNER_KEY_IN_USE: a live session has the key and the request says fail.
-    * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: the server holds `Limits.max_sessions` sessions.
+    * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: the server holds `Limits.max_sessions` sessions, or as many as the tenant may
+      have.
     * INVALID_ARGUMENT, REQUEST_ID_REUSED.
     """
     KeepAlive: _grpc.StreamStreamMultiCallable[_session_pb2.KeepAliveRequest, _session_pb2.KeepAliveResponse]
@@ -91,7 +92,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
 
     Errors:
     * ALREADY_EXISTS, OWNER_KEY_IN_USE: a live session has the key and the request says fail.
-    * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: the server holds `Limits.max_sessions` sessions.
+    * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: the server holds `Limits.max_sessions` sessions, or as many as the tenant may
+      have.
     * INVALID_ARGUMENT, REQUEST_ID_REUSED.
     """
     KeepAlive: _aio.StreamStreamMultiCallable[_session_pb2.KeepAliveRequest, _session_pb2.KeepAliveResponse]  # type: ignore[assignment]
@@ -144,7 +146,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         * ALREADY_EXISTS, OWNER_KEY_IN_USE: a live session has the key and the request says fail.
-        * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: the server holds `Limits.max_sessions` sessions.
+        * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: the server holds `Limits.max_sessions` sessions, or as many as the tenant may
+          have.
         * INVALID_ARGUMENT, REQUEST_ID_REUSED.
         """
 

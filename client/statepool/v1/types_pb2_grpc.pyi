@@ -17,6 +17,10 @@ Conventions of the whole package:
 * Any RPC may answer UNAVAILABLE (DRAINING: the server is going to stop; OVERLOADED: a queue is full, as many calls are
   under way as may be, or the work ahead takes longer than the call's deadline; RetryInfo tells when it will be done)
   and INVALID_ARGUMENT (BAD_FIELD, COLUMN_LENGTH_MISMATCH, BATCH_TOO_LARGE); the lists name what is particular.
+* Any RPC but those of health and reflection may answer UNAUTHENTICATED (PEER_UNTRUSTED: neither the certificate nor the
+  token says who calls), PERMISSION_DENIED (ROLE_FORBIDDEN: the caller's roles do not allow the RPC, or the session, the
+  namespace or a block is another tenant's) and RESOURCE_EXHAUSTED (QUOTA_EXCEEDED: the tenant has as many calls under
+  way, calls a second or blocks as it may have; RetryInfo tells when a retry helps).
 * A stream whose client takes or sends nothing for too long where it has to is ended: UNAVAILABLE, STREAM_STALLED.
 * Where memory work stands still, as on a device that hangs, the health of every service is NOT_SERVING until it ends. A
   call that needs memory work is refused (COPIES_STALLED) and has changed nothing. A call whose work had begun already

@@ -95,6 +95,10 @@ DECODE_EACH = Schedules(None, _column(1), _column(0))
 """Each running sequence decodes one token; as `COMMIT_EACH`."""
 
 
+ALL_ROOM = 2**62
+"""Room that no step can fill."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRequest:
     """One engine step."""
@@ -115,6 +119,8 @@ class StepRequest:
     """Sequences to begin."""
     schedules: Schedules = Schedules()
     """Forward passes to come."""
+    block_room: int = ALL_ROOM
+    """How many more blocks the session may hold after the step than before; below 0: it must give some back."""
 
     def with_admissions(self, count: int) -> "StepRequest":
         """Leaves out all but the first admissions; schedules of the others stay and are passed over."""

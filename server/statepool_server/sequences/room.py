@@ -1,24 +1,25 @@
-"""Whether a step's blocks can be had, and how many of its admissions when not all can."""
+"""Whether a step's blocks can be had and may be held, and how many of its admissions when not all can."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from statepool.errors import PoolExhaustedError
+from statepool.errors import PoolExhaustedError, QuotaExceededError
 from statepool_server.blocks import RETRY_AFTER_SECONDS
 from statepool_server.sequences.admissions import published_by
 from statepool_server.sequences.context import StepContext
 from statepool_server.sequences.outcomes import sources
 from statepool_server.sequences.plan import StepPlan
-from statepool_server.sequences.tables import Ints
+from statepool_server.sequences.tables import NULL, Ints
 
 
 def admissions_that_fit(plan: StepPlan, context: StepContext) -> int:
     """Counts the admissions, from the first on, for which there are blocks.
 
     A step may use what is free and evictable when its own finishes and retirements are done; a hit takes its block from
-    the evictable ones.
+    the evictable ones. What nobody holds when they are done makes room as well where the session's blocks are bounded.
 
     Raises:
+        QuotaExceededError: The session would hold more blocks than it may, in the same cases.
         PoolExhaustedError: Not even the sequences that were there before find the blocks that they need; or not all
             admissions fit, and the step does not ask for partial admission.
     """
@@ -26,7 +27,7 @@ def admissions_that_fit(plan: StepPlan, context: StepContext) -> int:
     if plan.growth is None and not count:
         return 0
     free, evictable = blocks.free_count, len(blocks.evictable)
-    if int(plan.new_blocks.sum()) + len(plan.hit_blocks) <= free + evictable:
+    if int(plan.new_blocks.sum()) + len(plan.hit_blocks) <= min(free + evictable, plan.request.block_room):
         return count  # the common case: there are enough without what the step itself gives back
     dropped, references = np.unique(_dropped_now(plan), return_counts=True)
     released = dropped[_is_released(plan, context, dropped, references)]
@@ -36,10 +37,13 @@ def admissions_that_fit(plan: StepPlan, context: StepContext) -> int:
     costs = by_admissions + _hit_costs(plan, context, dropped, references)
     others = int(plan.new_blocks.sum() - by_admissions.sum())
     needed = others + np.cumsum(costs)  # by the first admission and all others, by the first two and all others, …
-    room = free + evictable
-    fitting = int(np.count_nonzero(needed <= room))
-    if others <= room and (fitting == count or plan.request.partial_admission):
+    gained = others + np.cumsum(by_admissions + ((plan.admitted_blocks != NULL) & ~plan.is_import))
+    room, may_gain = free + evictable, plan.request.block_room + len(released)
+    fitting = int(np.count_nonzero((needed <= room) & (gained <= may_gain)))
+    if others <= min(room, may_gain) and (fitting == count or plan.request.partial_admission):
         return fitting
+    if others <= room and np.all(needed <= room):
+        raise _too_many(int(np.append(gained, others).max()), may_gain)
     requested = others + int(costs.sum())
     raise PoolExhaustedError(
         f"the step needs {requested} blocks; when its finishes are done, {free} are free and {evictable} evictable",
@@ -48,6 +52,15 @@ def admissions_that_fit(plan: StepPlan, context: StepContext) -> int:
         free=free,
         evictable=evictable,
         requested=requested,
+    )
+
+
+def _too_many(gained: int, may_gain: int) -> QuotaExceededError:
+    return QuotaExceededError(
+        f"the step needs {gained} blocks, and the session's tenant may have {max(0, may_gain)} more",
+        field="schedules",
+        retry_after=RETRY_AFTER_SECONDS,
+        room=max(0, may_gain),
     )
 
 

@@ -28,11 +28,21 @@ class Gate:
 
     Attributes:
         is_by_session: Whether a session may have only so many under way.
+        is_first: Whether the method's calls find room when all others find none.
         is_lasting: Whether they last as long as their client.
     """
 
-    def __init__(self, flow: Flow, limit: int, *, is_by_session: bool = False, is_lasting: bool = False) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        limit: int,
+        *,
+        is_by_session: bool = False,
+        is_first: bool = False,
+        is_lasting: bool = False,
+    ) -> None:
         self.is_by_session = is_by_session
+        self.is_first = is_first
         self.is_lasting = is_lasting
         self._flow = flow
         self._limit = limit
@@ -78,7 +88,7 @@ class Admission:
         if method.name in _LASTING:
             return Gate(self.streams, self._max_streams, is_lasting=True)
         if method.name in _FIRST:
-            return Gate(self.calls, 2 * self._max_calls)
+            return Gate(self.calls, 2 * self._max_calls, is_first=True)
         names_session = "session" in method.input_type.fields_by_name and not method.client_streaming
         return Gate(self.calls, self._max_calls, is_by_session=names_session)
 

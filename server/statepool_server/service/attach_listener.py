@@ -52,7 +52,7 @@ class AttachListener:
         self._handshakes: set[asyncio.Task[None]] = set()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         path.unlink(missing_ok=True)
-        former = os.umask(0o077)
+        former = os.umask(0o177)
         try:
             self._socket.bind(str(path))
         finally:

@@ -67,7 +67,7 @@ class BlockService(BlockStreams):
 
     async def RetainBlocks(self, request: pb.RetainBlocksRequest, _context: Context) -> Message:
         """Takes references."""
-        return self._core.once(Kind.RETAIN_BLOCKS, request).response
+        return self._core.once(Kind.RETAIN_BLOCKS, request, gains=len(request.blocks.block_ids)).response
 
     async def CommitBlocks(self, request: pb.CommitBlocksRequest, _context: Context) -> Message:
         """Makes blocks immutable and findable."""
@@ -79,7 +79,7 @@ class BlockService(BlockStreams):
         core.pool.check_session(*core.convert.session(request.session))
         namespace, hashes = self._prefixes(request)
         await self._verifier.vouch_for(lambda: core.pool.found(namespace, hashes))
-        return core.once(Kind.LOOKUP_PREFIX, request).response
+        return core.once(Kind.LOOKUP_PREFIX, request, gains=len(core.pool.found(namespace, hashes))).response
 
     async def EvictBlocks(self, request: pb.EvictBlocksRequest, _context: Context) -> Message:
         """Takes blocks out of the prefix index."""
@@ -130,6 +130,7 @@ class BlockService(BlockStreams):
         if reply is None:
             if _zeroes(request):
                 core.copies.check_room(time_remaining(context))
+            core.quotas.check_blocks(request.session.session_id, request.count)
             reply = core.ledger.perform(Kind.ALLOCATE_BLOCKS, request)
             core.blocks_taken()
         return reply

@@ -1,6 +1,7 @@
-"""What every call goes through: gates of draining and overload, decoding, errors to statuses, counts, a log line."""
+"""What every call goes through: who calls, gates of draining and overload, decoding, statuses, counts, a log line."""
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -16,11 +17,15 @@ from google.protobuf.message_factory import GetMessageClass
 from statepool.errors import BadFieldError, Code, StatepoolError
 from statepool.status import message_of, trailers_of
 from statepool_server import failpoints
+from statepool_server.access.callers import NOBODY, Caller, Door
+from statepool_server.access.rules import EVERY_ROLE, Role
 from statepool_server.histogram import Histogram
 from statepool_server.logs import CALL
 from statepool_server.service.admission import Gate
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
+from statepool_server.service.permissions import PERMISSIONS
+from statepool_server.service.tenancy import Tenancy
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 """Context of a call."""
@@ -30,6 +35,11 @@ response writes to the context and returns None."""
 
 END_SECONDS = 5.0
 """What the status of a stream may take to go out: it goes behind answers that the client has not taken."""
+
+_Admitted: TypeAlias = Callable[[Any, Context, Caller], Awaitable[Message | None]]
+
+_UNBOUNDED = contextlib.nullcontext()
+"""What a call of nobody's tenant stays within."""
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "LookupPrefix", "ReceiveTransfer"})
@@ -69,23 +79,36 @@ class Calls:
         self.seconds: dict[str, Histogram] = {}
         self._core = core
         self._draining = draining
+        self._tenancy = Tenancy(core.access, core.pool, core.quotas)
 
-    def register(self, server: grpc.aio.Server, service: ServiceDescriptor, servicer: object) -> None:
+    def register(
+        self,
+        server: grpc.aio.Server,
+        service: ServiceDescriptor,
+        servicer: object,
+        door: Door,
+        roles: frozenset[Role] = EVERY_ROLE,
+    ) -> None:
         """Registers a servicer that has one `Handler` per method of the service, by the method's name.
 
         Args:
             server: The server.
             service: Descriptor of the service.
             servicer: The object with the handlers.
+            door: Tells who calls on this server.
+            roles: Roles that callers may have there.
 
         Raises:
             AttributeError: The servicer lacks a method.
+            KeyError: Nobody has said who may call a method.
         """
-        handlers = {method.name: self._method_handler(method, servicer) for method in service.methods}
+        handlers = {method.name: self._method_handler(method, servicer, door, roles) for method in service.methods}
         generic = grpc.method_handlers_generic_handler(service.full_name, handlers)
         server.add_generic_rpc_handlers((generic,))
 
-    def _method_handler(self, method: MethodDescriptor, servicer: object) -> "grpc.RpcMethodHandler[Any, Any]":
+    def _method_handler(
+        self, method: MethodDescriptor, servicer: object, door: Door, roles: frozenset[Role]
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
         request_type, response_type = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
         handler: Handler = getattr(servicer, method.name)
         streams = "stream" if method.client_streaming else "unary", "stream" if method.server_streaming else "unary"
@@ -93,25 +116,30 @@ class Calls:
             grpc, f"{streams[0]}_{streams[1]}_rpc_method_handler"
         )
         return build(
-            self._guarded(method, handler),
+            self._guarded(method, handler, door, roles),
             request_deserializer=partial(_decode, request_type) if method.client_streaming else None,
             response_serializer=response_type.SerializeToString,
         )
 
-    def _guarded(self, method: MethodDescriptor, handler: Handler) -> Handler:
+    def _guarded(self, method: MethodDescriptor, handler: Handler, door: Door, roles: frozenset[Role]) -> Handler:
         name = f"{method.containing_service.full_name}/{method.name}"
+        permission = PERMISSIONS[method.containing_service.full_name][method.name].among(roles)
         is_beginning, gate = method.name in _BEGINNINGS, self._core.admission.gate(method)
         seconds = None if gate.is_lasting else self.seconds.setdefault(name, Histogram())
-        admitted = handler if method.client_streaming else self._decoded(method, gate, handler)
+        admitted = self._streamed(handler) if method.client_streaming else self._decoded(method, gate, handler)
+        quotas = self._core.quotas
 
         async def call(request: Any, context: Context) -> Message | None:
-            started_ns, code, reason = time.perf_counter_ns(), "OK", ""
+            started_ns, code, reason, caller = time.perf_counter_ns(), "OK", "", NOBODY
             try:
+                caller = door(context)
+                permission.check(caller, name)
                 if is_beginning and self._draining.is_set():
                     raise draining_error()
                 gate.enter()
                 try:
-                    response = await admitted(request, context)
+                    with quotas.call(caller.tenant, is_first=gate.is_first) if caller.tenant else _UNBOUNDED:
+                        response = await admitted(request, context, caller)
                     failpoints.reach("answer")
                     return response
                 finally:
@@ -132,23 +160,35 @@ class Calls:
                 elapsed_ns = time.perf_counter_ns() - started_ns
                 if seconds is not None:
                     seconds.observe(elapsed_ns / 1e9)
-                _log.debug("call", method=name, code=code, reason=reason, elapsed_us=elapsed_ns // 1000)
+                elapsed_us = elapsed_ns // 1000
+                _log.debug("call", method=name, caller=caller.name, code=code, reason=reason, elapsed_us=elapsed_us)
 
         return call if gate.is_lasting else self._core.tracing.traced(name, call)
 
-    def _decoded(self, method: MethodDescriptor, gate: Gate, handler: Handler) -> Handler:
+    def _streamed(self, handler: Handler) -> _Admitted:
+        """Wraps a handler of a stream of requests."""
+
+        async def call(requests: Any, context: Context, caller: Caller) -> Message | None:
+            checked = self._tenancy.checked(caller, requests) if caller.tenant else requests
+            return await handler(checked, context)
+
+        return call
+
+    def _decoded(self, method: MethodDescriptor, gate: Gate, handler: Handler) -> _Admitted:
         """Wraps a handler of one request: takes its bytes, which nobody has looked into before the call was let in."""
         request_type, admission = GetMessageClass(method.input_type), self._core.admission
         fields = method.input_type.fields_by_name
         names_session, names_request = "session" in fields, "request_id" in fields
 
-        async def call(data: bytes, context: Context) -> Message | None:
+        async def call(data: bytes, context: Context, caller: Caller) -> Message | None:
             try:
                 request: Any = request_type.FromString(data)
             except DecodeError:
                 raise _malformed() from None
             if names_session:
                 CALL.set((request.session.session_id, request.request_id if names_request else ""))
+            if caller.tenant:
+                self._tenancy.check(caller, request)
             if not gate.is_by_session:
                 return await handler(request, context)
             with admission.of_session(request.session.session_id):

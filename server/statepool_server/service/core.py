@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from statepool.errors import StatepoolError
 from statepool.layout import ArenaLayout
 from statepool.v1 import pool_pb2
+from statepool_server.access.rules import AccessFile
 from statepool_server.answers import Usage
 from statepool_server.convert import Convert
 from statepool_server.limits import Limits
@@ -21,6 +22,7 @@ from statepool_server.pool import Pool
 from statepool_server.service.admission import Admission
 from statepool_server.service.copying import CopyThreads
 from statepool_server.service.ledger import Kind, Ledger, MessageCodec
+from statepool_server.service.quotas import Quotas
 from statepool_server.service.replays import Replays, Reply
 from statepool_server.service.turnover import Turnover
 from statepool_server.service.waiting import WaitingLine
@@ -83,6 +85,7 @@ class Core:
         pool: Pool,
         memory: Memory,
         copies: CopyThreads,
+        access: AccessFile | None = None,
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self.tracing = tracing
@@ -92,6 +95,8 @@ class Core:
         self.limits = limits
         self.pool = pool
         self.memory = memory
+        self.access = access or AccessFile(None)
+        self.quotas = Quotas(self.access, pool)
         self.copies = copies
         self.convert = Convert(limits, self.incarnation)
         self.replays = Replays(limits.max_replays)
@@ -136,10 +141,23 @@ class Core:
 
         self.ledger.register(kind, MessageCodec(request_type), run)
 
-    def once(self, kind: Kind, request: Any) -> Reply:
-        """Gives the answer that a session's request got before, else performs its act, which `register` made known."""
+    def once(self, kind: Kind, request: Any, *, gains: int = 0) -> Reply:
+        """Gives the answer that a session's request got before, else performs its act, which `register` made known.
+
+        Args:
+            kind: Kind of the act.
+            request: The request.
+            gains: Blocks that the session may come to hold by it.
+
+        Raises:
+            QuotaExceededError: So many more blocks are too many for its tenant.
+        """
         self.pool.check_session(*self.convert.session(request.session))
-        return self.remembered(request) or self.ledger.perform(kind, request)
+        reply = self.remembered(request)
+        if reply is None:
+            self.quotas.check_blocks(request.session.session_id, gains)
+            reply = self.ledger.perform(kind, request)
+        return reply
 
     def remembered(self, request: Any) -> Reply | None:
         """Finds the answer that a session's request got before.

@@ -70,12 +70,14 @@ class Peers:
             PeerUntrustedError: It may not.
         """
         try:
-            plain = Address.parse(target).target
+            address = Address.parse(target)
         except ValueError:
-            raise PeerUntrustedError(f"source {target[:256]!r} is no address of this machine", field="source") from None
-        if self._allowed and plain not in self._allowed:
-            raise PeerUntrustedError(f"source {plain!r} is not among those that are allowed", field="source")
-        return plain
+            raise PeerUntrustedError(f"source {target[:256]!r} is no address", field="source") from None
+        if self._allowed and address.target not in self._allowed:
+            raise PeerUntrustedError(f"source {address.target!r} is not among those that are allowed", field="source")
+        if not self._allowed and not address.is_local:
+            raise PeerUntrustedError(f"source {address.target!r} is no address of this machine", field="source")
+        return address.target
 
     @contextlib.asynccontextmanager
     async def connected(self, target: str) -> AsyncIterator[Peer]:

@@ -82,6 +82,7 @@ class Receiver:
     async def _receive(self, request: pb.ReceiveTransferRequest, peer: Peer) -> Reply:
         core, transfer = self._core, _transfer(request)
         sink, source = sink_for(core, await peer.known_pool(self._patience)), peer.client
+        core.quotas.check_blocks(request.session.session_id, request.block_count)
         number: int = core.ledger.perform(Kind.RECEIVE_TRANSFER, request)
         core.blocks_taken()
         async with PinnedWork(core, number) as pinned:

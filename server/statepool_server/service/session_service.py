@@ -51,6 +51,8 @@ class SessionService:
         core = self._core
         reply: Reply | None = core.replays.find(_ticket(request))
         if reply is None:
+            if request.tenant and not core.pool.sessions.has_owner(request.tenant, request.owner_key):
+                core.quotas.check_session(request.tenant)
             reply = core.ledger.perform(Kind.CREATE_SESSION, request)
             self._lease_changed()
             response: Any = reply.response
@@ -99,7 +101,9 @@ class SessionService:
         if request.on_conflict not in pb.OnConflict.values():
             raise BadFieldError(f"on_conflict: {request.on_conflict} is not known", field="on_conflict")
         take_over = request.on_conflict == pb.ON_CONFLICT_TAKE_OVER
-        session, taken_over = core.pool.create_session(owner_key, ttl_ns, take_over, now_ns)
+        session, taken_over = core.pool.create_session(
+            owner_key, ttl_ns, take_over, now_ns, core.convert.name(request.tenant, "tenant")
+        )
         response = pb.CreateSessionResponse(
             incarnation=core.incarnation, session=self._to_wire(session), taken_over=taken_over
         )
@@ -151,6 +155,7 @@ class SessionService:
             ttl=convert.duration(session.ttl_ns),
             expire_time=convert.wall_clock(session.expires_ns),
             block_count=session.block_count,
+            tenant=session.tenant,
         )
 
 

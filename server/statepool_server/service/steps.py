@@ -10,6 +10,7 @@ from statepool.errors import ChecksumMismatchError, StepOutOfOrderError
 from statepool.v1 import sequence_pb2 as pb
 from statepool_server.events import NO_IDS
 from statepool_server.histogram import Histogram
+from statepool_server.sequences.requests import ALL_ROOM
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
 from statepool_server.service.ledger import Kind
@@ -65,15 +66,15 @@ class AnswerState:
 
 
 class StepCodec:
-    """Writes steps down, each with its session and epoch."""
+    """Writes steps down, each with its session, its epoch and how many more blocks the session might hold."""
 
-    _head = struct.Struct("<QQ")
+    _head = struct.Struct("<QQq")
 
-    def encode(self, request: tuple[int, int, pb.EngineStep]) -> bytes:
+    def encode(self, request: tuple[int, int, int, pb.EngineStep]) -> bytes:
         """Writes a step."""
-        return self._head.pack(*request[:2]) + request[2].SerializeToString()
+        return self._head.pack(*request[:3]) + request[3].SerializeToString()
 
-    def decode(self, data: bytes) -> tuple[int, int, pb.EngineStep]:
+    def decode(self, data: bytes) -> tuple[int, int, int, pb.EngineStep]:
         """Reads it back."""
         return (*self._head.unpack_from(data), pb.EngineStep.FromString(data[self._head.size :]))
 
@@ -128,8 +129,9 @@ class Steps:
                 raise draining_error()
             if step.execution != pb.EXECUTION_WORKER:
                 self._core.copies.check_moving()
+            room = self._core.quotas.room(session[0])
             before = self._standing()
-            answer = self._core.ledger.perform(Kind.STEP, (*session, step))
+            answer = self._core.ledger.perform(Kind.STEP, (*session, ALL_ROOM if room is None else room, step))
             if self._standing() != before:  # most steps change nothing that anybody waits for
                 self._core.blocks_changed()
         elif answer.request != step:
@@ -163,10 +165,10 @@ class Steps:
             outcome = pb.StepOutcome.FromString(row.outcome)
             self._keep(row.session_id, _Answer(pb.EngineStep.FromString(row.request), outcome, row.work))
 
-    def _apply(self, request: tuple[int, int, pb.EngineStep], _now_ns: int) -> _Answer:
-        session_id, epoch, step = request
+    def _apply(self, request: tuple[int, int, int, pb.EngineStep], _now_ns: int) -> _Answer:
+        session_id, epoch, block_room, step = request
         core = self._core
-        outcome = core.pool.step(session_id, epoch, self._convert.step(step))
+        outcome = core.pool.step(session_id, epoch, self._convert.step(step, block_room))
         answer = _Answer(step, outcome_to_wire(outcome))
         if outcome.work is None:
             answer.outcome.usage.CopyFrom(core.usage(outcome.usage))

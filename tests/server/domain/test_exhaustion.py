@@ -2,7 +2,7 @@
 
 import pytest
 
-from statepool.errors import PoolExhaustedError
+from statepool.errors import PoolExhaustedError, QuotaExceededError
 from support.small_pool import ALICE, BOB, cached
 from support.steps import Admit, Commit, Engine, Run, engine_pool, publish
 
@@ -150,3 +150,45 @@ def test_sequences_that_run_already_are_not_passed_over() -> None:
         engine.step(commit=[Commit(1), Commit(2)], admit=[Admit(3)], run=[Run(1), Run(2), Run(3)], partial=True)
 
     assert facts(refused.value) == (3, 0, 0)
+
+
+def test_a_step_keeps_to_its_room() -> None:
+    """Where blocks are plenty and the session's are bounded, a step that needs more changes nothing, and says so."""
+    pool = engine_pool()
+    before = pool.digest()
+    engine = Engine(pool, ALICE)
+
+    with pytest.raises(QuotaExceededError, match=r"the step needs 3 blocks.* 2 more") as refused:
+        engine.step(admit=[Admit(i) for i in range(3)], run=[Run(i) for i in range(3)], room=2)
+
+    assert (refused.value.field, refused.value.metadata["room"]) == ("schedules", "2")
+    assert pool.digest() == before
+    outcome = engine.step(admit=[Admit(i) for i in range(3)], run=[Run(i) for i in range(3)], partial=True, room=2)
+    assert len(outcome.tables.rows) == 2
+
+
+def test_a_hit_takes_room() -> None:
+    """A block that is found is held as one that is new: it counts, whoever else holds it."""
+    pool = engine_pool()
+    cached(pool, b"x")
+    found = Admit(1, 9, hashes=(b"x",))
+
+    with pytest.raises(QuotaExceededError):
+        Engine(pool, ALICE).step(admit=[found], room=0)
+
+    Engine(pool, ALICE).step(admit=[found], room=1)
+    assert pool.get_session(ALICE[0]).block_count == 1
+
+
+def test_what_the_step_gives_back_makes_room() -> None:
+    """A sequence may begin in the room of one that ends, also where the session holds more than it may."""
+    pool = engine_pool()
+    engine = Engine(pool, ALICE)
+    engine.step(admit=[Admit(1, 4), Admit(2, 4)], run=[Run(1, 4), Run(2, 4)])
+    engine.step(commit=[Commit(1), Commit(2)])
+
+    with pytest.raises(QuotaExceededError):
+        engine.step(finish=[1], admit=[Admit(3, 4), Admit(4, 4)], run=[Run(3, 4), Run(4, 4)], room=0)
+    assert len(engine.step(finish=[1], admit=[Admit(3, 4)], run=[Run(3, 4)], room=0).tables.rows) == 1
+    with pytest.raises(QuotaExceededError):
+        engine.step(finish=[2], admit=[Admit(5, 4)], run=[Run(5, 4)], room=-1)

@@ -39,6 +39,21 @@ def test_an_owner_key_is_not_taken_by_chance() -> None:
     assert (first[0].session_id, second[0].session_id) == (3, 4)
 
 
+def test_owner_keys_of_tenants_are_apart() -> None:
+    """The same key of another tenant, or of none, is another session; each can be taken over and be free again."""
+    pool = small_pool()
+
+    first, _ = pool.create_session("alice", 50, True, 0, "acme")
+    again, taken_over = pool.create_session("alice", 50, True, 0, "acme")
+    other, _ = pool.create_session("alice", 50, True, 0, "globex")
+
+    assert (first.session_id, again.session_id, other.session_id, taken_over) == (3, 3, 4, True)
+    assert [session.tenant for session in pool.list_sessions(0, 9)] == ["", "", "acme", "globex"]
+    pool.delete_session(3, 2)
+    assert pool.create_session("alice", 50, False, 0, "acme")[0].session_id == 5
+    assert pool.get_session(ALICE[0]).epoch == ALICE[1]
+
+
 def test_a_lease_that_has_run_out_lives_until_it_is_told() -> None:
     """Expiry is a message, not a moment: until then the owner may still renew."""
     pool = small_pool()

@@ -1,0 +1,1 @@
+"""Who may call, and what files say of that."""
