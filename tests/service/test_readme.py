@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 
 from service.servers import Server, Servers
-from statepool import Admission, Commits, Schedules
+from statepool import Admission, Commits, Schedules, Session
 from statepool.cli.app import COMMANDS
 from statepool_server.cli import execute
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-CALLS, ENGINE, MOVE, WORKER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CALLS, ENGINE, MOVE, WORKER, MODEL = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_calls_and_worker(servers: Servers) -> None:
     """The example of single calls ends with a hit, the worker's with a written state."""
     server = servers.shared("--block-tokens", "256")
-    scheduler, worker = _names_after(CALLS, server), _names_after(WORKER, server)
+    scheduler, worker = names_after(CALLS, server), names_after(WORKER, server)
 
     assert scheduler["hit"] is not None
     assert scheduler["pool"] is not None
@@ -26,7 +26,8 @@ def test_calls_and_worker(servers: Servers) -> None:
     assert "detached" in str(worker["pool"].error)
 
 
-def _names_after(example: str, server: Server) -> dict[str, Any]:
+def names_after(example: str, server: Server) -> dict[str, Any]:
+    """Runs an example against a server; returns what it has named."""
     names: dict[str, Any] = {}
     exec(example.replace("unix:///run/statepool/statepool.sock", server.target), names)  # noqa: S102 - our own text
     return names
@@ -36,11 +37,12 @@ def _names_after(example: str, server: Server) -> dict[str, Any]:
 def test_engine(servers: Servers, blocks: int) -> None:
     """The engine completes its prompts, preempting when blocks run out, and finds prefixes where there is room."""
     server = servers.shared("--blocks", str(blocks))
-    names = _names_after(ENGINE, server)
+    names = names_after(ENGINE, server)
     prompts = [[*range(20), number] for number in range(5)]
     passes: list[int] = []
 
-    def forward(number: int, blocks: Any) -> int:
+    def forward(session: Session, tokens: list[int], blocks: Any) -> int:
+        assert tokens
         passes.append(int(blocks[0]))
         return len(passes) % 50
 
@@ -70,7 +72,7 @@ def test_move(servers: Servers) -> None:
         prefill.step(2, schedule=Schedules([7], 20))
         prefill.step(3, commit=Commits([7]))
 
-        admission = _names_after(MOVE, source)["hand_over"](7, 40, prefill, decode)
+        admission = names_after(MOVE, source)["hand_over"](7, 40, prefill, decode)
 
         assert decode.step(1, admit=[admission]).admissions.num_computed_tokens.tolist() == [20]
 
