@@ -2,7 +2,7 @@
 
 import hmac
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -52,7 +52,7 @@ class LentStates:
 class LendingTerms:
     """To whom states are lent, and for how long."""
 
-    token: bytes
+    token: bytes = field(repr=False)
     """What readers prove themselves with."""
     peer: str
     """Who it is for, for people."""
@@ -78,7 +78,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    token: bytes
+    token: bytes = field(repr=False)
     end: TransferEnd
 
 
