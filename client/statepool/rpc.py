@@ -5,7 +5,7 @@ functions in `statepool.calls` build calls, and the sync and async clients execu
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
@@ -73,8 +73,8 @@ class Call(Generic[Result_co]):
 
     rpc: Rpc[Any, Any]
     """The procedure."""
-    request: Message
-    """What is sent; with a ``request_id`` in it every attempt is the same call to the server."""
+    request: Message = field(repr=False)
+    """What is sent, which may hold a token; with a ``request_id`` every attempt is the same call to the server."""
     parse: Callable[[Any], Result_co]
     """Reads the response."""
     extra_seconds: float

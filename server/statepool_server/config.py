@@ -69,8 +69,11 @@ class ServerConfig:
         insecure_metrics: Serve them in plain HTTP to whoever can connect, on any host.
         tracing: otlp makes calls, engine steps and copies spans of OpenTelemetry, exported as the environment variables
             of its SDK say (OTEL_EXPORTER_OTLP_ENDPOINT, …); needs statepool[otel].
-        allow_peer: Servers that states may be received from, as gRPC names them; may be repeated. By default any on a
-            Unix socket or a loopback address of this machine. Nothing else is reached without TLS.
+        allow_peer: Servers that states may be received from: unix:PATH or HOST:PORT; may be repeated. By default any on
+            a Unix socket or a loopback host of this machine, but none for a tenant. With tls_cert or peer_ca, TCP is
+            over TLS, and this server shows its certificate; without, only loopback hosts are reached.
+        peer_ca: PEM file of the authority of their certificates; by default tls_client_ca, else those that gRPC has.
+        peer_token_file: File with a bearer token to show them, where they know callers by tokens.
         checksums: off; scrub takes a checksum of every block that is committed and compares it again and again in the
             background; lookup also compares it before a block that was found is handed out.
         scrub_rate: Bytes a second, of all ranks, that are compared in the background.
@@ -126,6 +129,8 @@ class ServerConfig:
     insecure_metrics: Annotated[bool, Parameter(negative=())] = False
     tracing: Literal["off", "otlp"] = "off"
     allow_peer: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
+    peer_ca: Path | None = None
+    peer_token_file: Path | None = None
     admin_listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
     tls_cert: Path | None = None
     tls_key: Path | None = None

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from statepool import Tls
 from statepool.layout import ArenaLayout, BlockLayout, blocks_that_fit
 from statepool.models import ModelStates, bundled_models, model_layout, read_model_config
 from statepool_server.access.certificates import Certificates
@@ -15,6 +16,7 @@ from statepool_server.journal.journal import RESERVE_BYTES
 from statepool_server.limits import Limits
 from statepool_server.memory import engine_for
 from statepool_server.service.core import PoolDescription
+from statepool_server.service.peers import PeerTerms
 from statepool_server.web import parse_http_address
 
 
@@ -32,8 +34,8 @@ class Plan:
     """Host and port of the HTTP listener; None: there is none."""
     metrics_in_clear: bool
     """Whether it is in plain HTTP, for whoever can connect."""
-    peers: tuple[Address, ...]
-    """Servers that states may be received from; none: all of this machine."""
+    peers: PeerTerms
+    """Servers that states may be received from."""
     admin_addresses: tuple[Address, ...]
     """Where to listen for operators."""
     certificates: Certificates | None
@@ -91,7 +93,7 @@ class Plan:
             tuple(Address.parse(text) for text in config.listen),
             metrics_address,
             metrics_address is not None and (config.insecure_metrics or is_loopback(metrics_address[0])),
-            tuple(Address.parse(text) for text in config.allow_peer),
+            _peer_terms(config),
             tuple(Address.parse(text) for text in config.admin_listen),
             _certificates(config),
             AccessFile(config.access),
@@ -100,6 +102,7 @@ class Plan:
             config.recovery and all(device == "cpu" for device in devices),
         )
         plan._refuse_plaintext(config.insecure_loopback)
+        plan.peers.check()
         return plan
 
     def _refuse_plaintext(self, insecure_loopback: bool) -> None:
@@ -129,6 +132,14 @@ def _certificates(config: ServerConfig) -> Certificates | None:
     if config.tls_client_ca is None and config.access is None:
         raise ValueError("tls-cert: callers are known by certificates (tls-client-ca) or by tokens (access): give one")
     return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+
+
+def _peer_terms(config: ServerConfig) -> PeerTerms:
+    """Tells how other servers are reached: over TLS as soon as this server has anything to do with it."""
+    allowed, tls = tuple(Address.parse(text) for text in config.allow_peer), None
+    if config.tls_cert is not None or config.peer_ca is not None:
+        tls = Tls(ca=config.peer_ca or config.tls_client_ca, cert=config.tls_cert, key=config.tls_key)
+    return PeerTerms(allowed, tls, config.peer_token_file)
 
 
 def _local_roles(text: str) -> frozenset[Role]:

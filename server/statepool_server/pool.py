@@ -503,7 +503,7 @@ class Pool(PoolView):
         self.transfers.check_room()
         sources = [self._guards.source(session, refs, field) for refs in (states.blocks, states.temporal_blocks)]
         pin = self._changes.pin(np.unique(np.concatenate(sources)), NO_IDS)
-        return self.transfers.open(session.session_id, terms, states, pin)
+        return self.transfers.open(session, terms, states, pin)
 
     def _end_once(self, transfer_id: int, token: bytes, end: TransferEnd) -> None:
         if not self.transfers.has_ended(transfer_id, token, end):

@@ -2,7 +2,7 @@
 
 import hmac
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -11,6 +11,7 @@ from statepool.errors import QuotaExceededError, TransferNotFoundError
 from statepool.refs import BlockRefs
 from statepool_server.answers import Pin
 from statepool_server.recency import Ids
+from statepool_server.sessions import Session
 
 _REMEMBERED_ENDS = 4096
 
@@ -52,7 +53,7 @@ class LentStates:
 class LendingTerms:
     """To whom states are lent, and for how long."""
 
-    token: bytes
+    token: bytes = field(repr=False)
     """What readers prove themselves with."""
     peer: str
     """Who it is for, for people."""
@@ -68,6 +69,8 @@ class Transfer:
     """Counts from 1, never reused."""
     session_id: int
     """Session that has created it; it may have ended since."""
+    tenant: str
+    """On whose account it lends; empty: nobody's."""
     terms: LendingTerms
     """To whom, and for how long."""
     states: LentStates
@@ -78,7 +81,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    token: bytes
+    token: bytes = field(repr=False)
     end: TransferEnd
 
 
@@ -124,13 +127,17 @@ class TransferTable:
             limit = self._max_transfers
             raise QuotaExceededError(f"{limit} transfers are open already", limit=limit)
 
-    def open(self, session_id: int, terms: LendingTerms, states: LentStates, pin: Pin) -> Transfer:
+    def open(self, session: Session, terms: LendingTerms, states: LentStates, pin: Pin) -> Transfer:
         """Adds a transfer of pinned blocks; there must be room."""
         self._last_id += 1
-        transfer = Transfer(self._last_id, session_id, terms, states, pin)
+        transfer = Transfer(self._last_id, session.session_id, session.tenant, terms, states, pin)
         self.live[transfer.transfer_id] = transfer
         self._count_lent()
         return transfer
+
+    def of_tenant(self, tenant: str) -> list[Transfer]:
+        """Lists the open transfers on a tenant's account, in the order of their ids."""
+        return [transfer for transfer in self.live.values() if transfer.tenant == tenant]
 
     def get(self, transfer_id: int, token: bytes) -> Transfer:
         """Finds an open transfer for who knows its token.
@@ -169,7 +176,7 @@ class TransferTable:
     def facts(self) -> tuple[object, ...]:
         """Tells all that decides what the table answers, as plain values in a fixed order."""
         live = [
-            (t.transfer_id, t.session_id, t.terms, t.pin.readers.tolist(), t.states.num_tokens)
+            (t.transfer_id, t.session_id, t.tenant, t.terms.token, t.terms, t.pin.readers.tolist(), t.states.num_tokens)
             for t in self.live.values()
         ]
         return live, list(self._ended), self._last_id

@@ -203,6 +203,20 @@ class PoolView:
             self.blocks.check_clear(self.blocks.check(refs, "transfer"), "transfer")
         return transfer
 
+    def held_by(self, tenant: str) -> int:
+        """Counts the blocks on a tenant's account: those of its sessions, each once a session, and those it lends.
+
+        What is lent counts beside as far as no session of the tenant holds it any more.
+        """
+        sessions = [session for session in self.sessions if session.tenant == tenant]
+        held, lent = sum(session.block_count for session in sessions), self.transfers.of_tenant(tenant)
+        if not lent:
+            return held
+        blocks = np.unique(np.concatenate([transfer.pin.readers for transfer in lent]))
+        for session in sessions:
+            blocks = blocks[self.holdings.count(session, blocks) == 0]
+        return held + len(blocks)
+
     def found(self, namespace: str, prefix_hashes: Sequence[bytes]) -> Ids:
         """Finds the block that `Pool.lookup` would hand out now, if there is one, ``[0 or 1]``."""
         found = self.prefixes.deepest(namespace, prefix_hashes)

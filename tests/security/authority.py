@@ -50,9 +50,13 @@ class Authority:
         signed.cert_chain_pems[0].write_to_path(pair.cert)
         return pair
 
-    def server_flags(self) -> tuple[str, ...]:
-        """Signs the certificate of a server that wants its callers' to be signed here, and says how to start it."""
-        pair = self.server()
+    def server_flags(self, *names: x509.GeneralName) -> tuple[str, ...]:
+        """Signs the certificate of a server that wants its callers' to be signed here, and says how to start it.
+
+        Args:
+            names: Its alternative names; none: that of this machine.
+        """
+        pair = self.client(*names) if names else self.server()
         return ("--tls-cert", str(pair.cert), "--tls-key", str(pair.key), "--tls-client-ca", str(self.ca))
 
     def client(self, *names: x509.GeneralName, days: int = 1) -> Pair:

@@ -31,6 +31,7 @@ ACCESS = """
 [tenants.acme]
 max-blocks = 4
 max-sessions = 2
+max-transfers = 2
 max-calls = 2
 
 [tenants.globex]

@@ -18,7 +18,7 @@ from statepool import Admission, BlockRefs, Client, QuotaExceededError, RoleForb
 from statepool.channel import error_of_rpc
 from statepool.errors import StatepoolError
 from statepool.sync.session import Session
-from statepool.v1 import block_pb2, session_pb2
+from statepool.v1 import block_pb2, session_pb2, transfer_pb2
 
 HASH = b"a prefix"
 ACME = "acme/model"
@@ -148,6 +148,16 @@ ATTACKS: dict[str, Attack] = {
         boundary_tokens=[BLOCK_TOKENS],
         written_through_tokens=[BLOCK_TOKENS],
     ),
+    "lend": lambda it: it.stubs.transfers.CreateTransfer(
+        transfer_pb2.CreateTransferRequest(session=ref_of(it.own), token=bytes(16), blocks=refs(it.blocks[:1]))
+    ),
+    "lend for it": lambda it: it.stubs.transfers.CreateTransfer(
+        transfer_pb2.CreateTransferRequest(session=ref_of(it.victim), token=bytes(16), blocks=refs(it.blocks))
+    ),
+    "receive for it": lambda it: it.stubs.transfers.ReceiveTransfer(
+        transfer_pb2.ReceiveTransferRequest(session=ref_of(it.victim), block_count=1)
+    ),
+    "see all transfers": lambda it: it.stubs.transfers.ListTransfers(transfer_pb2.ListTransfersRequest()),
     "admit by its prefix": lambda it: it.own.step(
         1, admit=[Admission(sequence_id=1, prompt_tokens=2 * BLOCK_TOKENS, prefix_hashes=[HASH], namespace=ACME)]
     ),
@@ -240,6 +250,71 @@ def test_blocks_of_sequences_are_bounded(acme: Client) -> None:
             schedule=Schedules([9], num_tokens=1),
         )
         assert len(finished.tables.rows) == 1
+
+
+def test_lent_blocks_are_on_the_account(acme: Client) -> None:
+    """What a tenant lends is its own until the transfer ends, also when no session of it holds it any more."""
+    with acme.create_session(60.0) as session:
+        blocks = session.allocate_blocks(3)
+        transfer = session.create_transfer(blocks[:2])
+        assert len(session.allocate_blocks(1)) == 1
+        session.free_blocks(blocks)
+        with pytest.raises(QuotaExceededError, match="may have 1 more"):
+            session.allocate_blocks(2)
+        acme.cancel_transfer(transfer)
+        assert len(session.allocate_blocks(3)) == 3
+
+
+def test_what_is_lent_out_of_the_index_is_on_the_account(acme: Client) -> None:
+    """A transfer of blocks that nobody holds, and would be evicted otherwise, needs room on the account."""
+    with acme.create_session(60.0) as session:
+        cached = session.allocate_blocks(1)
+        session.commit_blocks(
+            cached,
+            namespace=ACME,
+            prefix_hashes=[HASH],
+            boundary_tokens=[BLOCK_TOKENS],
+            written_through_tokens=[BLOCK_TOKENS],
+        )
+        session.free_blocks(cached)
+        held = session.allocate_blocks(4)
+        with pytest.raises(QuotaExceededError, match="may have 0 more"):
+            session.create_transfer(cached)
+        session.free_blocks(held[:1])
+        acme.cancel_transfer(session.create_transfer(cached))
+        session.evict_blocks(cached)
+
+
+def test_transfers_of_a_tenant_are_bounded(acme: Client, scheduler: Client) -> None:
+    """A tenant has so many transfers open, those of sessions that have ended included; others are not held up by it."""
+    with acme.create_session(60.0) as session:
+        blocks = session.allocate_blocks(1)
+        transfers = [session.create_transfer(blocks) for _ in range(2)]
+    with acme.create_session(60.0) as session:
+        blocks = session.allocate_blocks(1)
+        with pytest.raises(QuotaExceededError, match="has 2 transfers open"):
+            session.create_transfer(blocks)
+        with scheduler.create_session(60.0) as other:
+            transfers.append(other.create_transfer(other.allocate_blocks(1)))
+        acme.cancel_transfer(transfers[0])
+        transfers.append(session.create_transfer(blocks))
+    for transfer in transfers[1:]:
+        scheduler.cancel_transfer(transfer)
+
+
+def test_what_a_tenant_receives_is_bounded(servers: Servers, tmp_path: Path) -> None:
+    """A reception needs room for its blocks on the account, before anything is pulled."""
+    source = servers.start().wait_until_ready()
+    flags = ("--access", str(access_file(tmp_path)), "--allow-peer", source.target)
+    server = servers.start(*flags).wait_until_ready()
+    with source.client() as there, there.create_session(60.0) as lender:
+        transfer = lender.create_transfer(lender.allocate_blocks(3))
+        with Client(server.target, token=token_of("acme")) as acme, acme.create_session(60.0) as session:
+            blocks = session.allocate_blocks(2)
+            with pytest.raises(QuotaExceededError, match="may have 2 more"):
+                session.receive_transfer(transfer, source=source.target)
+            session.free_blocks(blocks[:1])
+            assert len(session.receive_transfer(transfer, source=source.target).blocks) == 3
 
 
 def test_sessions_of_a_tenant_are_bounded(acme: Client, scheduler: Client) -> None:

@@ -145,6 +145,9 @@ BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
     "plain text to the network": (["--listen", "0.0.0.0:50051", "--insecure-loopback", ""], "loopback hosts only"),
     "plain text for operators": (["--admin-listen", "127.0.0.1:50051"], "insecure-loopback"),
     "plain metrics to the network": (["--metrics-listen", "0.0.0.0:0"], "insecure-metrics"),
+    "plain text from afar": (["--allow-peer", "10.0.0.1:50051"], "beyond this machine"),
+    "a token in plain text": (["--peer-token-file", "/nonexistent/token"], "over TLS only"),
+    "no such authority": (["--peer-ca", "/nonexistent/ca.pem"], "/nonexistent/ca.pem"),
     "certificate without a key": (["--tls-cert", "/nonexistent/cert.pem"], "together"),
     "no such certificate": (
         ["--tls-cert", "/nonexistent/c", "--tls-key", "/nonexistent/k", "--tls-client-ca", "/nonexistent/ca"],

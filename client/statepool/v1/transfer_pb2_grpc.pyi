@@ -88,8 +88,10 @@ class TransferServiceStub:
     """Allocates blocks and fills them with the states of a transfer, on every rank of this server; answers when they are
     whole.
 
-    The server connects to the source itself: over a Unix socket or a loopback address, and only to those that its operator
-    allows (`--allow-peer`). A source that does not answer is tried again until the caller's deadline. The source's layout
+    The server connects to the source itself: over a Unix socket, over TLS, or in plain text on a loopback host if it has no
+    certificate; and only to those that its operator allows (`--allow-peer`; by default all of this machine, and none for a
+    tenant's session). To the source it is a caller of its own, which needs the role worker there, by its certificate or a
+    token (`--peer-token-file`), beside the transfer's token. A source that does not answer is tried again until the caller's deadline. The source's layout
     must be the same, or one that can be converted (FAILED_PRECONDITION, LAYOUT_MISMATCH otherwise).
 
     A reception that fails, is given up by its caller, or is cut off by the end of the server frees its blocks.
@@ -181,8 +183,10 @@ class TransferServiceAsyncStub(TransferServiceStub):
     """Allocates blocks and fills them with the states of a transfer, on every rank of this server; answers when they are
     whole.
 
-    The server connects to the source itself: over a Unix socket or a loopback address, and only to those that its operator
-    allows (`--allow-peer`). A source that does not answer is tried again until the caller's deadline. The source's layout
+    The server connects to the source itself: over a Unix socket, over TLS, or in plain text on a loopback host if it has no
+    certificate; and only to those that its operator allows (`--allow-peer`; by default all of this machine, and none for a
+    tenant's session). To the source it is a caller of its own, which needs the role worker there, by its certificate or a
+    token (`--peer-token-file`), beside the transfer's token. A source that does not answer is tried again until the caller's deadline. The source's layout
     must be the same, or one that can be converted (FAILED_PRECONDITION, LAYOUT_MISMATCH otherwise).
 
     A reception that fails, is given up by its caller, or is cut off by the end of the server frees its blocks.
@@ -289,8 +293,10 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         """Allocates blocks and fills them with the states of a transfer, on every rank of this server; answers when they are
         whole.
 
-        The server connects to the source itself: over a Unix socket or a loopback address, and only to those that its operator
-        allows (`--allow-peer`). A source that does not answer is tried again until the caller's deadline. The source's layout
+        The server connects to the source itself: over a Unix socket, over TLS, or in plain text on a loopback host if it has no
+        certificate; and only to those that its operator allows (`--allow-peer`; by default all of this machine, and none for a
+        tenant's session). To the source it is a caller of its own, which needs the role worker there, by its certificate or a
+        token (`--peer-token-file`), beside the transfer's token. A source that does not answer is tried again until the caller's deadline. The source's layout
         must be the same, or one that can be converted (FAILED_PRECONDITION, LAYOUT_MISMATCH otherwise).
 
         A reception that fails, is given up by its caller, or is cut off by the end of the server frees its blocks.

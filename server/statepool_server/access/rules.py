@@ -58,9 +58,11 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     namespaces: tuple[str, ...] | None = None
     """Its namespaces, ``*`` at the end standing for all that begin so; None: its name, and all below (``NAME/*``)."""
     max_blocks: _Count | None = None
-    """Blocks that its sessions hold, each counted once a session."""
+    """Blocks that its sessions hold, each counted once a session, and those that it lends beside."""
     max_sessions: _Count | None = None
     """Live sessions."""
+    max_transfers: _Count | None = None
+    """Open transfers: states that are lent."""
     max_calls: _Count | None = None
     """Calls under way, streams included."""
     max_rate: _Rate | None = None

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -44,7 +44,7 @@ class Attacher:
     """The rank whose arena it maps."""
     read_only: bool
     """Whether it only reads."""
-    token: bytes
+    token: bytes = field(repr=False)
     """With which it was attached: nobody but the process has it."""
     pid: int
     """Its process id; 0: not visible from here."""

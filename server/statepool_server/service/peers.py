@@ -2,16 +2,60 @@
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from statepool import AsyncClient
+from statepool import AsyncClient, Tls
 from statepool.descriptions import Pool
 from statepool.errors import DeadlineExceededError, PeerLostError, PeerUntrustedError, UnavailableError
+from statepool.security import read_token
 from statepool_server.addresses import Address
 
 MAX_IDLE = 16
 """Connections that are kept for the next transfer."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTerms:
+    """Which servers states may be received from, and how this one proves to them who it is."""
+
+    allowed: tuple[Address, ...] = ()
+    """Their addresses; none: all of this machine."""
+    tls: Tls | None = None
+    """For TCP; None: it is in plain text, and on loopback hosts only."""
+    token_file: Path | None = None
+    """File with a bearer token, shown over TLS only: a Unix socket may be anybody's."""
+
+    def client(self, address: Address) -> AsyncClient:
+        """Makes a client of a server; the files are read now, so that a new connection goes by what they say now.
+
+        Raises:
+            PeerLostError: One of them cannot be used.
+        """
+        if address.socket_path is not None or self.tls is None:
+            return AsyncClient(address.target)
+        try:
+            return AsyncClient(address.target, tls=self.tls, token=read_token(self.token_file))
+        except (OSError, ValueError) as error:
+            raise PeerLostError(f"the source cannot be reached: {error}", field="source") from error
+
+    def check(self) -> None:
+        """Makes sure that what is listed can be reached as it must be.
+
+        Raises:
+            OSError: A file cannot be read.
+            ValueError: A file says nothing usable, or something would be sent in the clear.
+        """
+        if self.tls is not None:
+            self.tls.credentials()
+            read_token(self.token_file)
+            return
+        if self.token_file is not None:
+            raise ValueError("peer-token-file: a token is shown over TLS only, which needs tls-cert or peer-ca")
+        for address in self.allowed:
+            if not address.is_local:
+                raise ValueError(f"allow-peer {address.target!r}: beyond this machine it needs tls-cert or peer-ca")
 
 
 @dataclass(slots=True)
@@ -51,17 +95,21 @@ class Peers:
     what is on this machine, or what the operator has listed of it, is connected to.
     """
 
-    def __init__(self, allowed: Iterable[Address]) -> None:
+    def __init__(self, terms: PeerTerms) -> None:
         """Begins without a connection.
 
         Args:
-            allowed: Addresses; none: all of this machine.
+            terms: Who may be connected to, and how.
         """
-        self._allowed = {address.target for address in allowed}
-        self._idle: OrderedDict[str, list[Peer]] = OrderedDict()
+        self._terms = terms
+        self._idle: OrderedDict[Address, list[Peer]] = OrderedDict()
 
-    def check(self, target: str) -> str:
+    def check(self, target: str, tenant: str) -> Address:
         """Checks that a server may be connected to.
+
+        Args:
+            target: Its address, as a client names it.
+            tenant: For whom; empty: for nobody in particular. A tenant has this server connect to what is listed only.
 
         Returns:
             Its address in its plainest form.
@@ -73,30 +121,33 @@ class Peers:
             address = Address.parse(target)
         except ValueError:
             raise PeerUntrustedError(f"source {target[:256]!r} is no address", field="source") from None
-        if self._allowed and address.target not in self._allowed:
+        if (self._terms.allowed or tenant) and address not in self._terms.allowed:
             raise PeerUntrustedError(f"source {address.target!r} is not among those that are allowed", field="source")
-        if not self._allowed and not address.is_local:
+        if not (self._terms.allowed or address.is_local):
             raise PeerUntrustedError(f"source {address.target!r} is no address of this machine", field="source")
-        return address.target
+        return address
 
     @contextlib.asynccontextmanager
-    async def connected(self, target: str) -> AsyncIterator[Peer]:
+    async def connected(self, address: Address) -> AsyncIterator[Peer]:
         """Gives a connection, which nobody else uses until it is given back; one that has failed is not kept.
 
         Args:
-            target: Its address, checked.
+            address: Where to, checked.
+
+        Raises:
+            PeerLostError: What this server proves itself with cannot be read.
         """
-        waiting = self._idle.pop(target, [])
-        peer = waiting.pop() if waiting else Peer(AsyncClient(target))
+        waiting = self._idle.pop(address, [])
+        peer = waiting.pop() if waiting else Peer(self._terms.client(address))
         if waiting:
-            self._idle[target] = waiting
+            self._idle[address] = waiting
         try:
             yield peer
         except BaseException:
             await peer.client.close()
             raise
-        self._idle.setdefault(target, []).append(peer)
-        self._idle.move_to_end(target)
+        self._idle.setdefault(address, []).append(peer)
+        self._idle.move_to_end(address)
         await self._close_surplus()
 
     async def close(self) -> None:
@@ -109,8 +160,8 @@ class Peers:
             await self._close_oldest()
 
     async def _close_oldest(self) -> None:
-        target, peers = self._idle.popitem(last=False)
+        address, peers = self._idle.popitem(last=False)
         peer = peers.pop()
         if peers:
-            self._idle[target] = peers
+            self._idle[address] = peers
         await peer.client.close()

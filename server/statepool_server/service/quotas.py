@@ -102,6 +102,17 @@ class Quotas:
         if limit is not None and sum(session.tenant == tenant for session in self._pool.sessions) >= limit:
             raise QuotaExceededError(f"tenant {tenant} has {limit} sessions", limit=limit)
 
+    def check_transfer(self, session_id: int) -> None:
+        """Refuses another transfer where a session's tenant has as many open as it may have.
+
+        Raises:
+            QuotaExceededError: It has.
+        """
+        session = self._pool.sessions.find(session_id)
+        limit = None if session is None else self._of(session.tenant).max_transfers
+        if session is not None and limit is not None and len(self._pool.transfers.of_tenant(session.tenant)) >= limit:
+            raise QuotaExceededError(f"tenant {session.tenant} has {limit} transfers open", limit=limit)
+
     def check_blocks(self, session_id: int, count: int) -> None:
         """Refuses more blocks than a session's tenant may have.
 
@@ -122,7 +133,7 @@ class Quotas:
         limit = None if session is None else self._of(session.tenant).max_blocks
         if session is None or limit is None:
             return None
-        return limit - sum(other.block_count for other in self._pool.sessions if other.tenant == session.tenant)
+        return limit - self._pool.held_by(session.tenant)
 
     def _take(self, tenant: str, *, is_first: bool = False) -> float:
         rate = self._of(tenant).max_rate

@@ -69,13 +69,14 @@ class Receiver:
             StatepoolError: Why they cannot be received, by the source's word or this pool's.
         """
         core = self._core
-        core.pool.check_session(*core.convert.session(request.session))
+        session = core.pool.sessions.owned(*core.convert.session(request.session))
         core.convert.batch(request.block_count, "block_count")
         if request.block_count == 0:
             raise BadFieldError("block_count must be at least 1", field="block_count")
         reply = core.remembered(request)
         if reply is None:
-            async with self._peers.connected(self._peers.check(request.source)) as peer:
+            address = self._peers.check(request.source, session.tenant)
+            async with self._peers.connected(address) as peer:
                 reply = await self._receive(request, peer)
         return reply.response
 

@@ -48,9 +48,16 @@ class TransferService:
 
     async def CreateTransfer(self, request: pb.CreateTransferRequest, _context: Context) -> Message:
         """Lends states."""
-        reply = self._core.once(Kind.CREATE_TRANSFER, request)
-        self._lease_changed()
-        self._core.blocks_taken()
+        core, session_id = self._core, request.session.session_id
+        core.pool.check_session(*core.convert.session(request.session))
+        reply = core.remembered(request)
+        if reply is None:
+            core.quotas.check_transfer(session_id)
+            blocks = core.convert.refs(request.blocks, "blocks")
+            core.quotas.check_blocks(session_id, len(core.pool.committed_by_others(session_id, blocks)))
+            reply = core.ledger.perform(Kind.CREATE_TRANSFER, request)
+            self._lease_changed()
+            core.blocks_taken()
         return reply.response
 
     async def PullBlocks(self, request: pb.PullBlocksRequest, context: Context) -> None:

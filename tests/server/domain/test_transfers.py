@@ -88,6 +88,38 @@ def test_a_written_block_is_not_lent() -> None:
         pool.lend_blocks(*ALICE, refs, TERMS)
 
 
+def test_on_whose_account() -> None:
+    """A lent block counts once beside what is held: while no session of the tenant holds it, and its transfer lasts."""
+    pool = small_pool()
+    one = (pool.create_session("one", 100, False, 0, "acme")[0].session_id, 1)
+    two = (pool.create_session("two", 100, False, 0, "acme")[0].session_id, 1)
+    refs = pool.allocate(*one, 3)
+    first, second = pool.lend_blocks(*one, refs[:2], TERMS), pool.lend_blocks(*one, refs[1:], TERMS)
+    pool.lend_blocks(*ALICE, pool.allocate(*ALICE, 1), TERMS)
+    assert pool.held_by("acme") == 3
+    pool.free(*one, refs[:2])
+    assert pool.held_by("acme") == 3
+    pool.allocate(*two, 1)
+    pool.delete_session(*one)
+    assert (pool.held_by("acme"), pool.held_by("globex")) == (4, 0)
+
+    other = _reloaded(pool)
+    assert other.held_by("acme") == 4
+    pool.complete_transfer(first.transfer_id, TOKEN)
+    assert pool.held_by("acme") == 3
+    pool.complete_transfer(second.transfer_id, TOKEN)
+    assert pool.held_by("acme") == 1
+
+
+def test_a_token_decides_what_a_pool_answers() -> None:
+    """Two pools are alike only if who knows the transfers' tokens is."""
+    pools = [small_pool(), small_pool()]
+    for pool, token in zip(pools, (TOKEN, bytes(16)), strict=True):
+        pool.lend_blocks(*ALICE, pool.allocate(*ALICE, 1), LendingTerms(token, "decode", 50))
+
+    assert pools[0].digest() != pools[1].digest()
+
+
 def test_room() -> None:
     """As many transfers are open as may be, and no more."""
     pool = Pool(PoolConfig(block_count=BLOCK_COUNT, block_tokens=BLOCK_TOKENS, max_transfers=1))
