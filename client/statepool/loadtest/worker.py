@@ -30,6 +30,7 @@ async def _progress(recorder: Recorder) -> None:
             copied_bytes=recorder.copied_bytes,
             verified=recorder.verified,
         )
+        recorder.pack()
 
 
 async def _end_warmup(recorder: Recorder, seconds: float) -> None:
@@ -44,7 +45,7 @@ def _caller(number: int, options: LoadOptions, client: AsyncClient, pool: Pool, 
 
 
 async def _work(options: LoadOptions, numbers: range) -> None:
-    recorder = Recorder()
+    recorder = Recorder(options.slices, options.slice_seconds)
     async with AsyncClient(options.target) as client:
         pool = await client.get_pool()
         callers = [_caller(number, options, client, pool, recorder) for number in numbers]
