@@ -17,7 +17,7 @@ TIGHT = ("--num-spec", "2", "--blocks", "25")
 
 def command(server: Server, *arguments: str, verify: str = "1") -> list[str]:
     """Writes a short run."""
-    common = ("--target", server.target, "--duration", "2s", "--warmup", "0s", "--verify", verify, "--json")
+    common = ("--target", server.target, "--duration", "2s", "--warmup", "0s", "--verify", verify, "--json", "-")
     return [str(STATEPOOL), "loadtest", *common, *arguments]
 
 
