@@ -1,7 +1,6 @@
 """Other servers that states are received from: which ones may be, and connections to them."""
 
 import contextlib
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from statepool.errors import DeadlineExceededError, PeerLostError, PeerUntrusted
 from statepool_server.addresses import Address
 
 MAX_IDLE = 16
-"""Connections that are kept for the next transfer."""
+"""Connections that are kept while no transfer uses them."""
 
 
 @dataclass(slots=True)
@@ -26,6 +25,8 @@ class Peer:
     """The connection."""
     pool: Pool | None = None
     """Its pool, if it was asked."""
+    users: int = 0
+    """Transfers that use it."""
 
     async def known_pool(self, seconds: float) -> Pool:
         """Tells what its pool is made of.
@@ -58,7 +59,7 @@ class Peers:
             allowed: Addresses; none: all of this machine.
         """
         self._allowed = {address.target for address in allowed}
-        self._idle: OrderedDict[str, list[Peer]] = OrderedDict()
+        self._open: dict[str, Peer] = {}  # that which was used last is the last
 
     def check(self, target: str) -> str:
         """Checks that a server may be connected to.
@@ -81,36 +82,34 @@ class Peers:
 
     @contextlib.asynccontextmanager
     async def connected(self, target: str) -> AsyncIterator[Peer]:
-        """Gives a connection, which nobody else uses until it is given back; one that has failed is not kept.
+        """Gives the connection to a server, which all transfers from it share.
+
+        Who comes after a failure gets a new one; those who use the former go on with it.
 
         Args:
             target: Its address, checked.
         """
-        waiting = self._idle.pop(target, [])
-        peer = waiting.pop() if waiting else Peer(AsyncClient(target))
-        if waiting:
-            self._idle[target] = waiting
+        peer = self._open.pop(target, None) or Peer(AsyncClient(target))
+        self._open[target] = peer
+        peer.users += 1
         try:
             yield peer
         except BaseException:
-            await peer.client.close()
+            if self._open.get(target) is peer:
+                del self._open[target]
             raise
-        self._idle.setdefault(target, []).append(peer)
-        self._idle.move_to_end(target)
-        await self._close_surplus()
+        finally:
+            peer.users -= 1
+            if peer.users == 0 and self._open.get(target) is not peer:
+                await peer.client.close()
+            await self._close_surplus()
 
     async def close(self) -> None:
-        """Closes all connections that nobody uses."""
-        while self._idle:
-            await self._close_oldest()
+        """Closes all connections."""
+        while self._open:
+            await self._open.popitem()[1].client.close()
 
     async def _close_surplus(self) -> None:
-        while sum(map(len, self._idle.values())) > MAX_IDLE:
-            await self._close_oldest()
-
-    async def _close_oldest(self) -> None:
-        target, peers = self._idle.popitem(last=False)
-        peer = peers.pop()
-        if peers:
-            self._idle[target] = peers
-        await peer.client.close()
+        idle = [target for target, peer in self._open.items() if not peer.users]
+        for target in idle[: max(0, len(idle) - MAX_IDLE)]:
+            await self._open.pop(target).client.close()
