@@ -7,13 +7,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 
 from statepool import calls, rpc, tracing
 from statepool.aio.ending import Ending
+from statepool.byte_chunks import decode_chunk
 from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
 from statepool.errors import CancelledError, StatepoolError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
@@ -24,11 +25,13 @@ from statepool.security import Security
 from statepool.v1 import block_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
+    from statepool.byte_chunks import UncheckedChunk
     from statepool.calls.images import ImageReader
     from statepool.calls.transfers import TransferReader
     from statepool.descriptions import Pool
     from statepool.results import Chunk
 
+C = TypeVar("C")
 T = TypeVar("T")
 
 KeepAliveStream: TypeAlias = "grpc.aio.StreamStreamCall[session_pb2.KeepAliveRequest, session_pb2.KeepAliveResponse]"
@@ -172,20 +175,26 @@ class AsyncTransport:
         """
         await self.hold(lease, time.monotonic() + self.seconds(timeout))
         reader.request.session.CopyFrom(lease.opened.ref)
-        async with contextlib.aclosing(self._images(rpc.READ_BLOCKS, reader, timeout, lease)) as chunks:
+        images = self._images(rpc.READ_BLOCKS, reader, reader.accept, timeout, lease)
+        async with contextlib.aclosing(images) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def pull(self, reader: TransferReader, timeout: float | None) -> AsyncGenerator[Chunk, None]:
+    def pull(
+        self, reader: TransferReader, take: Callable[[UncheckedChunk], C], timeout: float | None
+    ) -> AsyncGenerator[C, None]:
         """Executes a PullBlocks stream; it is cancelled when the iterator is closed early.
+
+        Args:
+            reader: What is to come.
+            take: `TransferReader.accept`, or `TransferReader.follow`, which leaves the checksums to the caller.
+            timeout: Deadline in seconds.
 
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
         self.check(None)
-        async with contextlib.aclosing(self._images(rpc.PULL_BLOCKS, reader, timeout, None)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return self._images(rpc.PULL_BLOCKS, reader, take, timeout, None)
 
     async def write(
         self,
@@ -274,17 +283,19 @@ class AsyncTransport:
         self,
         called: Rpc[Any, Any],
         reader: ImageReader | TransferReader,
+        take: Callable[[UncheckedChunk], C],
         timeout: float | None,
         lease: Lease | None,
-    ) -> AsyncGenerator[Chunk, None]:
+    ) -> AsyncGenerator[C, None]:
         """Executes a stream of images and checks that it is whole."""
-        method = self._open_channel().unary_stream(*called.stub)
+        path, encode, _ = called.stub
+        method = self._open_channel().unary_stream(path, encode, decode_chunk)
         with tracing.span_of(called, self._metadata) as metadata:
             seconds = self.seconds(timeout) + reader.extra_seconds
             responses = method(reader.request, timeout=seconds, metadata=metadata)
             try:
                 async for response in responses:
-                    yield reader.accept(response)
+                    yield take(response)
             except grpc.RpcError as error:
                 raise self.leases.failed(lease, error_of_rpc(error)) from error
             except asyncio.CancelledError:

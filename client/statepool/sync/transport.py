@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 
 from statepool import calls, rpc, tracing
+from statepool.byte_chunks import decode_chunk
 from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
 from statepool.errors import StatepoolError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
@@ -21,11 +22,13 @@ from statepool.security import Security
 from statepool.v1 import block_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
+    from statepool.byte_chunks import UncheckedChunk
     from statepool.calls.images import ImageReader
     from statepool.calls.transfers import TransferReader
     from statepool.descriptions import Pool
     from statepool.results import Chunk
 
+C = TypeVar("C")
 T = TypeVar("T")
 Response_co = TypeVar("Response_co", covariant=True)
 
@@ -176,16 +179,21 @@ class Transport:
         """
         self.hold(lease, time.monotonic() + self.seconds(timeout))
         reader.request.session.CopyFrom(lease.opened.ref)
-        yield from self._images(rpc.READ_BLOCKS, reader, timeout, lease)
+        yield from self._images(rpc.READ_BLOCKS, reader, reader.accept, timeout, lease)
 
-    def pull(self, reader: TransferReader, timeout: float | None) -> Iterator[Chunk]:
+    def pull(self, reader: TransferReader, take: Callable[[UncheckedChunk], C], timeout: float | None) -> Iterator[C]:
         """Executes a PullBlocks stream; it is cancelled when the iterator is closed early.
+
+        Args:
+            reader: What is to come.
+            take: `TransferReader.accept`, or `TransferReader.follow`, which leaves the checksums to the caller.
+            timeout: Deadline in seconds.
 
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
         self.check(None)
-        yield from self._images(rpc.PULL_BLOCKS, reader, timeout, None)
+        return self._images(rpc.PULL_BLOCKS, reader, take, timeout, None)
 
     def write(
         self,
@@ -259,17 +267,19 @@ class Transport:
         self,
         called: Rpc[Any, Any],
         reader: ImageReader | TransferReader,
+        take: Callable[[UncheckedChunk], C],
         timeout: float | None,
         lease: Lease | None,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[C]:
         """Executes a stream of images and checks that it is whole."""
-        method = self._channel.unary_stream(*called.stub)
+        path, encode, _ = called.stub
+        method = self._channel.unary_stream(path, encode, decode_chunk)
         with tracing.span_of(called, self._metadata) as metadata:
             seconds = self.seconds(timeout) + reader.extra_seconds
             responses = method(reader.request, timeout=seconds, metadata=metadata)
             try:
                 for response in responses:
-                    yield reader.accept(response)
+                    yield take(response)
             except grpc.RpcError as error:
                 raise self.leases.failed(lease, error_of_rpc(error)) from error
             finally:
