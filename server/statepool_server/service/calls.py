@@ -44,6 +44,8 @@ _UNBOUNDED = contextlib.nullcontext()
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "LookupPrefix", "ReceiveTransfer"})
 """What a draining server refuses; all else may bring to an end what has begun. Steps look for themselves."""
+_ENCODED = frozenset({"WatchBlocks"})
+"""Whose handlers write bytes: what goes to many is encoded once."""
 
 _log = structlog.get_logger("statepool.calls")
 
@@ -118,7 +120,7 @@ class Calls:
         return build(
             self._guarded(method, handler, door, roles),
             request_deserializer=partial(_decode, request_type) if method.client_streaming else None,
-            response_serializer=response_type.SerializeToString,
+            response_serializer=None if method.name in _ENCODED else response_type.SerializeToString,
         )
 
     def _guarded(self, method: MethodDescriptor, handler: Handler, door: Door, roles: frozenset[Role]) -> Handler:
