@@ -129,10 +129,10 @@ class BlockNews:
         self.rows += len(self._listed) + len(self._unlisted)
         unlisted, listed = list(self._unlisted), list(self._listed.items())
         self._unlisted, self._listed = {}, {}
-        for start in range(0, len(unlisted), BATCH_ROWS):
-            self.log.append(self._events(unlisted[start : start + BATCH_ROWS], []))
-        for start in range(0, len(listed), BATCH_ROWS):
-            self.log.append(self._events([], listed[start : start + BATCH_ROWS]))
+        for start in range(0, len(unlisted) + len(listed), BATCH_ROWS):
+            stop, passed = start + BATCH_ROWS, len(unlisted)
+            rows = slice(max(0, start - passed), max(0, stop - passed))
+            self.log.append(self._events(unlisted[start:stop], listed[rows]))
         self._told.set()
         self._told = asyncio.Event()
 

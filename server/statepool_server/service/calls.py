@@ -153,6 +153,9 @@ class Calls:
             except asyncio.CancelledError:
                 code = Code.CANCELLED.name
                 raise
+            except grpc.aio.InternalError:  # a write to a client that is gone, which gRPC is about to tell
+                code = Code.CANCELLED.name
+                raise asyncio.CancelledError from None
             except Exception:  # noqa: BLE001 — whatever it is, the caller gets a status and the server lives
                 code = Code.INTERNAL.name
                 _log.exception("call failed unexpectedly", method=name)
