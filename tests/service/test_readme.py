@@ -94,7 +94,7 @@ def test_directory(servers: Servers) -> None:
                 namespace="m",
             )
 
-        hits = _names_after(example.replace("unix:///run/a.sock", both[0].target), both[0])["hits"]
+        hits = names_after(example.replace("unix:///run/a.sock", both[0].target), both[0])["hits"]
         for session in sessions:
             session.evict_blocks(prefix_hashes=[b"hash"], namespace="m")
 

@@ -117,7 +117,7 @@ class PoolServiceServicer(object):
         meanwhile, the last is told. Whoever applies all of them knows what LookupPrefix would find, but does not hold it.
 
         The server keeps the latest changes within a bound. A watcher that lags behind it is told so (KIND_LOST) and gets
-        another snapshot; one that takes nothing at all is cut off.
+        another snapshot; one that takes nothing at all is cut off. All watchers are told the same, in all namespaces.
 
         Errors:
         * FAILED_PRECONDITION, INCARNATION_MISMATCH: the cursor is of another server process; begin with a snapshot.
