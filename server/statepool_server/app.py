@@ -114,6 +114,7 @@ async def serving(
         await drain.drained.wait()
         drain.over.set()
         assembly.streams.end(draining_error())
+        assembly.watchers.end(draining_error())
         await listeners.stop(drain.seconds_left)
         await supervisor.close()
         await web.close()

@@ -1,18 +1,19 @@
 """Guarantee: what the README shows works as it stands there."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.servers import Server, Servers
+from service.servers import BLOCK_TOKENS, Server, Servers
 from statepool import Admission, Commits, Schedules, Session
 from statepool.cli.app import COMMANDS
 from statepool_server.cli import execute
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-CALLS, ENGINE, MOVE, WORKER, MODEL = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CALLS, ENGINE, MOVE, DIRECTORY, WORKER, MODEL = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_calls_and_worker(servers: Servers) -> None:
@@ -75,6 +76,29 @@ def test_move(servers: Servers) -> None:
         admission = names_after(MOVE, source)["hand_over"](7, 40, prefill, decode)
 
         assert decode.step(1, admit=[admission]).admissions.num_computed_tokens.tolist() == [20]
+
+
+def test_directory(servers: Servers) -> None:
+    """The example of a directory finds, at both servers, what was committed there."""
+    both = servers.shared(), servers.shared("--tp-ranks", "0,1")
+    example = DIRECTORY.replace("unix:///run/b.sock", both[1].target)
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(stack.enter_context(server.client()).create_session(60.0)) for server in both]
+        for session in sessions:
+            blocks = session.allocate_blocks(1)
+            session.commit_blocks(
+                blocks,
+                prefix_hashes=[b"hash"],
+                boundary_tokens=[BLOCK_TOKENS],
+                written_through_tokens=[BLOCK_TOKENS],
+                namespace="m",
+            )
+
+        hits = names_after(example.replace("unix:///run/a.sock", both[0].target), both[0])["hits"]
+        for session in sessions:
+            session.evict_blocks(prefix_hashes=[b"hash"], namespace="m")
+
+    assert [hit.server for hit in hits] == [server.target for server in both]
 
 
 def test_flags_and_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:

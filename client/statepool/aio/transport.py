@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import grpc
 
 from statepool import calls, rpc, tracing
+from statepool.aio.alarm import Alarm
 from statepool.aio.ending import Ending
 from statepool.byte_chunks import decode_chunk
 from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
-from statepool.errors import CancelledError, StatepoolError
+from statepool.errors import CancelledError, StatepoolError, UnavailableError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
 from statepool.retries import Attempts, ClientStats, RetryBudget
 from statepool.rpc import Call, Metadata, Rpc
 from statepool.security import Security
-from statepool.v1 import block_pb2, sequence_pb2, session_pb2
+from statepool.v1 import block_pb2, pool_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
     from statepool.byte_chunks import UncheckedChunk
@@ -224,6 +225,38 @@ class AsyncTransport:
                 self._check_not_closed_meanwhile()
                 raise
             return response.written_bytes
+
+    async def watch(
+        self, request: pool_pb2.WatchBlocksRequest, silence: float
+    ) -> AsyncGenerator[pool_pb2.WatchBlocksResponse, None]:
+        """Executes a WatchBlocks stream; it is cancelled when the iterator is closed.
+
+        Args:
+            request: What opens it.
+            silence: Seconds without a word after which the server is given up.
+
+        Raises:
+            UnavailableError: Nothing was heard for so long.
+            StatepoolError: As `execute`.
+        """
+        self.check(None)
+        responses: Any = self._open_channel().unary_stream(*rpc.WATCH_BLOCKS.stub)(request, metadata=self._metadata)
+        alarm = Alarm()
+        try:
+            while True:
+                response = await alarm.within(time.monotonic() + silence, responses.read())
+                self.leases.saw_incarnation(response.incarnation)
+                yield response
+        except TimeoutError:
+            raise UnavailableError(f"nothing was heard for {silence:g} s") from None
+        except grpc.RpcError as error:
+            raise self.leases.failed(None, error_of_cut_rpc(error)) from error
+        except asyncio.CancelledError:
+            self._check_not_closed_meanwhile()
+            raise
+        finally:
+            alarm.stop()
+            responses.cancel()
 
     def keep_alive(self, requests: AsyncIterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""

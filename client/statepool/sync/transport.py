@@ -13,13 +13,14 @@ import grpc
 from statepool import calls, rpc, tracing
 from statepool.byte_chunks import decode_chunk
 from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
-from statepool.errors import StatepoolError
+from statepool.errors import StatepoolError, UnavailableError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
 from statepool.retries import Attempts, ClientStats, RetryBudget
 from statepool.rpc import Call, Metadata, Rpc
 from statepool.security import Security
-from statepool.v1 import block_pb2, sequence_pb2, session_pb2
+from statepool.sync.silence import Silence
+from statepool.v1 import block_pb2, pool_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
     from statepool.byte_chunks import UncheckedChunk
@@ -218,6 +219,35 @@ class Transport:
             except grpc.RpcError as error:
                 raise self.leases.failed(lease, error_of_rpc(error)) from error
             return response.written_bytes
+
+    def watch(self, request: pool_pb2.WatchBlocksRequest, silence: float) -> Iterator[pool_pb2.WatchBlocksResponse]:
+        """Executes a WatchBlocks stream; it is cancelled when the iterator is closed.
+
+        Args:
+            request: What opens it.
+            silence: Seconds without a word after which the server is given up.
+
+        Raises:
+            UnavailableError: Nothing was heard for so long.
+            StatepoolError: As `execute`.
+        """
+        self.check(None)
+        responses = self._channel.unary_stream(*rpc.WATCH_BLOCKS.stub)(request, metadata=self._metadata)
+        heard = Silence(silence, responses.cancel)
+        try:
+            while True:
+                with heard.broken():
+                    response = next(responses)
+                self.leases.saw_incarnation(response.incarnation)
+                yield response
+        except grpc.RpcError as error:
+            if heard.is_too_long:
+                raise UnavailableError(f"nothing was heard for {silence:g} s") from None
+            failure = error_of_rpc(error) if self._closed else error_of_cut_rpc(error)
+            raise self.leases.failed(None, failure) from error
+        finally:
+            heard.end()
+            responses.cancel()
 
     def keep_alive(self, requests: Iterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""

@@ -44,7 +44,6 @@ _UNBOUNDED = contextlib.nullcontext()
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "LookupPrefix", "ReceiveTransfer"})
 """What a draining server refuses; all else may bring to an end what has begun. Steps look for themselves."""
-
 _log = structlog.get_logger("statepool.calls")
 
 
@@ -151,6 +150,9 @@ class Calls:
             except asyncio.CancelledError:
                 code = Code.CANCELLED.name
                 raise
+            except grpc.aio.InternalError:  # a write to a client that is gone, which gRPC is about to tell
+                code = Code.CANCELLED.name
+                raise asyncio.CancelledError from None
             except Exception:  # noqa: BLE001 — whatever it is, the caller gets a status and the server lives
                 code = Code.INTERNAL.name
                 _log.exception("call failed unexpectedly", method=name)
