@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,3 +148,53 @@ def test_json_wants_a_file(server: Server) -> None:
 
     assert answer.returncode == 2
     assert "needs a file" in answer.stderr
+
+
+@pytest.fixture(scope="module")
+def two_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
+    """Measures three runs: one twice, and another one."""
+    folder = tmp_path_factory.mktemp("compare")
+    files = tuple(str(folder / f"{name}.json") for name in "abc")
+    for file, batch in zip(files, ("2", "2", "4"), strict=True):
+        answer = load(server, *CHURN, "--duration", "5s", "--batch", batch, "--json", file)
+        assert answer.returncode == 0, answer.stderr
+    first, second, other = files
+    return first, second, other
+
+
+def test_compare(two_files: tuple[str, str, str]) -> None:
+    """Ratios with intervals; one that is far beyond its bound is exit code 1, one that is not is 0."""
+    first, second, _ = two_files
+
+    fine = run("loadtest", "compare", first, second, "--fail-if", "p50>50x", "--fail-if", "throughput<0.01x")
+    missed = run("loadtest", "compare", first, second, "--fail-if", "commit.p50>1x")
+
+    assert fine.returncode == 0, fine.stderr
+    assert re.search(r"all +p50 .* \d\.\d+ … \d+\.\d+ +(noise|better|worse)", fine.stdout)
+    assert "not judged" not in fine.stdout
+    assert missed.returncode == 1
+    assert missed.stderr == "statepool: not commit.p50>1x: measured no such operation in both runs\n"
+
+
+def test_compare_what_differs(two_files: tuple[str, str, str]) -> None:
+    """Runs that differ are shown without judgement, and cannot pass or fail."""
+    first, _, other = two_files
+
+    shown = run("loadtest", "compare", first, other)
+    bound = run("loadtest", "compare", first, other, "--fail-if", "p50>50x")
+
+    assert shown.returncode == 0
+    assert "configuration batch: 2 → 4" in shown.stdout
+    assert not re.search("noise|better|worse|…", shown.stdout)
+    assert bound.returncode == 2
+    assert "cannot be compared" in bound.stderr
+
+
+def test_compare_wants_reports_and_bounds(two_files: tuple[str, str, str], tmp_path: Path) -> None:
+    """Other files and other bounds are exit code 2, and one line."""
+    first, second, _ = two_files
+    for arguments in ((first, str(tmp_path / "none.json")), (first, second, "--fail-if", "p99")):
+        answer = run("loadtest", "compare", *arguments)
+
+        assert answer.returncode == 2
+        assert len(answer.stderr.splitlines()) == 1

@@ -20,6 +20,7 @@ from statepool.loadtest.report import Report, ReportFileError, read_report
 from statepool.loadtest.run import LoadFailedError, Progress, run_load
 from statepool.loadtest.summary import summary, table
 from statepool.loadtest.thresholds import Threshold, judge
+from statepool.loadtest.verdicts import Verdict
 from statepool.units import format_bytes
 
 Count = Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))]
@@ -39,6 +40,8 @@ def _is_file(_type: object, path: Path | None) -> None:
 JSON_FILE = Parameter(name="--json", allow_leading_hyphen=True, validator=_is_file)
 
 loadtest = App(name="loadtest", help="Drive a server with real traffic, verify its bytes, and report latencies.")
+
+loadtest.command("statepool.cli.loadtest_compare:compare_files", name="compare", help="Compare two load tests.")
 
 
 @loadtest.default
@@ -126,7 +129,7 @@ def load(
     results = measure(options)
     results.verdicts = judge(results, thresholds)
     publish(results, report, json_file)
-    return exit_code(results)
+    return exit_code(results.verdicts)
 
 
 @loadtest.command
@@ -225,9 +228,9 @@ def load_report(path: Path) -> Report:
         raise CommandError(str(error), exit_code=2) from error
 
 
-def exit_code(report: Report) -> int:
+def exit_code(verdicts: Sequence[Verdict]) -> int:
     """Decides the exit code, and says on standard error why it is not 0."""
-    missed = [verdict for verdict in report.verdicts if not verdict.holds]
+    missed = [verdict for verdict in verdicts if not verdict.holds]
     for verdict in missed:
         Console(stderr=True, soft_wrap=True).print(f"statepool: {verdict}", highlight=False)
     return 1 if missed else 0
