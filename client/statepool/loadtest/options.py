@@ -115,7 +115,7 @@ class LoadOptions:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "LoadOptions":
-        """Reads what `dataclasses.asdict` and `json` have written."""
+        """Reads what `dataclasses.asdict` and `json` have written; a report's has no files of the connection."""
         kind = {"blocks": BlocksWorkload, "align": AlignWorkload}[values["workload"]["name"]]
-        tls = Tls(**values["tls"]) if values["tls"] else None
+        tls = Tls(**values["tls"]) if values.get("tls") else None
         return cls(**{**values, "workload": kind(**values["workload"]), "tls": tls})
