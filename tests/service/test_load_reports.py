@@ -30,9 +30,9 @@ def server(servers: Servers) -> Server:
     return servers.shared("--num-spec", "2", "--blocks", "257")
 
 
-def load(server: Server, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def load(server: Server, *arguments: str, timeout: float = 90) -> "subprocess.CompletedProcess[str]":
     """Runs a load test."""
-    return run("loadtest", "--target", server.target, "--warmup", "0s", *arguments)
+    return run("loadtest", "--target", server.target, "--warmup", "0s", *arguments, timeout=timeout)
 
 
 def check_schema(path: Path) -> None:
@@ -198,3 +198,41 @@ def test_compare_wants_reports_and_bounds(two_files: tuple[str, str, str], tmp_p
 
         assert answer.returncode == 2
         assert len(answer.stderr.splitlines()) == 1
+
+
+@pytest.mark.timeout(450)
+@pytest.mark.parametrize(
+    ("workload", "threshold"),
+    [("blocks", "p90<250ms"), pytest.param("align", "first_token.p90<2s", marks=pytest.mark.slow)],
+)
+def test_find_max(server: Server, tmp_path: Path, workload: str, threshold: str) -> None:
+    """The rate that is found has held twice and another has not; every probe is told, in file and page too."""
+    file, page = tmp_path / "report.json", tmp_path / "report.html"
+    flags = ("--workload", workload, "--mix", "churn", "--engines", "1", "--output-tokens", "4", "--verify", "0")
+
+    answer = load(
+        server,
+        *(*flags, "--duration", "1s", "--find-max", "--threshold", threshold),
+        *("--json", str(file), "--report", str(page)),
+        timeout=400,
+    )
+
+    check_schema(file)
+    report = read_report(file)
+    assert answer.returncode == 0, answer.stderr
+    assert len([line for line in answer.stderr.splitlines() if "served per second" in line]) == len(report.probes) > 3
+    assert [probe.holds for probe in report.probes if probe.rate == report.options.rate].count(True) == 2
+    assert any(not probe.holds for probe in report.probes)
+    assert "confirmed" in answer.stderr
+    assert page.read_text(encoding="utf-8").count("<circle") == len(report.probes) - 1
+
+
+def test_find_max_where_none_holds(server: Server) -> None:
+    """Exit code 1 where no rate holds, 2 where nothing is said about what must."""
+    none = load(server, *CHURN, "--find-max", "--rate", "16", "--duration", "500ms", "--slo", "p50=1us")
+    nothing = load(server, "--find-max")
+
+    assert none.returncode == 1
+    assert "a rate holds twice: measured none does" in none.stderr
+    assert nothing.returncode == 2
+    assert "--slo or a --threshold" in nothing.stderr

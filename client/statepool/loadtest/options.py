@@ -73,7 +73,8 @@ Workload: TypeAlias = BlocksWorkload | AlignWorkload
 
 SLICE_SECONDS = 1.0
 """Length of a slice of a load test that is not too long or short for it."""
-MOST_SLICES = 600
+MOST_SLICES = 120
+"""An open histogram takes 150 KiB, and a report has one of each operation in each slice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ class Report:
     verdicts: list[Verdict] = field(default_factory=list)
     """What had to hold."""
     probes: list[Probe] = field(default_factory=list)
-    """What a search for the highest rate has tried; the report is of the rate that it found."""
+    """What a search for the highest rate has tried; all else is of the last probe."""
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Adds the result of a process."""
