@@ -38,6 +38,16 @@ def test_load_test_by_token(secured: Server, authority: Authority, tmp_path: Pat
 
     assert answer.returncode == 0, answer.stderr
     assert token_of("everybody") not in answer.stdout + answer.stderr
+    assert str(file) not in answer.stdout
+
+
+def test_load_test_needs_no_more_than_its_roles(secured: Server, authority: Authority) -> None:
+    """A load test does what schedulers and workers do."""
+    connection = flags(secured.target, authority.tls_as("scheduler", "worker"))
+
+    answer = run("loadtest", "--duration", "300ms", "--engines", "1", "--sequences", "2", *connection)
+
+    assert answer.returncode == 0, answer.stderr
 
 
 @pytest.mark.parametrize("command", ["info", "health", "loadtest", "doctor"])

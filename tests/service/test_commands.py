@@ -13,9 +13,9 @@ from statepool import Client
 STATEPOOL = Path(sys.executable).with_name("statepool")
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(*arguments: str, timeout: float = 90) -> "subprocess.CompletedProcess[str]":
     """Runs the client's command."""
-    return subprocess.run([STATEPOOL, *arguments], capture_output=True, text=True, check=False, timeout=90)
+    return subprocess.run([STATEPOOL, *arguments], capture_output=True, text=True, check=False, timeout=timeout)
 
 
 def load_blocks(server: Server, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,9 +30,9 @@ def server(servers: Servers) -> Server:
     return servers.shared("--num-spec", "2", "--blocks", "257")
 
 
-def load(server: Server, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def load(server: Server, *arguments: str, timeout: float = 90) -> "subprocess.CompletedProcess[str]":
     """Runs a load test."""
-    return run("loadtest", "--target", server.target, "--warmup", "0s", *arguments)
+    return run("loadtest", "--target", server.target, "--warmup", "0s", *arguments, timeout=timeout)
 
 
 def check_schema(path: Path) -> None:
@@ -147,3 +148,91 @@ def test_json_wants_a_file(server: Server) -> None:
 
     assert answer.returncode == 2
     assert "needs a file" in answer.stderr
+
+
+@pytest.fixture(scope="module")
+def two_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
+    """Measures three runs: one twice, and another one."""
+    folder = tmp_path_factory.mktemp("compare")
+    files = tuple(str(folder / f"{name}.json") for name in "abc")
+    for file, batch in zip(files, ("2", "2", "4"), strict=True):
+        answer = load(server, *CHURN, "--duration", "5s", "--batch", batch, "--json", file)
+        assert answer.returncode == 0, answer.stderr
+    first, second, other = files
+    return first, second, other
+
+
+def test_compare(two_files: tuple[str, str, str]) -> None:
+    """Ratios with intervals; one that is far beyond its bound is exit code 1, one that is not is 0."""
+    first, second, _ = two_files
+
+    fine = run("loadtest", "compare", first, second, "--fail-if", "p50>50x", "--fail-if", "throughput<0.01x")
+    missed = run("loadtest", "compare", first, second, "--fail-if", "commit.p50>1x")
+
+    assert fine.returncode == 0, fine.stderr
+    assert re.search(r"all +p50 .* \d\.\d+ … \d+\.\d+ +(noise|better|worse)", fine.stdout)
+    assert "not judged" not in fine.stdout
+    assert missed.returncode == 1
+    assert missed.stderr == "statepool: not commit.p50>1x: measured no such operation in both runs\n"
+
+
+def test_compare_what_differs(two_files: tuple[str, str, str]) -> None:
+    """Runs that differ are shown without judgement, and cannot pass or fail."""
+    first, _, other = two_files
+
+    shown = run("loadtest", "compare", first, other)
+    bound = run("loadtest", "compare", first, other, "--fail-if", "p50>50x")
+
+    assert shown.returncode == 0
+    assert "configuration batch: 2 → 4" in shown.stdout
+    assert not re.search("noise|better|worse|…", shown.stdout)
+    assert bound.returncode == 2
+    assert "cannot be compared" in bound.stderr
+
+
+def test_compare_wants_reports_and_bounds(two_files: tuple[str, str, str], tmp_path: Path) -> None:
+    """Other files and other bounds are exit code 2, and one line."""
+    first, second, _ = two_files
+    for arguments in ((first, str(tmp_path / "none.json")), (first, second, "--fail-if", "p99")):
+        answer = run("loadtest", "compare", *arguments)
+
+        assert answer.returncode == 2
+        assert len(answer.stderr.splitlines()) == 1
+
+
+@pytest.mark.timeout(450)
+@pytest.mark.parametrize(
+    ("workload", "threshold"),
+    [("blocks", "p90<250ms"), pytest.param("align", "first_token.p90<2s", marks=pytest.mark.slow)],
+)
+def test_find_max(server: Server, tmp_path: Path, workload: str, threshold: str) -> None:
+    """The rate that is found has held twice and another has not; every probe is told, in file and page too."""
+    file, page = tmp_path / "report.json", tmp_path / "report.html"
+    flags = ("--workload", workload, "--mix", "churn", "--engines", "1", "--output-tokens", "4", "--verify", "0")
+
+    answer = load(
+        server,
+        *(*flags, "--duration", "1s", "--find-max", "--threshold", threshold),
+        *("--json", str(file), "--report", str(page)),
+        timeout=400,
+    )
+
+    check_schema(file)
+    report = read_report(file)
+    assert answer.returncode == 0, answer.stderr
+    assert len([line for line in answer.stderr.splitlines() if "served per second" in line]) == len(report.probes) > 3
+    assert [probe.holds for probe in report.probes if probe.rate == report.options.rate].count(True) == 2
+    assert any(not probe.holds for probe in report.probes)
+    assert "confirmed" in answer.stderr
+    assert page.read_text(encoding="utf-8").count("<circle") == len(report.probes) - 1
+
+
+def test_find_max_where_none_holds(server: Server) -> None:
+    """Exit code 1 where no rate holds, 2 where nothing is said about what must."""
+    none = load(server, *CHURN, "--find-max", "--rate", "16", "--duration", "500ms", "--slo", "p50=1us")
+    nothing = load(server, "--find-max")
+
+    assert none.returncode == 1
+    assert "a rate holds twice: measured none does" in none.stderr
+    assert nothing.returncode == 2
+    assert "--slo or a --threshold" in nothing.stderr

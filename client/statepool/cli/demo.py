@@ -57,7 +57,7 @@ def demo(
         console.print("server: stopped cleanly", highlight=False)
     report.verdicts = judge(report, [])
     show(report)
-    return exit_code(report)
+    return exit_code(report.verdicts)
 
 
 def _options(target: str, duration: float, engines: int) -> LoadOptions:

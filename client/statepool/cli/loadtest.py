@@ -18,8 +18,10 @@ from statepool.loadtest.options import AlignWorkload, BlocksWorkload, LoadOption
 from statepool.loadtest.page import render
 from statepool.loadtest.report import Report, ReportFileError, read_report
 from statepool.loadtest.run import LoadFailedError, Progress, run_load
+from statepool.loadtest.search import find_max as find_max_rate
 from statepool.loadtest.summary import summary, table
 from statepool.loadtest.thresholds import Threshold, judge
+from statepool.loadtest.verdicts import Probe, Verdict
 from statepool.units import format_bytes
 
 Count = Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))]
@@ -39,6 +41,8 @@ def _is_file(_type: object, path: Path | None) -> None:
 JSON_FILE = Parameter(name="--json", allow_leading_hyphen=True, validator=_is_file)
 
 loadtest = App(name="loadtest", help="Drive a server with real traffic, verify its bytes, and report latencies.")
+
+loadtest.command("statepool.cli.loadtest_compare:compare_files", name="compare", help="Compare two load tests.")
 
 
 @loadtest.default
@@ -62,6 +66,7 @@ def load(
     batch: Annotated[Count, BLOCKS] = 8,
     slo: Annotated[Texts, RESULTS] = None,
     threshold: Annotated[Texts, RESULTS] = None,
+    find_max: Annotated[bool, RESULTS, Parameter(negative=())] = False,
     report: Annotated[Path | None, RESULTS] = None,
     json_file: Annotated[Path | None, RESULTS, JSON_FILE] = None,
 ) -> int:
@@ -94,6 +99,9 @@ def load(
         slo: A latency that must not be exceeded, such as p99=5ms or step_quiet.p99=5ms; may be given several times.
         threshold: What must hold, such as p99<2ms, step_quiet.max<=1s, throughput>1000/s or errors<0.1% (without it,
             no operation may fail); may be given several times.
+        find_max: Search for the highest rate at which every --slo and --threshold holds, nothing fails, and what
+            arrives is served, to within 5 %; each probe takes --warmup and --duration. It begins at --rate, or at half
+            of what a closed loop reaches.
         report: Write an HTML page with curves, heat map and configuration to this file; it loads nothing.
         json_file: Write everything that was measured to this file, - for standard output instead of the table.
     """
@@ -123,10 +131,13 @@ def load(
     )
     thresholds = read_thresholds(slo or [], threshold or [])
     check_folders(report, json_file)
-    results = measure(options)
-    results.verdicts = judge(results, thresholds)
+    if find_max:
+        results = search(options, thresholds)
+    else:
+        results = measure(options)
+        results.verdicts = judge(results, thresholds)
     publish(results, report, json_file)
-    return exit_code(results)
+    return exit_code(results.verdicts)
 
 
 @loadtest.command
@@ -150,6 +161,23 @@ def read_thresholds(objectives: Sequence[str], thresholds: Sequence[str]) -> lis
         return [*map(Threshold.objective, objectives), *map(Threshold.parse, thresholds)]
     except ValueError as error:
         raise CommandError(str(error), exit_code=2) from error
+
+
+def search(options: LoadOptions, thresholds: Sequence[Threshold]) -> Report:
+    """Searches for the highest rate that holds, and tells every probe on standard error.
+
+    Raises:
+        CommandError: Nothing is said about what must hold, or a client process could not do its part.
+    """
+    if not thresholds:
+        raise CommandError("--find-max needs a --slo or a --threshold", exit_code=2)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def tell(probe: Probe) -> None:
+        offered, served, outcome = probe.row()
+        console.print(f"{offered:>11} offered, {served:>9} served per second: {outcome}")
+
+    return find_max_rate(options, thresholds, measure, tell)
 
 
 def measure(options: LoadOptions) -> Report:
@@ -225,9 +253,9 @@ def load_report(path: Path) -> Report:
         raise CommandError(str(error), exit_code=2) from error
 
 
-def exit_code(report: Report) -> int:
+def exit_code(verdicts: Sequence[Verdict]) -> int:
     """Decides the exit code, and says on standard error why it is not 0."""
-    missed = [verdict for verdict in report.verdicts if not verdict.holds]
+    missed = [verdict for verdict in verdicts if not verdict.holds]
     for verdict in missed:
         Console(stderr=True, soft_wrap=True).print(f"statepool: {verdict}", highlight=False)
     return 1 if missed else 0

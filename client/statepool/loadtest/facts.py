@@ -15,6 +15,7 @@ from statepool.units import format_bytes
 Facts: TypeAlias = dict[str, dict[str, object]]
 """By subject and name, as `json` writes them."""
 
+_NOT_COMPARED = {"target", "namespace", "tls", "token_file"}
 MUST_AGREE = ("machine", "pool")
 """Subjects that must be the same where two load tests are compared; versions may differ, that is what is compared."""
 
@@ -47,7 +48,7 @@ def configuration(options: LoadOptions) -> dict[str, object]:
     return {
         "workload": workload.pop("name"),
         **workload,
-        **{name: value for name, value in asked.items() if name not in ("target", "namespace")},
+        **{name: value for name, value in asked.items() if name not in _NOT_COMPARED},
     }
 
 

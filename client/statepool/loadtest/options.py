@@ -73,7 +73,8 @@ Workload: TypeAlias = BlocksWorkload | AlignWorkload
 
 SLICE_SECONDS = 1.0
 """Length of a slice of a load test that is not too long or short for it."""
-MOST_SLICES = 600
+MOST_SLICES = 120
+"""An open histogram takes 150 KiB, and a report has one of each operation in each slice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +116,7 @@ class LoadOptions:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "LoadOptions":
-        """Reads what `dataclasses.asdict` and `json` have written."""
+        """Reads what `dataclasses.asdict` and `json` have written; a report's has no files of the connection."""
         kind = {"blocks": BlocksWorkload, "align": AlignWorkload}[values["workload"]["name"]]
-        tls = Tls(**values["tls"]) if values["tls"] else None
+        tls = Tls(**values["tls"]) if values.get("tls") else None
         return cls(**{**values, "workload": kind(**values["workload"]), "tls": tls})

@@ -51,7 +51,7 @@ class Report:
     verdicts: list[Verdict] = field(default_factory=list)
     """What had to hold."""
     probes: list[Probe] = field(default_factory=list)
-    """What a search for the highest rate has tried; the report is of the rate that it found."""
+    """What a search for the highest rate has tried; all else is of the last probe."""
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Adds the result of a process."""
@@ -75,7 +75,7 @@ class Report:
             "format": FORMAT,
             "version": VERSION,
             "started": self.started.isoformat(),
-            "options": asdict(self.options),
+            "options": _asked(self.options),
             "facts": self.facts,
             "operations": {name: latencies(histogram, seconds) for name, histogram in rows(total)},
             "operations_per_second": total.operations / seconds,
@@ -148,6 +148,11 @@ def latencies(histogram: HdrHistogram | None, seconds: float) -> dict[str, float
     count = histogram.get_total_count()
     values = {f"p{p:g}_us": histogram.get_value_at_percentile(p) / 1000 for p in PERCENTILES}
     return {"count": count, "per_second": count / seconds, **values, "max_us": histogram.get_max_value() / 1000}
+
+
+def _asked(options: LoadOptions) -> dict[str, Any]:
+    """Leaves out how the run connected, which is nobody else's business."""
+    return {name: value for name, value in asdict(options).items() if name not in ("tls", "token_file")}
 
 
 def _verdicts(values: list[Mapping[str, Any]]) -> list[Verdict]:

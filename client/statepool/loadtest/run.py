@@ -15,6 +15,7 @@ from statepool.loadtest.facts import gather
 from statepool.loadtest.options import LoadOptions
 from statepool.loadtest.report import Report
 from statepool.loadtest.usage import watch_usage
+from statepool.security import read_token
 
 GRACE_SECONDS = 30.0
 """How much longer than asked a process may take before the load test gives up on it."""
@@ -61,7 +62,8 @@ async def run_load(options: LoadOptions, on_progress: Callable[[Progress], None]
         names = Progress.__dataclass_fields__
         on_progress(Progress(**{name: sum(message[name] for message in latest.values()) for name in names}))
 
-    async with AsyncClient(options.target) as client, contextlib.AsyncExitStack() as stack:
+    client = AsyncClient(options.target, tls=options.tls, token=read_token(options.token_file))
+    async with client, contextlib.AsyncExitStack() as stack:
         report = Report(options, facts=gather(await client.get_server_info(), await client.get_pool()))
         processes = [await stack.enter_async_context(_process(options, n)) for n in range(options.processes)]
         await asyncio.gather(*(_expect_ready(process) for process in processes))

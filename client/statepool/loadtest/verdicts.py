@@ -39,7 +39,7 @@ class Probe:
     def row(self) -> tuple[str, str, str]:
         """Writes what was offered, what was served per second, and whether it holds or why not."""
         if not self.rate:
-            return "all it takes", f"{self.served:.1f}", "closed loop"
+            return "closed loop", f"{self.served:.1f}", "tells where to begin"
         missed = "; ".join(str(verdict) for verdict in self.verdicts if not verdict.holds)
         held = "confirmed" if self.is_confirmation else "holds"
         return f"{self.rate:.1f}", f"{self.served:.1f}", missed or held
