@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         DeadlineExceededError,
         DrainingError,
         DsSpecNotContiguousError,
+        EventCursorCompactedError,
         FailedPreconditionError,
         FeatureUnavailableError,
         GenerationStaleError,
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
     from statepool.sync.scheduler import Scheduler
     from statepool.sync.session import Session
     from statepool.transfers import DataPath, Received, Transfer, TransferInfo
+    from statepool.watching import BlockChanges, ChangeKind, WatchCursor
 
 __all__ = [
     "ALL_RUNNING",
@@ -120,6 +122,7 @@ __all__ = [
     "BadFieldError",
     "BatchTooLargeError",
     "BlockBusyError",
+    "BlockChanges",
     "BlockInSequenceError",
     "BlockIndexOutOfRangeError",
     "BlockNotOwnedError",
@@ -130,6 +133,7 @@ __all__ = [
     "BoundaryNotWrittenError",
     "CalculatedShapes",
     "CancelledError",
+    "ChangeKind",
     "ChecksumMismatchError",
     "Chunk",
     "Client",
@@ -145,6 +149,7 @@ __all__ = [
     "DrainProgress",
     "DrainingError",
     "DsSpecNotContiguousError",
+    "EventCursorCompactedError",
     "Eviction",
     "Execution",
     "FailedPreconditionError",
@@ -204,6 +209,7 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "WatchCursor",
     "align_chunk",
     "prefix_hashes",
 ]
@@ -242,6 +248,7 @@ _HOMES = {
     "statepool.sync.scheduler": ("Scheduler",),
     "statepool.sync.session": ("Session",),
     "statepool.transfers": ("DataPath", "Received", "Transfer", "TransferInfo"),
+    "statepool.watching": ("BlockChanges", "ChangeKind", "WatchCursor"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _ERRORS = "statepool.errors"

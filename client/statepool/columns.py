@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from statepool.packing import FIXED32, FIXED64
+from statepool.varints import read_varint, varint
 
 __all__ = ["FIXED32", "FIXED64", "columns_of_message", "merge_columns", "message_of_columns"]
 
@@ -49,7 +50,7 @@ def merge_columns(message: Message, columns: Mapping[int, bytes]) -> None:
     parts: list[bytes] = []
     for number, column in columns.items():
         if column:
-            parts += (bytes((number << 3 | _LENGTH_DELIMITED,)), _varint(len(column)), column)
+            parts += (bytes((number << 3 | _LENGTH_DELIMITED,)), varint(len(column)), column)
     if parts:
         message.MergeFromString(b"".join(parts))
 
@@ -71,24 +72,7 @@ def columns_of_message(message: Message, dtypes: Mapping[int, np.dtype[np.generi
         if position >= len(data) or data[position] != number << 3 | _LENGTH_DELIMITED:
             columns[number] = _EMPTY
             continue
-        size, position = _read_varint(data, position + 1)
+        size, position = read_varint(data, position + 1)
         columns[number] = np.frombuffer(data, dtype, size // dtype.itemsize, position).astype(np.int64)
         position += size
     return columns
-
-
-def _varint(value: int) -> bytes:
-    groups = bytearray()
-    while value > 0x7F:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    groups.append(value)
-    return bytes(groups)
-
-
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while data[position] & 0x80:
-        value |= (data[position] & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-    return value | data[position] << shift, position + 1

@@ -67,6 +67,8 @@ class Limits:
     """Calls of one session under way, without those that only give something back."""
     max_transfers: int
     """Open transfers."""
+    max_watchers: int
+    """Open `watch_blocks` streams."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

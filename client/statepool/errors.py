@@ -4,7 +4,7 @@
 
     StatepoolError
     ├── InvalidArgumentError      BadFieldError, ColumnLengthMismatchError, BatchTooLargeError, RequestIdReusedError
-    ├── OutOfRangeError           BlockIndexOutOfRangeError
+    ├── OutOfRangeError           BlockIndexOutOfRangeError, EventCursorCompactedError
     ├── NotFoundError             SessionNotFoundError, SessionExpiredError, SequenceNotFoundError,
     │                             AttachmentNotFoundError, TransferNotFoundError
     ├── AlreadyExistsError        OwnerKeyInUseError, SequenceExistsError
@@ -124,6 +124,12 @@ class BlockIndexOutOfRangeError(OutOfRangeError):
     """A block id is not in the pool (or is the null block), or an index is past the end of a block list or block."""
 
     reason = "BLOCK_INDEX_OUT_OF_RANGE"
+
+
+class EventCursorCompactedError(OutOfRangeError):
+    """The changes behind a cursor are no longer kept: begin again with a snapshot."""
+
+    reason = "EVENT_CURSOR_COMPACTED"
 
 
 class NotFoundError(StatepoolError):

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -126,6 +126,20 @@ class TensorSpec:
     def max_element_offset(self) -> int:
         """Largest element offset from the view's first element; a kernel with 32-bit indices needs it below 2**31."""
         return (self.block_count - 1) * (self.block_stride // self.state.dtype.itemsize) + self.state.num_elements - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """State tensors of a block that lie side by side, in the image as in the arena, with nothing between them."""
+
+    image_offset: int
+    """First byte in the block image."""
+    nbytes: int
+    """Bytes."""
+    arena_offset: int
+    """First byte of block 0's in the arena."""
+    block_stride: int
+    """Bytes from one block's to the next block's."""
 
 
 def _align(size: int) -> int:
@@ -242,6 +256,21 @@ class ArenaLayout:
                 run += _align(self.block_count * state.nbytes)
             specs.append(TensorSpec(state, image_offset, place, stride, self.block_count))
         return tuple(specs)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """All state tensors, in image order, as few runs of bytes as padding and arrangement allow."""
+        runs: list[Run] = []
+        for spec in self.tensors:
+            run = Run(spec.image_offset, spec.state.nbytes, spec.arena_offset, spec.block_stride)
+            if runs and self._adjoin(runs[-1], run):
+                former = runs.pop()
+                run = replace(former, nbytes=former.nbytes + run.nbytes)
+            runs.append(run)
+        return tuple(runs)
+
+    def _adjoin(self, former: Run, run: Run) -> bool:
+        return self.arrangement is Arrangement.BLOCK_MAJOR and former.image_offset + former.nbytes == run.image_offset
 
 
 def blocks_that_fit(block: BlockLayout, memory_bytes: int, arrangement: Arrangement = Arrangement.BLOCK_MAJOR) -> int:

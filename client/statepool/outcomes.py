@@ -156,6 +156,11 @@ class StepOutcome:
         """Copies of the schedules: done when the post-copies and the zeroing are."""
         return StepCopies(*columns_of_message(self._message.pre_copies, _COPIES).values())
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether there are copies or zeroing that the worker has to do (`Execution.WORKER`); else all is done."""
+        return self._message.is_planned
+
     @cached_property
     def usage(self) -> PoolUsage:
         """Blocks and sessions after the step."""

@@ -100,6 +100,7 @@ CALCULATE_STATE_SHAPES = Rpc(
     _POOL, "CalculateStateShapes", pool_pb2.CalculateStateShapesRequest, pool_pb2.CalculateStateShapesResponse
 )
 LIST_BLOCKS = Rpc(_POOL, "ListBlocks", pool_pb2.ListBlocksRequest, pool_pb2.ListBlocksResponse)
+WATCH_BLOCKS = Rpc(_POOL, "WatchBlocks", pool_pb2.WatchBlocksRequest, pool_pb2.WatchBlocksResponse)
 ATTACH_POOL = Rpc(_POOL, "AttachPool", pool_pb2.AttachPoolRequest, pool_pb2.AttachPoolResponse)
 DETACH_POOL = Rpc(_POOL, "DetachPool", pool_pb2.DetachPoolRequest, pool_pb2.DetachPoolResponse)
 LIST_ATTACHMENTS = Rpc(_POOL, "ListAttachments", pool_pb2.ListAttachmentsRequest, pool_pb2.ListAttachmentsResponse)

@@ -14,6 +14,7 @@ import structlog
 from statepool_server.arena import StateDir
 from statepool_server.assembly import Assembly
 from statepool_server.config import ServerConfig
+from statepool_server.heap import keep_freed_memory
 from statepool_server.journal.columns import new_column, read_column
 from statepool_server.journal.journal import Journal
 from statepool_server.listeners import Listeners
@@ -113,6 +114,7 @@ async def serving(
         await drain.drained.wait()
         drain.over.set()
         assembly.streams.end(draining_error())
+        assembly.watchers.end(draining_error())
         await listeners.stop(drain.seconds_left)
         await supervisor.close()
         await web.close()
@@ -148,6 +150,7 @@ async def run(config: ServerConfig) -> None:
         ArenaError: The memory cannot be had.
         OSError: The journal cannot be begun.
     """
+    keep_freed_memory()
     plan = Plan.of(config)
     for address in (*plan.addresses, *plan.admin_addresses):
         address.refuse_if_served()

@@ -14,6 +14,7 @@ from statepool_server.planning import Plan
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.service.admin_service import AdminService
 from statepool_server.service.attach_processes import AttachedProcesses
+from statepool_server.service.block_news import BlockNews
 from statepool_server.service.block_service import BlockService
 from statepool_server.service.calls import Calls
 from statepool_server.service.copying import CopyThreads
@@ -33,6 +34,7 @@ from statepool_server.service.steps import Steps
 from statepool_server.service.supervision import Supervisor
 from statepool_server.service.transfer_service import TransferService
 from statepool_server.service.verifying import Verifier
+from statepool_server.service.watchers import Watchers
 from statepool_server.tracing import NO_TRACING, Tracing
 
 DESCRIPTORS = {
@@ -73,6 +75,8 @@ class Assembly:
     """Applies engine steps."""
     streams: ScheduleStreams
     """Open Schedule streams."""
+    watchers: Watchers
+    """Open WatchBlocks streams."""
     processes: AttachedProcesses
     """Attached processes."""
     metrics: Exposition
@@ -114,11 +118,12 @@ class Assembly:
         verifier = Verifier(core, config.checksums, config.scrub_rate)
         steps, streams = Steps(core, drain.begun, verifier), ScheduleStreams(core, config.pressure, stalls)
         processes = AttachedProcesses(core, str(plan.attach_socket), config.attach_timeout, plan.state_dir)
+        watchers = Watchers(core, BlockNews(core.pool, config.watch_bytes), stalls)
         peers = Peers(plan.peers)
         core.block_listeners += [streams.blocks_changed, drain.progressed]
         drain.on_begin.append(streams.going_away)
         core.session_listeners += [streams.sessions_changed, lambda _ended: processes.fences_changed()]
-        sources = Sources(core, calls, steps, health, supervisor, heartbeat, drain)
+        sources = Sources(core, calls, steps, watchers, health, supervisor, heartbeat, drain)
         metrics = Exposition(sources)
         servicers = {
             "AdminService": AdminService(
@@ -133,7 +138,7 @@ class Assembly:
                 drain_timeout=config.drain_timeout,
             ),
             "BlockService": BlockService(core, stalls, verifier),
-            "PoolService": PoolService(core, processes),
+            "PoolService": PoolService(core, processes, watchers),
             "SequenceService": SequenceService(core, steps, streams, stalls),
             "SessionService": SessionService(core, reaper.lease_changed, drain.over, stalls),
             "TransferService": TransferService(
@@ -151,6 +156,7 @@ class Assembly:
             verifier=verifier,
             steps=steps,
             streams=streams,
+            watchers=watchers,
             processes=processes,
             metrics=metrics,
             status=Status(sources),

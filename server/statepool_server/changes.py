@@ -1,13 +1,13 @@
 """The changes of a pool, each with its events. What they need was checked before, so none can fail half-way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from statepool.refs import BlockRefs
 from statepool_server.answers import CommitResult, Pin
 from statepool_server.blocks import BlockTable, Counts
-from statepool_server.events import NO_IDS, Event, EventKind
+from statepool_server.events import EVERY_KIND, NO_IDS, Event, EventKind
 from statepool_server.holdings import Holdings
 from statepool_server.prefix import PrefixIndex
 from statepool_server.recency import Ids
@@ -36,7 +36,12 @@ class Changes:
         self._sessions = sessions
         self._tally = tally
         self._listener = listener
+        self._told = EVERY_KIND if listener is not None else frozenset()
         self._sequence = 0
+
+    def listen(self, listener: Listener, kinds: Collection[EventKind]) -> None:
+        """Has a listener hear the changes of some kinds from now on, in place of whoever heard them before."""
+        self._listener, self._told, self._sequence = listener, frozenset(kinds), 0
 
     def opened(self, session: Session) -> None:
         """Tells that a session was opened or taken over."""
@@ -83,7 +88,7 @@ class Changes:
     def drop(self, session: Session, ids: Ids, counts: Counts) -> None:
         """Drops references of distinct blocks, as many of each as counted."""
         self._holdings.drop(session, ids, counts)
-        if self._listener is not None:
+        if EventKind.RELEASED in self._told:
             self._tell(EventKind.RELEASED, session, np.repeat(ids, counts))
         self._tell_freed(self._blocks.drop(ids, counts))
 
@@ -92,7 +97,7 @@ class Changes:
         ids, known = refs.block_ids, len(self._prefixes)
         holders = self._prefixes.insert(namespace, prefix_hashes, ids)
         self._tally.commits += len(self._prefixes) - known
-        if self._listener is not None:
+        if EventKind.COMMITTED in self._told:
             fresh = ((holders == ids) & ~self._blocks.listed[ids]).nonzero()[0]
             values = tuple(prefix_hashes[row] for row in fresh.tolist())
             self._tell(EventKind.COMMITTED, session, ids[fresh], namespace, values)
@@ -173,7 +178,7 @@ class Changes:
         namespace: str = "",
         prefix_hashes: tuple[bytes, ...] = (),
     ) -> None:
-        if self._listener is None:
+        if self._listener is None or kind not in self._told:
             return
         self._sequence += 1
         self._listener(

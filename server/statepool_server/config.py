@@ -91,6 +91,8 @@ class ServerConfig:
             find room for as many again.
         max_session_calls: Calls of one session under way, without those that give something back.
         max_transfers: Open transfers: states that are lent to other servers.
+        max_watchers: Open WatchBlocks streams.
+        watch_bytes: Bytes of the latest changes that are kept for watchers that lag or come back.
         pressure: Share of the blocks below which free and evictable ones are told to be scarce.
         max_waiting_allocations: AllocateBlocks calls that may wait for blocks at a time.
         max_queued_copies: Copies, zeroings, reads and writes that may be queued or run at a time.
@@ -153,6 +155,8 @@ class ServerConfig:
     max_calls: Count = 1024
     max_session_calls: Count = 256
     max_transfers: Count = 1024
+    max_watchers: Count = 256
+    watch_bytes: ByteSize = 8 * 2**20
     pressure: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.05
     max_waiting_allocations: Count = 256
     max_queued_copies: Count = 1024

@@ -43,12 +43,16 @@ class EventKind(StrEnum):
     """The session's lease ran out; its references were released before."""
 
 
+EVERY_KIND = frozenset(EventKind)
+"""All that can happen."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Event:
     """One change of many blocks, or of a session."""
 
     sequence: int
-    """Counts the events of a pool from 1, without a gap."""
+    """Counts the events that the listener is told from 1, without a gap."""
     kind: EventKind
     """What happened."""
     session_id: int

@@ -37,3 +37,5 @@ class Limits:
     """Calls of one session under way, without those that only give something back."""
     max_transfers: int
     """Open transfers."""
+    max_watchers: int
+    """Open WatchBlocks streams."""

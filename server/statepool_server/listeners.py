@@ -104,7 +104,7 @@ def _new_server(limits: Limits, max_connections: int) -> grpc.aio.Server:
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),
             ("grpc.max_allowed_incoming_connections", max_connections),
             # One client may have all calls and all streams; what is beyond that waits in the client.
-            ("grpc.max_concurrent_streams", 2 * limits.max_calls + 2 * limits.max_sessions),
+            ("grpc.max_concurrent_streams", 2 * limits.max_calls + 2 * limits.max_sessions + limits.max_watchers),
             # What has come but was not looked at yet is not cut off at random: it is refused for what it is.
             ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
             ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),

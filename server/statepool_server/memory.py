@@ -207,20 +207,20 @@ class Memory:
         for engine in self._engines:
             engine.copy(plan)
 
-    def read_image(self, rank_index: int, block_id: int, offset: int, length: int) -> bytes:
-        """Reads bytes of a block image; the range must lie in it."""
+    def read_image(self, rank_index: int, block_id: int, offset: int, length: int) -> bytes | memoryview:
+        """Reads bytes of a block image; the range must lie in it. They may be the arena's own, see `read_image`."""
         return read_image(self._arenas[rank_index].read, self._layout, block_id, offset, length)
 
     def read_lent(
         self, rank_index: int, block_id: int, temporal_block_id: int, token_bias: int, offset: int, length: int
-    ) -> bytes:
+    ) -> bytes | memoryview:
         """Reads bytes of the image of a lent state, see `LentStates`; the range must lie in it."""
         read = self._arenas[rank_index].read
         if not token_bias:
             return read_image(read, self._layout, block_id, offset, length)
         return read_shifted_image(read, self._layout, block_id, temporal_block_id, token_bias, offset, length)
 
-    def write_image(self, rank_index: int, block_id: int, offset: int, data: bytes) -> None:
+    def write_image(self, rank_index: int, block_id: int, offset: int, data: bytes | memoryview) -> None:
         """Writes bytes of a block image; the range must lie in it."""
         write_image(self._arenas[rank_index].write, self._layout, block_id, offset, data)
 

@@ -232,4 +232,5 @@ def limits_of(config: ServerConfig) -> Limits:
         max_calls=config.max_calls,
         max_session_calls=config.max_session_calls,
         max_transfers=config.max_transfers,
+        max_watchers=config.max_watchers,
     )

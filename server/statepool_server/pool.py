@@ -5,7 +5,7 @@ Every method checks everything before its first change, and none awaits, so a re
 lock is needed on one event loop.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from statepool_server.answers import CommitResult, Eviction, Hit, Pin, SessionIn
 from statepool_server.attachments import EVERY, Attachment, Fence
 from statepool_server.blocks import ONE
 from statepool_server.changes import Changes, Listener
-from statepool_server.events import NO_IDS
+from statepool_server.events import NO_IDS, EventKind
 from statepool_server.guards import Guards, check_boundaries, check_lengths
 from statepool_server.holdings import counted
 from statepool_server.recency import Ids
@@ -61,6 +61,15 @@ class Pool(PoolView):
         self._stepping = Stepping(context, self.sequences, self.holdings, self._step_changes)
 
     # As a whole
+
+    def listen(self, listener: Listener, kinds: Collection[EventKind]) -> None:
+        """Has a listener hear the changes of some kinds from now on, in order; it must not call the pool.
+
+        Args:
+            listener: Takes the place of whoever listened before.
+            kinds: What it is told; all else costs nothing.
+        """
+        self._changes.listen(listener, kinds)
 
     def load(self, state: PoolState) -> None:
         """Takes a state over; the pool must be new and of the same size."""

@@ -83,6 +83,17 @@ def test_worker_as_server(servers: Servers, scenario: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("scenario", [scenario for _, scenario in SPECULATIVE], ids=[name for name, _ in SPECULATIVE])
+def test_what_the_server_has_done(servers: Servers, scenario: dict[str, Any]) -> None:
+    """A worker that need not copy may ask for it all the same: shifts in place are not done twice."""
+    alone = run_scenario(server_for(servers, scenario), scenario, Execution.SERVER, nothing)
+
+    asked = run_scenario(server_for(servers, scenario), scenario, Execution.SERVER, AttachedPool.run_copies)
+
+    assert any(state.any() for state in alone)
+    assert all(torch.equal(one, other) for one, other in zip(alone, asked, strict=True))
+
+
+@pytest.mark.parametrize("scenario", [scenario for _, scenario in SPECULATIVE], ids=[name for name, _ in SPECULATIVE])
 def test_worker_as_reference(servers: Servers, scenario: dict[str, Any]) -> None:
     """With speculation, where copies shift, the worker leaves what plain torch does, in every block of the pool."""
     copies = 0

@@ -1,22 +1,26 @@
 """Attaching to pools of several sizes: how long it takes, what it costs, and how fast copies are through it."""
 
+import contextlib
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import numpy as np
 
 from benchmarks.host_copies import measure_in
-from statepool import Client
+from statepool import ALL_RUNNING, Admission, Client, Commits, Execution, Schedules
 from statepool.torch import attach
 
 BLOCK_BYTES = 2**20
 REPEATS = 7
+SEQUENCES = 64
+STEPS = 25
 SIZES = {"64 MiB": 2**26, "1 GiB": 2**30, "4 GiB": 2**32}
 COPIED = "1 GiB"
 """Size of the pool in which copies are measured."""
@@ -24,7 +28,7 @@ Row = tuple[str, float, str, str]
 """Name, value, unit, bar."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def _server(arena_bytes: int) -> Iterator[str]:
     """Runs a server whose arena has so many bytes; yields its address."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
@@ -33,6 +37,7 @@ def _server(arena_bytes: int) -> Iterator[str]:
         config.write_text(json.dumps({"model_type": "custom", "states": [state]}), encoding="utf-8")
         program, target = Path(sys.executable).with_name("statepool-server"), f"unix:{folder}/s.sock"
         sizes = ["--model-config", str(config), "--blocks", str(arena_bytes // BLOCK_BYTES), "--log-level", "warning"]
+        sizes += ["--block-tokens", "1"]  # every pass begins another block
         server = subprocess.Popen([program, *sizes, "--listen", target, "--state-dir", f"{folder}/state"])
         try:
             with grpc.insecure_channel(target) as channel:
@@ -65,6 +70,33 @@ def attach_costs(client: Client) -> tuple[float, float]:
     return sorted(times[1:])[REPEATS // 2], max(taken[1:])
 
 
+def execution_costs(client: Client) -> list[float]:
+    """Measures steps of `SEQUENCES` that each copy a block, done by the server, and by this attached process.
+
+    Returns:
+        The median of either, in seconds.
+    """
+    ids = np.arange(SEQUENCES)
+    times: dict[Execution, list[float]] = {Execution.SERVER: [], Execution.WORKER: []}
+    with attach(client) as pool, contextlib.ExitStack() as stack:
+        engines = []
+        for execution in times:
+            session = stack.enter_context(client.create_session(60.0))
+            scheduler = stack.enter_context(session.scheduler(execution=execution))
+            rows = [Admission(number, 1) for number in range(SEQUENCES)]
+            scheduler.step(admit=rows, schedule=Schedules(ids))
+            engines.append((execution, session, scheduler))
+        for _ in range(STEPS):  # in turns, so that a slow moment of the machine hits both
+            for execution, session, scheduler in engines:
+                started = time.perf_counter()
+                outcome = scheduler.step(commit=Commits(ALL_RUNNING), schedule=Schedules(ALL_RUNNING))
+                with pool.writing(session.session_id, session.epoch):
+                    pool.run_copies(outcome)
+                times[execution].append(time.perf_counter() - started)
+                assert len(outcome.pre_copies) == SEQUENCES
+    return [statistics.median(taken) for taken in times.values()]
+
+
 def rows() -> list[Row]:
     """Measures everything."""
     found: list[Row] = []
@@ -81,6 +113,10 @@ def rows() -> list[Row]:
                 found.append(
                     ("copy of 1 MiB blocks in attached memory / contiguous", engine / contiguous, "x", ">= 0.9")
                 )
+                by_server, by_worker = execution_costs(client)
+                what = f"step that copies {SEQUENCES} MiB, the worker runs the plan"
+                found.append((f"{what} / the server does", by_worker / by_server, "x", ""))
+                found.append((f"  {what}", by_worker * 1e3, "ms", ""))
     return found
 
 

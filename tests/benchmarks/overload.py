@@ -179,12 +179,14 @@ async def requests(loaded: Loaded) -> list[Row]:
     peaks, loads, resident_bytes = list[Report](), list[Report](), list[int]()
     for _ in range(ROUNDS):
         peaks.append(await _engines(loaded, ENGINES, rate=0.0))
-        loads.append(await _engines(loaded, MORE * ENGINES, EXCESS * peaks[-1].counts["finished"] / SECONDS))
+        loads.append(await _engines(loaded, MORE * ENGINES, EXCESS * peaks[-1].total().counts["finished"] / SECONDS))
         resident_bytes.append(loaded.resident_bytes())
-    good, peak = ([report.counts["generated_tokens"] / SECONDS for report in reports] for reports in (loads, peaks))
+    good, peak = (
+        [report.total().counts["generated_tokens"] / SECONDS for report in reports] for reports in (loads, peaks)
+    )
     return [
         *_compared("tokens generated", good, peak),
-        ("  errors, lost sessions among them", sum(load.errors.total() for load in loads), "", "0"),
+        ("  errors, lost sessions among them", sum(load.total().errors.total() for load in loads), "", "0"),
         ("  memory after the last round / after the first", _growth(resident_bytes), "x", "1"),
     ]
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from statepool.byte_chunks import decode_chunk
 from statepool.calls.images import ImageReader, Images, as_images, write_messages
 from statepool.errors import ChecksumMismatchError, DataLossError
 from statepool.refs import BlockRefs
@@ -53,7 +54,7 @@ def test_images(images: Images, chunk: int) -> None:
 
     for response in _responses(as_images(images.tobytes(), len(images)), chunk):
         assert len(response.data) <= chunk
-        reader.place(reader.accept(response), got)
+        reader.place(reader.accept(decode_chunk(response.SerializeToString())), got)
     reader.finish()
 
     assert np.array_equal(got, images)
@@ -79,7 +80,7 @@ def test_damaged_images_are_noticed(images: Images, chunk: int, data: st.DataObj
 def _read(responses: Sequence[block_pb2.ReadBlocksResponse], images: Images) -> None:
     reader = _reader(images)
     for response in responses:
-        reader.accept(response)
+        reader.accept(decode_chunk(response.SerializeToString()))
     reader.finish()
 
 

@@ -53,7 +53,7 @@ def test_doctor_of_another_user(container: Container) -> None:
 
 def test_load(container: Container) -> None:
     """Engines in another process of the image are served, and every byte is as it must be."""
-    flags = ["--duration", "3s", "--warmup", "0s", "--verify", "0.5", "--json"]
+    flags = ["--duration", "3s", "--warmup", "0s", "--verify", "0.5", "--json", "-"]
 
     report = json.loads(container.run("statepool", "loadtest", *flags))
 

@@ -1,4 +1,4 @@
-"""Guarantee: a browser shows the status page, with numbers that move while engines run, and complains of nothing."""
+"""Guarantee: a browser shows the status page, with moving numbers, and reports of load tests, without complaint."""
 
 import os
 import re
@@ -38,12 +38,17 @@ def load(server: Server) -> Iterator[None]:
 
 
 def browse(server: Server, *flags: str) -> "subprocess.CompletedProcess[str]":
-    """Opens the page, and lets some of its time pass."""
+    """Opens the status page."""
+    return open_in_browser(f"{address(server)}/", *flags)
+
+
+def open_in_browser(url: str, *flags: str) -> "subprocess.CompletedProcess[str]":
+    """Opens a page, and lets some of its time pass."""
     return subprocess.run(
         [
             str(CHROMIUM),
             *("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
-            *(f"--virtual-time-budget={VIRTUAL_MS}", *flags, f"{address(server)}/"),
+            *(f"--virtual-time-budget={VIRTUAL_MS}", *flags, url),
         ],
         capture_output=True,
         text=True,
@@ -84,3 +89,24 @@ def test_draining(servers: Servers) -> None:
         client.drain(0.0)
 
     assert text_of(browse(server, "--dump-dom").stdout, "state") == "draining"
+
+
+@pytest.mark.parametrize("workload", ["align", "blocks"])
+def test_load_report(server: Server, tmp_path: Path, workload: str) -> None:
+    """A browser draws a load test's report without a complaint, and prints it on a few pages."""
+    report, printed = tmp_path / "report.html", tmp_path / "report.pdf"
+    command = [str(Path(sys.executable).with_name("statepool")), "loadtest", "--target", server.target]
+    subprocess.run(
+        [*command, "--workload", workload, "--duration", "2s", "--report", str(report)],
+        stdout=subprocess.DEVNULL,
+        check=True,
+        timeout=DEADLINE_SECONDS,
+    )
+
+    answer = open_in_browser(report.as_uri(), "--dump-dom")
+    open_in_browser(report.as_uri(), f"--print-to-pdf={printed}")
+
+    assert text_of(answer.stdout, "verdict") == "passed"
+    assert answer.stdout.count("<svg") >= 6
+    assert [line for line in answer.stderr.splitlines() if "CONSOLE" in line] == []
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) <= 8

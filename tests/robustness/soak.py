@@ -110,8 +110,9 @@ class Soak:
             *(run_load(self._options(workload, seconds), lambda _progress: None) for workload in _WORKLOADS)
         )
         for report in reports:
-            self.operations += report.operations
-            self.errors += report.errors.total()
+            total = report.total()
+            self.operations += total.operations
+            self.errors += total.errors.total()
             self.mismatches += report.mismatches
 
     def _options(self, workload: Workload, seconds: float) -> LoadOptions:

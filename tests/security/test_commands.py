@@ -34,7 +34,7 @@ def test_load_test_by_token(secured: Server, authority: Authority, tmp_path: Pat
     file.write_text(f"{token_of('everybody')}\n", encoding="ascii")
     connection = [*flags(secured.target, authority.tls()), "--token-file", str(file)]
 
-    answer = run("loadtest", "--duration", "300ms", "--engines", "1", "--sequences", "2", "--json", *connection)
+    answer = run("loadtest", "--duration", "300ms", "--engines", "1", "--sequences", "2", "--json", "-", *connection)
 
     assert answer.returncode == 0, answer.stderr
     assert token_of("everybody") not in answer.stdout + answer.stderr

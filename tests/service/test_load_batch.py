@@ -12,6 +12,7 @@ from statepool.loadtest.batch import PREFILL_BLOCKS, Batch, Pass
 from statepool.loadtest.options import AlignWorkload, LoadOptions
 from statepool.loadtest.record import Recorder
 from statepool.loadtest.requests import Request, RequestSource
+from statepool.loadtest.slices import Slice
 
 SPEC = 2
 ROUNDS = 150
@@ -78,7 +79,7 @@ class Engine:
     @property
     def counts(self) -> Counter[str]:
         """What happened so far."""
-        return Counter(self.recorder.to_json()["counts"])
+        return Slice.sum(map(Slice.from_json, self.recorder.to_json()["slices"])).counts
 
 
 @contextmanager

@@ -192,6 +192,22 @@ def test_sessions(server: Server, client: Client, watch: Watch) -> None:
         )
 
 
+def test_watchers(watch: Watch, client: Client, session: Session) -> None:
+    """Watchers are counted, and what they are told; the bytes that are kept for them do not go with them."""
+    stream = client.watch_blocks()
+    next(stream)
+    blocks = session.allocate_blocks(2, zero=False)
+    commit(session, blocks, b"a", b"b")
+    next(stream)  # else what is taken back at once would not be told
+    session.evict_blocks(prefix_hashes=[b"a"])
+
+    watch.until({"statepool_watchers": 1, "statepool_watch_rows_total": 3, "statepool_watch_losses_total": 0})
+    assert scrape(watch.server)["statepool_watch_kept_bytes"] > 0
+    stream.close()
+    watch.until({"statepool_watchers": 0})
+    assert scrape(watch.server)["statepool_watch_lag_seconds"] == 0
+
+
 def test_steps(watch: Watch, session: Session) -> None:
     """Steps, sequences, prompt tokens and those of them that were found are counted."""
     imported = session.allocate_blocks(1)

@@ -9,10 +9,10 @@ import pytest
 
 from service.conftest import plain_stubs
 from service.raw import Stubs, busy_blocks, ref_of, refs, refusal_of
-from service.servers import DEADLINE_SECONDS, Server, Servers, until
+from service.servers import BLOCK_TOKENS, DEADLINE_SECONDS, Server, Servers, until
 from service.test_schedule_stream import admission
 from statepool import Client, Session, StreamStalledError
-from statepool.v1 import admin_pb2, block_pb2, session_pb2
+from statepool.v1 import admin_pb2, block_pb2, pool_pb2, session_pb2
 from statepool.v1 import sequence_pb2 as pb
 
 FLOOD = 5000
@@ -111,6 +111,24 @@ def test_reader_of_blocks(server: Server, session: Session, stubs: Stubs) -> Non
         until(lambda: busy_blocks(others) == 0, "the pins to go")
 
     _assert_cut_off(server, "ReadBlocks", call)
+
+
+def test_watcher(server: Server, client: Client, session: Session, stubs: Stubs) -> None:
+    """A watcher that takes nothing is ended, and what it would be told goes on happening."""
+    call = stubs.pool.WatchBlocks(pool_pb2.WatchBlocksRequest())
+    next(call)
+    tokens = [BLOCK_TOKENS] * 512
+    for number in range(20):
+        blocks = session.allocate_blocks(512, zero=False)
+        hashes = [b"%d of %d" % (row, number) + bytes(48) for row in range(512)]
+        session.commit_blocks(blocks, prefix_hashes=hashes, boundary_tokens=tokens, written_through_tokens=tokens)
+        session.free_blocks(blocks)
+
+    until(lambda: _ended(server, "WatchBlocks"), "the server to lose its patience")
+    error = refusal_of(lambda: list(call))
+
+    assert isinstance(error, StreamStalledError)
+    assert "the watcher stood still for 0.5 s" in error.message
 
 
 def test_scheduler_that_never_opens(stubs: Stubs) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,17 @@ from statepool import (
     Session,
     prefix_hashes,
 )
-from statepool.disagg import Moved, Prefix, PrefixNotFoundError, Request, Router, Via, move, move_async
+from statepool.disagg import (
+    AsyncPrefixDirectory,
+    Moved,
+    Prefix,
+    PrefixNotFoundError,
+    Request,
+    Router,
+    Via,
+    move,
+    move_async,
+)
 from transfer.conftest import FLAGS, WIDE
 from transfer.images import fill, images
 from transfer.valve import valve
@@ -213,3 +224,27 @@ async def test_the_router(engines: list[Engine]) -> None:
     for engine in engines:
         usage = (await engine.session.get_pool()).usage
         assert (usage.sequences, usage.busy_blocks, usage.held_blocks) == (0, 0, 0)
+
+
+async def test_the_router_asks_only_whom_the_directory_names(engines: list[Engine]) -> None:
+    """With a directory, one server of those that compute prompts is asked for a prefix; without a hit, all are."""
+    prompt = [*range(103, 143)]
+    request = Request(7, prompt, prefix_hashes(prompt, BLOCK_TOKENS))
+    async with AsyncPrefixDirectory([engine.session.target for engine in engines[:2]]) as directory:
+        await directory.wait_until_current(LONG)
+        router = Router(engines[:2], engines[2:], directory=directory)
+        await router.serve(request)
+        while len(directory.lookup(request.prefix_hashes)) != 1:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0.01)
+        before = [await _lookups(engine) for engine in engines[:2]]
+
+        assert await router.serve(replace(request, request_id=8)) == sum(prompt) % 256
+
+        asked = [await _lookups(engine) - count for engine, count in zip(engines[:2], before, strict=True)]
+        assert sorted(asked) == [0, 1]
+
+
+async def _lookups(engine: Engine) -> int:
+    async with AsyncClient(engine.session.target) as client:
+        calls = (await client.get_server_info()).calls
+    return sum(count for name, count in calls.items() if "/LookupPrefix:" in name)

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from statepool.outcomes import SequencePage
     from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
     from statepool.retries import ClientStats
+    from statepool.watching import BlockChanges, WatchCursor
 
 
 class AsyncClient(AsyncEndpoint):
@@ -138,6 +140,16 @@ class AsyncClient(AsyncEndpoint):
                 yield page
             if not token:
                 return
+
+    async def watch_blocks(
+        self, cursor: WatchCursor | None = None, *, timeout: float | None = None
+    ) -> AsyncGenerator[BlockChanges, None]:
+        """Tells which prefixes can be found, and goes on telling what changes; see `Client.watch_blocks`."""
+        request = calls.watching.watch_blocks(cursor)
+        async with aclosing(self._transport.watch(request, self._transport.seconds(timeout))) as responses:
+            async for response in responses:
+                for changes in calls.watching.block_changes(response):
+                    yield changes
 
     async def create_session(
         self,

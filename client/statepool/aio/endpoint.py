@@ -12,6 +12,7 @@ from statepool import calls
 from statepool.aio.transport import AsyncTransport
 
 if TYPE_CHECKING:
+    from statepool.byte_chunks import UncheckedChunk
     from statepool.descriptions import Pool
     from statepool.results import Chunk
     from statepool.transfers import Transfer, TransferInfo
@@ -57,16 +58,28 @@ class AsyncEndpoint:
 
         See `Endpoint.pull_blocks`.
         """
-        reader = calls.transfers.TransferReader(
-            transfer,
-            tp_rank=tp_rank,
-            block_index=block_index,
-            offset=offset,
-            block_count=block_count,
-            layout_fingerprint=layout_fingerprint,
-            image_bytes=(await self._transport.pool()).layout.block.image_bytes,
-        )
-        async with aclosing(self._transport.pull(reader, timeout)) as chunks:
+        reader = await self._transfer_reader(transfer, tp_rank, block_index, offset, block_count, layout_fingerprint)
+        async with aclosing(self._transport.pull(reader, reader.accept, timeout)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def pull_unchecked(
+        self,
+        transfer: Transfer,
+        *,
+        tp_rank: int = 0,
+        block_index: int = 0,
+        offset: int = 0,
+        block_count: int | None = None,
+        layout_fingerprint: str = "",
+        timeout: float | None = None,
+    ) -> AsyncGenerator[UncheckedChunk, None]:
+        """Streams as `pull_blocks`, without a copy, and leaves it to the caller to check each chunk, on any thread.
+
+        See `Endpoint.pull_unchecked`.
+        """
+        reader = await self._transfer_reader(transfer, tp_rank, block_index, offset, block_count, layout_fingerprint)
+        async with aclosing(self._transport.pull(reader, reader.follow, timeout)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -77,3 +90,22 @@ class AsyncEndpoint:
     async def cancel_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> None:
         """Ends a transfer that nobody wants any more; see `Endpoint.cancel_transfer`."""
         await self._transport.execute(calls.transfers.cancel_transfer(transfer), timeout)
+
+    async def _transfer_reader(
+        self,
+        transfer: Transfer,
+        tp_rank: int,
+        block_index: int,
+        offset: int,
+        block_count: int | None,
+        layout_fingerprint: str,
+    ) -> calls.transfers.TransferReader:
+        return calls.transfers.TransferReader(
+            transfer,
+            tp_rank=tp_rank,
+            block_index=block_index,
+            offset=offset,
+            block_count=block_count,
+            layout_fingerprint=layout_fingerprint,
+            image_bytes=(await self._transport.pool()).layout.block.image_bytes,
+        )

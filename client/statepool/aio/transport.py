@@ -7,28 +7,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 
 from statepool import calls, rpc, tracing
+from statepool.aio.alarm import Alarm
 from statepool.aio.ending import Ending
+from statepool.byte_chunks import decode_chunk
 from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
-from statepool.errors import CancelledError, StatepoolError
+from statepool.errors import CancelledError, StatepoolError, UnavailableError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
 from statepool.retries import Attempts, ClientStats, RetryBudget
 from statepool.rpc import Call, Metadata, Rpc
 from statepool.security import Security
-from statepool.v1 import block_pb2, sequence_pb2, session_pb2
+from statepool.v1 import block_pb2, pool_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
+    from statepool.byte_chunks import UncheckedChunk
     from statepool.calls.images import ImageReader
     from statepool.calls.transfers import TransferReader
     from statepool.descriptions import Pool
     from statepool.results import Chunk
 
+C = TypeVar("C")
 T = TypeVar("T")
 
 KeepAliveStream: TypeAlias = "grpc.aio.StreamStreamCall[session_pb2.KeepAliveRequest, session_pb2.KeepAliveResponse]"
@@ -172,20 +176,26 @@ class AsyncTransport:
         """
         await self.hold(lease, time.monotonic() + self.seconds(timeout))
         reader.request.session.CopyFrom(lease.opened.ref)
-        async with contextlib.aclosing(self._images(rpc.READ_BLOCKS, reader, timeout, lease)) as chunks:
+        images = self._images(rpc.READ_BLOCKS, reader, reader.accept, timeout, lease)
+        async with contextlib.aclosing(images) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def pull(self, reader: TransferReader, timeout: float | None) -> AsyncGenerator[Chunk, None]:
+    def pull(
+        self, reader: TransferReader, take: Callable[[UncheckedChunk], C], timeout: float | None
+    ) -> AsyncGenerator[C, None]:
         """Executes a PullBlocks stream; it is cancelled when the iterator is closed early.
+
+        Args:
+            reader: What is to come.
+            take: `TransferReader.accept`, or `TransferReader.follow`, which leaves the checksums to the caller.
+            timeout: Deadline in seconds.
 
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
         self.check(None)
-        async with contextlib.aclosing(self._images(rpc.PULL_BLOCKS, reader, timeout, None)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return self._images(rpc.PULL_BLOCKS, reader, take, timeout, None)
 
     async def write(
         self,
@@ -215,6 +225,38 @@ class AsyncTransport:
                 self._check_not_closed_meanwhile()
                 raise
             return response.written_bytes
+
+    async def watch(
+        self, request: pool_pb2.WatchBlocksRequest, silence: float
+    ) -> AsyncGenerator[pool_pb2.WatchBlocksResponse, None]:
+        """Executes a WatchBlocks stream; it is cancelled when the iterator is closed.
+
+        Args:
+            request: What opens it.
+            silence: Seconds without a word after which the server is given up.
+
+        Raises:
+            UnavailableError: Nothing was heard for so long.
+            StatepoolError: As `execute`.
+        """
+        self.check(None)
+        responses: Any = self._open_channel().unary_stream(*rpc.WATCH_BLOCKS.stub)(request, metadata=self._metadata)
+        alarm = Alarm()
+        try:
+            while True:
+                response = await alarm.within(time.monotonic() + silence, responses.read())
+                self.leases.saw_incarnation(response.incarnation)
+                yield response
+        except TimeoutError:
+            raise UnavailableError(f"nothing was heard for {silence:g} s") from None
+        except grpc.RpcError as error:
+            raise self.leases.failed(None, error_of_cut_rpc(error)) from error
+        except asyncio.CancelledError:
+            self._check_not_closed_meanwhile()
+            raise
+        finally:
+            alarm.stop()
+            responses.cancel()
 
     def keep_alive(self, requests: AsyncIterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""
@@ -274,17 +316,19 @@ class AsyncTransport:
         self,
         called: Rpc[Any, Any],
         reader: ImageReader | TransferReader,
+        take: Callable[[UncheckedChunk], C],
         timeout: float | None,
         lease: Lease | None,
-    ) -> AsyncGenerator[Chunk, None]:
+    ) -> AsyncGenerator[C, None]:
         """Executes a stream of images and checks that it is whole."""
-        method = self._open_channel().unary_stream(*called.stub)
+        path, encode, _ = called.stub
+        method = self._open_channel().unary_stream(path, encode, decode_chunk)
         with tracing.span_of(called, self._metadata) as metadata:
             seconds = self.seconds(timeout) + reader.extra_seconds
             responses = method(reader.request, timeout=seconds, metadata=metadata)
             try:
                 async for response in responses:
-                    yield reader.accept(response)
+                    yield take(response)
             except grpc.RpcError as error:
                 raise self.leases.failed(lease, error_of_rpc(error)) from error
             except asyncio.CancelledError:

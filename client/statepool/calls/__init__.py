@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from statepool.calls import attachments, blocks, images, pool, sequences, sessions, transfers
+    from statepool.calls import attachments, blocks, images, pool, sequences, sessions, transfers, watching
 
-__all__ = ["attachments", "blocks", "images", "pool", "sequences", "sessions", "transfers"]
+__all__ = ["attachments", "blocks", "images", "pool", "sequences", "sessions", "transfers", "watching"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,13 +1,14 @@
 """Messages of the byte streams: block images cut into checked chunks, and put together again."""
 
 from collections.abc import Iterator
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from statepool.errors import ChecksumMismatchError, DataLossError
+from statepool.byte_chunks import UncheckedChunk
+from statepool.errors import DataLossError
 from statepool.refs import BlockRefs
 from statepool.results import Chunk
 from statepool.v1 import block_pb2 as pb
@@ -82,26 +83,6 @@ def write_messages(
             )
 
 
-class ImageChunk(Protocol):
-    """A chunk as the streams of images carry it."""
-
-    @property
-    def block_index(self) -> int:
-        """Image, from 0."""
-
-    @property
-    def offset(self) -> int:
-        """First byte in the image."""
-
-    @property
-    def data(self) -> bytes:
-        """The bytes."""
-
-    @property
-    def checksum(self) -> int:
-        """XXH3 (64 bit, seed 0) of the bytes."""
-
-
 class ImageStream:
     """Checks the chunks of a stream of images: their checksums, and that nothing is missing between them.
 
@@ -135,25 +116,31 @@ class ImageStream:
         """Makes room for all images, ``[n, length]``."""
         return np.empty(self.shape, np.uint8)
 
-    def accept(self, response: ImageChunk) -> Chunk:
+    def accept(self, unchecked: UncheckedChunk) -> Chunk:
         """Checks the next chunk.
 
         Raises:
             ChecksumMismatchError: Its bytes are not those that the server read.
             DataLossError: It is not the next one.
         """
-        data = response.data
-        start = response.offset - self._offset
-        position = response.block_index * self.shape[1] + start
-        if position != self._expected or response.block_index >= self.shape[0] or start + len(data) > self.shape[1]:
+        self.follow(unchecked).check()
+        return Chunk(unchecked.block_index, unchecked.offset, bytes(unchecked.data))
+
+    def follow(self, chunk: UncheckedChunk) -> UncheckedChunk:
+        """Checks that a chunk is the next one, and not its bytes.
+
+        Raises:
+            DataLossError: It is not.
+        """
+        start, nbytes = chunk.offset - self._offset, len(chunk.data)
+        position = chunk.block_index * self.shape[1] + start
+        if position != self._expected or chunk.block_index >= self.shape[0] or start + nbytes > self.shape[1]:
             raise DataLossError(
-                f"block_index {response.block_index}, offset {response.offset}, {len(data)} bytes: "
+                f"block_index {chunk.block_index}, offset {chunk.offset}, {nbytes} bytes: "
                 f"not what follows after {self._expected} bytes of {list(self.shape)}"
             )
-        if xxhash.xxh3_64_intdigest(data) != response.checksum:
-            raise ChecksumMismatchError(f"block_index {response.block_index}, offset {response.offset}: wrong bytes")
-        self._expected += len(data)
-        return Chunk(response.block_index, response.offset, data)
+        self._expected += nbytes
+        return chunk
 
     def place(self, chunk: Chunk, images: Images) -> None:
         """Puts a chunk where it belongs in ``[n, length]``."""

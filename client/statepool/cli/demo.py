@@ -13,9 +13,10 @@ import grpc
 from rich.console import Console
 
 from statepool.cli.failure import CommandError
-from statepool.cli.loadtest import judge, measure, show
+from statepool.cli.loadtest import exit_code, measure, show
 from statepool.cli.options import ByteSize, Seconds
 from statepool.loadtest.options import AlignWorkload, LoadOptions
+from statepool.loadtest.thresholds import judge
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -54,8 +55,9 @@ def demo(
             )
             report = measure(_options(target, duration, engines))
         console.print("server: stopped cleanly", highlight=False)
+    report.verdicts = judge(report, [])
     show(report)
-    return judge(report, [])
+    return exit_code(report)
 
 
 def _options(target: str, duration: float, engines: int) -> LoadOptions:

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 from rich.status import Status
@@ -13,16 +15,34 @@ from statepool.cli.connect import HERE, Connection
 from statepool.cli.failure import CommandError
 from statepool.cli.options import Seconds
 from statepool.loadtest.options import AlignWorkload, BlocksWorkload, LoadOptions, Workload
-from statepool.loadtest.report import Objective, Report
+from statepool.loadtest.page import render
+from statepool.loadtest.report import Report, ReportFileError, read_report
 from statepool.loadtest.run import LoadFailedError, Progress, run_load
+from statepool.loadtest.summary import summary, table
+from statepool.loadtest.thresholds import Threshold, judge
 from statepool.units import format_bytes
 
 Count = Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))]
+Texts = Annotated[list[str] | None, Parameter(negative=())]
 ALIGN = Parameter(group="Align workload")
 BLOCKS = Parameter(group="Blocks workload")
+RESULTS = Parameter(group="Results")
+STANDARD_OUTPUT = Path("-")
 
 
-def loadtest(
+def _is_file(_type: object, path: Path | None) -> None:
+    """Refuses another flag, which cyclopts takes for a value where ``-`` is one."""
+    if str(path).startswith("--"):
+        raise ValueError("needs a file, or - for standard output")
+
+
+JSON_FILE = Parameter(name="--json", allow_leading_hyphen=True, validator=_is_file)
+
+loadtest = App(name="loadtest", help="Drive a server with real traffic, verify its bytes, and report latencies.")
+
+
+@loadtest.default
+def load(
     *,
     connection: Connection = HERE,
     workload: Literal["align", "blocks"] = "align",
@@ -40,12 +60,15 @@ def loadtest(
     concurrency: Annotated[Count, BLOCKS] = 8,
     mix: Annotated[Literal["mixed", "state", "prefix", "churn"], BLOCKS] = "mixed",
     batch: Annotated[Count, BLOCKS] = 8,
-    slo: Annotated[list[str] | None, Parameter(negative=())] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    slo: Annotated[Texts, RESULTS] = None,
+    threshold: Annotated[Texts, RESULTS] = None,
+    report: Annotated[Path | None, RESULTS] = None,
+    json_file: Annotated[Path | None, RESULTS, JSON_FILE] = None,
 ) -> int:
     """Drive a server with real traffic, verify its bytes, and report latencies.
 
-    Exit codes: 0 done, 1 an operation failed to do what it must (a mismatch, an error, a missed objective).
+    Exit codes: 0 done, 1 an operation failed to do what it must (a mismatch, an error, a missed threshold), 2 the
+    command was called wrongly.
 
     Args:
         connection: The server.
@@ -54,7 +77,8 @@ def loadtest(
         duration: How long to measure, such as 10s.
         warmup: How long to run before that.
         rate: Requests (blocks: operations) per second over all engines (lanes), which come whatever the answers take
-            (open loop); latencies count from then. 0: the next one comes when one has ended (closed loop).
+            (open loop); the time to the first token (blocks: every latency) counts from then. 0: the next one comes
+            when one has ended (closed loop).
         processes: Client processes; one is busy with about 5,000 operations per second.
         verify: Share of the requests (blocks: state cycles) whose bytes are written, read back and compared.
         seed: Seed of everything random.
@@ -67,8 +91,11 @@ def loadtest(
         mix: Which calls. state: allocate, copy specs, copy, commit, look up, free. prefix: look up and commit chains of
             prefixes that lanes share. churn: allocate and free. mixed: all of it.
         batch: Blocks per operation.
-        slo: An objective such as p99=5ms or step_quiet.p99=5ms; may be given several times.
-        as_json: Print the report as JSON.
+        slo: A latency that must not be exceeded, such as p99=5ms or step_quiet.p99=5ms; may be given several times.
+        threshold: What must hold, such as p99<2ms, step_quiet.max<=1s, throughput>1000/s or errors<0.1% (without it,
+            no operation may fail); may be given several times.
+        report: Write an HTML page with curves, heat map and configuration to this file; it loads nothing.
+        json_file: Write everything that was measured to this file, - for standard output instead of the table.
     """
     sent: Workload
     if workload == "align":
@@ -94,16 +121,35 @@ def loadtest(
         verify=verify,
         seed=seed,
     )
+    thresholds = read_thresholds(slo or [], threshold or [])
+    check_folders(report, json_file)
+    results = measure(options)
+    results.verdicts = judge(results, thresholds)
+    publish(results, report, json_file)
+    return exit_code(results)
+
+
+@loadtest.command
+def draw(json_file: Annotated[Path, Parameter(name="json")], page: Path, /) -> None:
+    """Draw the page of a load test again, from what --json has written.
+
+    Args:
+        json_file: The file.
+        page: File to write the page to.
+    """
+    write_file(page, render(load_report(json_file)))
+
+
+def read_thresholds(objectives: Sequence[str], thresholds: Sequence[str]) -> list[Threshold]:
+    """Reads what must hold.
+
+    Raises:
+        CommandError: A text cannot be read.
+    """
     try:
-        objectives = [Objective.parse(text) for text in slo or []]
+        return [*map(Threshold.objective, objectives), *map(Threshold.parse, thresholds)]
     except ValueError as error:
         raise CommandError(str(error), exit_code=2) from error
-    report = measure(options)
-    if as_json:
-        print(json.dumps(report.to_json(), indent=2))
-    else:
-        show(report)
-    return judge(report, objectives)
 
 
 def measure(options: LoadOptions) -> Report:
@@ -122,25 +168,69 @@ def measure(options: LoadOptions) -> Report:
 def show(report: Report) -> None:
     """Prints a report."""
     console = Console()
-    console.print(report.table())
-    for line in report.summary():
+    console.print(table(report))
+    for line in summary(report):
         console.print(line, highlight=False)
 
 
-def judge(report: Report, objectives: list[Objective]) -> int:
+def publish(report: Report, page: Path | None, json_file: Path | None) -> None:
+    """Writes a report wherever it is wanted.
+
+    Raises:
+        CommandError: A file cannot be written.
+    """
+    text = json.dumps(report.to_json(), indent=1)
+    if json_file == STANDARD_OUTPUT:
+        print(text)
+    else:
+        show(report)
+    if json_file not in (None, STANDARD_OUTPUT):
+        write_file(json_file, text.encode())
+    if page is not None:
+        write_file(page, render(report))
+
+
+def check_folders(*paths: Path | None) -> None:
+    """Looks for the folders of files before a long measurement, not after it.
+
+    Raises:
+        CommandError: One is not there.
+    """
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise CommandError(f"{path}: {path.parent} is no folder", exit_code=2)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file.
+
+    Raises:
+        CommandError: It cannot be written.
+    """
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}") from error
+
+
+def load_report(path: Path) -> Report:
+    """Reads what ``--json`` has written.
+
+    Raises:
+        CommandError: It cannot be read, or is something else.
+    """
+    try:
+        return read_report(path)
+    except ReportFileError as error:
+        raise CommandError(str(error), exit_code=2) from error
+
+
+def exit_code(report: Report) -> int:
     """Decides the exit code, and says on standard error why it is not 0."""
-    faults = [missed for objective in objectives if (missed := objective.missed_by(report)) is not None]
-    if report.mismatch_count:
-        faults.append(f"{report.mismatch_count} comparisons failed")
-    if report.errors:
-        faults.append(f"{report.errors.total()} operations failed")
-    if not report.operations:
-        faults.append("nothing was measured")
-    elif isinstance(report.options.workload, AlignWorkload) and not report.counts["generated_tokens"]:
-        faults.append("no engine has generated a token; the pool may be too small")
-    for fault in faults:
-        Console(stderr=True).print(f"statepool: {fault}", highlight=False)
-    return 1 if faults else 0
+    missed = [verdict for verdict in report.verdicts if not verdict.holds]
+    for verdict in missed:
+        Console(stderr=True, soft_wrap=True).print(f"statepool: {verdict}", highlight=False)
+    return 1 if missed else 0
 
 
 def _show_progress(status: Status, progress: Progress) -> None:

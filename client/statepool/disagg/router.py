@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from statepool.aio.session import AsyncSession
 from statepool.disagg.async_moves import move_async
 from statepool.disagg.moves import DEFAULT_SECONDS
+from statepool.disagg.prefixes import Directory
 from statepool.disagg.states import RELEASE_SECONDS, Moved
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Router(Generic[Result]):
         prefill: Sequence[PrefillWorker],
         decode: Sequence[DecodeWorker[Result]],
         *,
+        directory: Directory | None = None,
         move_seconds: float = DEFAULT_SECONDS,
     ) -> None:
         """Makes a router.
@@ -78,6 +80,8 @@ class Router(Generic[Result]):
         Args:
             prefill: Workers that compute prompts.
             decode: Workers that go on from there.
+            directory: Follows the servers of the prefill workers, by the targets of their sessions: then only the one
+                that is chosen is asked. None: all of them are, for each request.
             move_seconds: Deadline of a move.
 
         Raises:
@@ -87,6 +91,7 @@ class Router(Generic[Result]):
             raise ValueError("a router needs a worker of each kind")
         self._prefill = prefill
         self._decode = decode
+        self._directory = directory
         self._move_seconds = move_seconds
 
     async def serve(self, request: Request) -> Result:
@@ -109,7 +114,7 @@ class Router(Generic[Result]):
     @asynccontextmanager
     async def _placed(self, request: Request) -> "AsyncIterator[PrefillWorker]":
         """Finds the worker whose pool has the deepest prefix, which is held there until the prompt is computed."""
-        workers, hashes = self._prefill, request.prefix_hashes
+        workers, hashes = self._candidates(request), request.prefix_hashes
         async with asyncio.TaskGroup() as tasks:
             lookups = [
                 tasks.create_task(worker.session.lookup_prefix(hashes, namespace=request.namespace))
@@ -124,6 +129,14 @@ class Router(Generic[Result]):
             for worker, hit in zip(workers, hits, strict=True):
                 if hit is not None:
                     await asyncio.shield(worker.session.free_blocks(hit.block, timeout=RELEASE_SECONDS))
+
+    def _candidates(self, request: Request) -> Sequence[PrefillWorker]:
+        """Selects the workers that may have the deepest prefix; all of them where nothing is known of any."""
+        if self._directory is None:
+            return self._prefill
+        hits = self._directory.lookup(request.prefix_hashes, namespace=request.namespace)
+        deepest = {hit.server for hit in hits if hit.hash_index == hits[0].hash_index}
+        return [worker for worker in self._prefill if worker.session.target in deepest] or self._prefill
 
     async def _roomiest(self) -> DecodeWorker[Result]:
         rooms = await asyncio.gather(*(_room(worker.session) for worker in self._decode))

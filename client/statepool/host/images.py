@@ -14,7 +14,7 @@ Span: TypeAlias = Callable[[int, int], Bytes]
 """Reads an arena: first byte and length to uint8, ``[length]``, a view where the memory is the host's."""
 
 
-def read_image(read: Span, layout: ArenaLayout, block_id: int, offset: int, length: int) -> bytes:
+def read_image(read: Span, layout: ArenaLayout, block_id: int, offset: int, length: int) -> bytes | memoryview:
     """Reads bytes of a block image.
 
     Args:
@@ -25,11 +25,11 @@ def read_image(read: Span, layout: ArenaLayout, block_id: int, offset: int, leng
         length: Bytes; the range must lie in the image.
 
     Returns:
-        The bytes; padding between tensors reads as zero.
+        The bytes, in the arena itself where they are a run of host memory; padding between tensors reads as zero.
     """
     if layout.arrangement is Arrangement.BLOCK_MAJOR:  # padding is never written, so it is zero in the arena too
         start = block_id * layout.block.image_bytes + offset
-        return read(start, length).tobytes()
+        return read(start, length).data
     image = bytearray(length)
     for start, place, size in _pieces(layout, block_id, offset, length):
         image[place : place + size] = read(start, size).data
@@ -75,7 +75,7 @@ def read_shifted_image(
 
 
 def write_image(
-    write: Callable[[int, Bytes], object], layout: ArenaLayout, block_id: int, offset: int, data: bytes
+    write: Callable[[int, Bytes], object], layout: ArenaLayout, block_id: int, offset: int, data: bytes | memoryview
 ) -> None:
     """Writes bytes of a block image; bytes that fall on padding are dropped.
 
@@ -106,10 +106,10 @@ def image_checksum(read: Span, layout: ArenaLayout, block_id: int) -> int:
 
 
 def _pieces(layout: ArenaLayout, block_id: int, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """Cuts a range of an image at tensors: offset in the arena, offset in the range, bytes."""
-    for spec in layout.tensors:
-        first = max(offset, spec.image_offset)
-        end = min(offset + length, spec.image_offset + spec.state.nbytes)
+    """Cuts a range of an image at its padding: offset in the arena, offset in the range, bytes."""
+    for run in layout.runs:
+        first = max(offset, run.image_offset)
+        end = min(offset + length, run.image_offset + run.nbytes)
         if first < end:
-            start = spec.arena_offset + block_id * spec.block_stride + first - spec.image_offset
+            start = run.arena_offset + block_id * run.block_stride + first - run.image_offset
             yield start, first - offset, end - first

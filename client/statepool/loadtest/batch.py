@@ -6,8 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 
 from statepool.descriptions import Pool
-from statepool.loadtest.record import TTFT, Recorder
+from statepool.loadtest.record import Recorder
 from statepool.loadtest.requests import TOKEN_IDS, Request
+from statepool.loadtest.slices import TTFT
 from statepool.outcomes import StepOutcome
 from statepool.refs import BlockRefs
 from statepool.steps import StepBuilder, StepColumns

@@ -115,7 +115,9 @@ class Engine:
     def _take_arrivals(self, batch: Batch) -> None:
         now_ns = time.perf_counter_ns()
         if self._arrivals is not None:
-            batch.waiting.extend(self._source.make(due_ns) for due_ns in self._arrivals.until(now_ns))
+            arrived = [self._source.make(due_ns) for due_ns in self._arrivals.until(now_ns)]
+            self._recorder.count("arrived", len(arrived))
+            batch.waiting.extend(arrived)
         else:
             while len(batch) < self._workload.sequences:
                 batch.waiting.append(self._source.make(now_ns))

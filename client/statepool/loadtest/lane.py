@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,10 @@ class _CycleFailedError(Exception):
     """An operation of a cycle failed; it is recorded already."""
 
 
+class _TimeOverError(Exception):
+    """The load test is over in the middle of a cycle."""
+
+
 class Lane:
     """One of the concurrent callers of a load test."""
 
@@ -53,7 +57,7 @@ class Lane:
         self._oracle = Oracle(pool.layout.block, options.seed) if options.verify else None
         self._max_bias = max_token_bias(pool.layout.block)
         self._workload = workload
-        self._pace = Pace(number, workload.concurrency, options.rate)
+        self._pace: Pace  # begins with the run
         self._cycles: dict[str, Callable[[AsyncSession], Awaitable[None]]] = {
             "state": self._state_cycle,
             "prefix": self._prefix_cycle,
@@ -62,25 +66,32 @@ class Lane:
 
     async def run(self, until_ns: int) -> None:
         """Runs cycles until a time of ``time.perf_counter_ns``; a failed cycle costs the session, so nothing leaks."""
-        self._pace = Pace(self._number, self._workload.concurrency, self._options.rate)
+        self._pace = Pace(self._number, self._workload.concurrency, self._options.rate, until_ns)
         while time.perf_counter_ns() < until_ns:
             try:
                 async with await self._client.create_session(SESSION_TTL) as session:
-                    await self._cycles_of(session, until_ns)
+                    await self._cycles_of(session)
             except _CycleFailedError:
                 continue
+            except _TimeOverError:
+                break
             except StatepoolError as error:
                 self._recorder.error("create_session", error)
                 await self._pace.turn()
+        for what in ("arrived", "waiting"):
+            self._recorder.count(what, self._pace.overdue())
 
-    async def _cycles_of(self, session: AsyncSession, until_ns: int) -> None:
+    async def _cycles_of(self, session: AsyncSession) -> NoReturn:
         mix = MIXES[self._workload.mix]
-        while time.perf_counter_ns() < until_ns:
+        while True:
             (name,) = self._random.choices(list(mix), list(mix.values()))
             await self._cycles[name](session)
 
     async def _timed(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         due_ns = await self._pace.turn()
+        if due_ns is None:
+            raise _TimeOverError
+        self._recorder.count("arrived")
         try:
             with self._recorder.timed(operation, due_ns):
                 return await call()

@@ -71,6 +71,10 @@ class AlignWorkload:
 
 Workload: TypeAlias = BlocksWorkload | AlignWorkload
 
+SLICE_SECONDS = 1.0
+"""Length of a slice of a load test that is not too long or short for it."""
+MOST_SLICES = 600
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
@@ -85,7 +89,7 @@ class LoadOptions:
     workload: Workload
     """What to send."""
     rate: float
-    """Operations or requests per second over all callers (open loop); 0: as many as come (closed loop)."""
+    """Operations or requests per second over all callers (open loop); 0: the next as one has ended (closed loop)."""
     processes: int
     """Client processes."""
     verify: float
@@ -98,6 +102,16 @@ class LoadOptions:
     """TLS; None: plain text."""
     token_file: str = ""
     """File with a bearer token, which is read by each process; empty: there is none."""
+
+    @property
+    def slices(self) -> int:
+        """Slices of the time that is measured, all of the same length."""
+        return min(MOST_SLICES, max(1, round(self.duration / SLICE_SECONDS)))
+
+    @property
+    def slice_seconds(self) -> float:
+        """Length of a slice."""
+        return self.duration / self.slices
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "LoadOptions":

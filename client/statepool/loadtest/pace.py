@@ -13,31 +13,39 @@ class Pace:
     seen by every operation that it held up (no coordinated omission).
     """
 
-    def __init__(self, lane: int, lanes: int, rate: float) -> None:
-        """Builds the pace of one lane.
+    def __init__(self, lane: int, lanes: int, rate: float, until_ns: int) -> None:
+        """Begins now.
 
         Args:
             lane: Number of the lane over all processes; lanes are due one after the other.
             lanes: Lanes over all processes.
             rate: Operations per second over all lanes; 0: closed loop.
+            until_ns: When the last operation may begin, by ``time.perf_counter_ns``.
         """
         self._interval_ns = round(lanes / rate * 1e9) if rate else 0
         self._due_ns = time.perf_counter_ns() + (self._interval_ns * lane // lanes)
+        self._until_ns = until_ns
 
-    async def turn(self) -> int:
+    async def turn(self) -> int | None:
         """Waits until the next operation is due.
 
         Returns:
-            When it was due, in nanoseconds of ``time.perf_counter_ns``.
+            When it was due, in nanoseconds of ``time.perf_counter_ns``; None: the time is over.
         """
-        if not self._interval_ns:
-            return time.perf_counter_ns()
-        due_ns = self._due_ns
+        due_ns, now_ns = self._due_ns if self._interval_ns else time.perf_counter_ns(), time.perf_counter_ns()
+        if max(due_ns, now_ns) >= self._until_ns:
+            await asyncio.sleep(max(0, self._until_ns - now_ns) / 1e9)
+            return None
         self._due_ns += self._interval_ns
-        ahead_ns = due_ns - time.perf_counter_ns()
-        if ahead_ns > 0:
-            await asyncio.sleep(ahead_ns / 1e9)
+        if due_ns > now_ns:
+            await asyncio.sleep((due_ns - now_ns) / 1e9)
         return due_ns
+
+    def overdue(self) -> int:
+        """Counts the operations that were due before the time was over, and have not had their turn."""
+        if not self._interval_ns or self._due_ns >= self._until_ns:
+            return 0
+        return (self._until_ns - self._due_ns - 1) // self._interval_ns + 1
 
 
 class Arrivals:

@@ -10,13 +10,16 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from statepool.aio.client import AsyncClient
+from statepool.loadtest.facts import gather
 from statepool.loadtest.options import LoadOptions
 from statepool.loadtest.report import Report
+from statepool.loadtest.usage import watch_usage
 
 GRACE_SECONDS = 30.0
 """How much longer than asked a process may take before the load test gives up on it."""
 
-MAX_LINE_BYTES = 2**24
+MAX_LINE_BYTES = 2**26
 
 
 class LoadFailedError(Exception):
@@ -49,8 +52,8 @@ async def run_load(options: LoadOptions, on_progress: Callable[[Progress], None]
 
     Raises:
         LoadFailedError: A process could not do its part.
+        StatepoolError: The server does not answer.
     """
-    report = Report(options)
     latest: dict[int, Mapping[str, int]] = {}
 
     def progressed(number: int, message: Mapping[str, int]) -> None:
@@ -58,11 +61,13 @@ async def run_load(options: LoadOptions, on_progress: Callable[[Progress], None]
         names = Progress.__dataclass_fields__
         on_progress(Progress(**{name: sum(message[name] for message in latest.values()) for name in names}))
 
-    async with contextlib.AsyncExitStack() as stack:
+    async with AsyncClient(options.target) as client, contextlib.AsyncExitStack() as stack:
+        report = Report(options, facts=gather(await client.get_server_info(), await client.get_pool()))
         processes = [await stack.enter_async_context(_process(options, n)) for n in range(options.processes)]
         await asyncio.gather(*(_expect_ready(process) for process in processes))
         for process in processes:
             await _send(process, "go")
+        stack.callback(asyncio.create_task(watch_usage(client, options, report.usage)).cancel)
         async with asyncio.timeout(options.warmup + options.duration + GRACE_SECONDS):
             results = await asyncio.gather(
                 *(_result(process, partial(progressed, number)) for number, process in enumerate(processes))

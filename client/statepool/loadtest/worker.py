@@ -31,6 +31,7 @@ async def _progress(recorder: Recorder) -> None:
             copied_bytes=recorder.copied_bytes,
             verified=recorder.verified,
         )
+        recorder.pack()
 
 
 async def _end_warmup(recorder: Recorder, seconds: float) -> None:
@@ -45,7 +46,7 @@ def _caller(number: int, options: LoadOptions, client: AsyncClient, pool: Pool, 
 
 
 async def _work(options: LoadOptions, numbers: range) -> None:
-    recorder = Recorder()
+    recorder = Recorder(options.slices, options.slice_seconds)
     token = read_token(options.token_file)
     async with AsyncClient(options.target, tls=options.tls, token=token) as client:
         pool = await client.get_pool()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from statepool.outcomes import SequencePage
     from statepool.results import BlockPage, BlockState, CopySpecs, IntegrityReport
     from statepool.retries import ClientStats
+    from statepool.watching import BlockChanges, WatchCursor
 
 
 class Client(Endpoint):
@@ -166,6 +167,31 @@ class Client(Endpoint):
                 yield page
             if not token:
                 return
+
+    def watch_blocks(
+        self, cursor: WatchCursor | None = None, *, timeout: float | None = None
+    ) -> Generator[BlockChanges, None, None]:
+        """Tells which prefixes can be found, and goes on telling what changes, until the iterator is closed.
+
+        What is told was true a moment ago; `lookup_prefix` says what is true, and holds it. `statepool.disagg` has a
+        directory that keeps what several servers tell.
+
+        Args:
+            cursor: `BlockChanges.cursor` of the last changes that are known; None: begins with a snapshot.
+            timeout: Seconds that the server may say nothing, which it does for one at most; None: the client's.
+
+        Yields:
+            Changes, in the order in which they happened.
+
+        Raises:
+            IncarnationMismatchError, EventCursorCompactedError: What is behind the cursor can no longer be told; begin
+                with a snapshot.
+            QuotaExceededError: As many watch as may.
+            UnavailableError: The connection is lost, or nothing is heard; go on behind the last cursor.
+        """
+        request = calls.watching.watch_blocks(cursor)
+        for response in self._transport.watch(request, self._transport.seconds(timeout)):
+            yield from calls.watching.block_changes(response)
 
     def create_session(
         self,

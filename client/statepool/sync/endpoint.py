@@ -9,6 +9,7 @@ from statepool import calls
 from statepool.sync.transport import Transport
 
 if TYPE_CHECKING:
+    from statepool.byte_chunks import UncheckedChunk
     from statepool.descriptions import Pool
     from statepool.results import Chunk
     from statepool.transfers import Transfer, TransferInfo
@@ -78,16 +79,30 @@ class Endpoint:
             DataLossError: Bytes are wrong (`ChecksumMismatchError`) or missing.
             ValueError: block_count is not positive.
         """
-        reader = calls.transfers.TransferReader(
-            transfer,
-            tp_rank=tp_rank,
-            block_index=block_index,
-            offset=offset,
-            block_count=block_count,
-            layout_fingerprint=layout_fingerprint,
-            image_bytes=self._transport.pool().layout.block.image_bytes,
-        )
-        yield from self._transport.pull(reader, timeout)
+        reader = self._transfer_reader(transfer, tp_rank, block_index, offset, block_count, layout_fingerprint)
+        yield from self._transport.pull(reader, reader.accept, timeout)
+
+    def pull_unchecked(
+        self,
+        transfer: Transfer,
+        *,
+        tp_rank: int = 0,
+        block_index: int = 0,
+        offset: int = 0,
+        block_count: int | None = None,
+        layout_fingerprint: str = "",
+        timeout: float | None = None,
+    ) -> Generator[UncheckedChunk, None, None]:
+        """Streams as `pull_blocks`, without a copy, and leaves it to the caller to check each chunk, on any thread.
+
+        Yields:
+            The chunks; see `UncheckedChunk.check`.
+
+        Raises:
+            StatepoolError: As `pull_blocks`, but for wrong bytes.
+        """
+        reader = self._transfer_reader(transfer, tp_rank, block_index, offset, block_count, layout_fingerprint)
+        yield from self._transport.pull(reader, reader.follow, timeout)
 
     def complete_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> None:
         """Ends a transfer whose reader has everything; again, it does nothing.
@@ -104,3 +119,22 @@ class Endpoint:
             TransferNotFoundError: It has expired or was completed, or the token is another.
         """
         self._transport.execute(calls.transfers.cancel_transfer(transfer), timeout)
+
+    def _transfer_reader(
+        self,
+        transfer: Transfer,
+        tp_rank: int,
+        block_index: int,
+        offset: int,
+        block_count: int | None,
+        layout_fingerprint: str,
+    ) -> calls.transfers.TransferReader:
+        return calls.transfers.TransferReader(
+            transfer,
+            tp_rank=tp_rank,
+            block_index=block_index,
+            offset=offset,
+            block_count=block_count,
+            layout_fingerprint=layout_fingerprint,
+            image_bytes=self._transport.pool().layout.block.image_bytes,
+        )

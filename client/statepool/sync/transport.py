@@ -5,27 +5,31 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 
 from statepool import calls, rpc, tracing
+from statepool.byte_chunks import decode_chunk
 from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
-from statepool.errors import StatepoolError
+from statepool.errors import StatepoolError, UnavailableError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
 from statepool.retries import Attempts, ClientStats, RetryBudget
 from statepool.rpc import Call, Metadata, Rpc
 from statepool.security import Security
-from statepool.v1 import block_pb2, sequence_pb2, session_pb2
+from statepool.sync.silence import Silence
+from statepool.v1 import block_pb2, pool_pb2, sequence_pb2, session_pb2
 
 if TYPE_CHECKING:
+    from statepool.byte_chunks import UncheckedChunk
     from statepool.calls.images import ImageReader
     from statepool.calls.transfers import TransferReader
     from statepool.descriptions import Pool
     from statepool.results import Chunk
 
+C = TypeVar("C")
 T = TypeVar("T")
 Response_co = TypeVar("Response_co", covariant=True)
 
@@ -176,16 +180,21 @@ class Transport:
         """
         self.hold(lease, time.monotonic() + self.seconds(timeout))
         reader.request.session.CopyFrom(lease.opened.ref)
-        yield from self._images(rpc.READ_BLOCKS, reader, timeout, lease)
+        yield from self._images(rpc.READ_BLOCKS, reader, reader.accept, timeout, lease)
 
-    def pull(self, reader: TransferReader, timeout: float | None) -> Iterator[Chunk]:
+    def pull(self, reader: TransferReader, take: Callable[[UncheckedChunk], C], timeout: float | None) -> Iterator[C]:
         """Executes a PullBlocks stream; it is cancelled when the iterator is closed early.
+
+        Args:
+            reader: What is to come.
+            take: `TransferReader.accept`, or `TransferReader.follow`, which leaves the checksums to the caller.
+            timeout: Deadline in seconds.
 
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
         self.check(None)
-        yield from self._images(rpc.PULL_BLOCKS, reader, timeout, None)
+        return self._images(rpc.PULL_BLOCKS, reader, take, timeout, None)
 
     def write(
         self,
@@ -210,6 +219,35 @@ class Transport:
             except grpc.RpcError as error:
                 raise self.leases.failed(lease, error_of_rpc(error)) from error
             return response.written_bytes
+
+    def watch(self, request: pool_pb2.WatchBlocksRequest, silence: float) -> Iterator[pool_pb2.WatchBlocksResponse]:
+        """Executes a WatchBlocks stream; it is cancelled when the iterator is closed.
+
+        Args:
+            request: What opens it.
+            silence: Seconds without a word after which the server is given up.
+
+        Raises:
+            UnavailableError: Nothing was heard for so long.
+            StatepoolError: As `execute`.
+        """
+        self.check(None)
+        responses = self._channel.unary_stream(*rpc.WATCH_BLOCKS.stub)(request, metadata=self._metadata)
+        heard = Silence(silence, responses.cancel)
+        try:
+            while True:
+                with heard.broken():
+                    response = next(responses)
+                self.leases.saw_incarnation(response.incarnation)
+                yield response
+        except grpc.RpcError as error:
+            if heard.is_too_long:
+                raise UnavailableError(f"nothing was heard for {silence:g} s") from None
+            failure = error_of_rpc(error) if self._closed else error_of_cut_rpc(error)
+            raise self.leases.failed(None, failure) from error
+        finally:
+            heard.end()
+            responses.cancel()
 
     def keep_alive(self, requests: Iterator[session_pb2.KeepAliveRequest]) -> KeepAliveStream:
         """Opens a KeepAlive stream; it has no deadline, its keeper watches it."""
@@ -259,17 +297,19 @@ class Transport:
         self,
         called: Rpc[Any, Any],
         reader: ImageReader | TransferReader,
+        take: Callable[[UncheckedChunk], C],
         timeout: float | None,
         lease: Lease | None,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[C]:
         """Executes a stream of images and checks that it is whole."""
-        method = self._channel.unary_stream(*called.stub)
+        path, encode, _ = called.stub
+        method = self._channel.unary_stream(path, encode, decode_chunk)
         with tracing.span_of(called, self._metadata) as metadata:
             seconds = self.seconds(timeout) + reader.extra_seconds
             responses = method(reader.request, timeout=seconds, metadata=metadata)
             try:
                 for response in responses:
-                    yield reader.accept(response)
+                    yield take(response)
             except grpc.RpcError as error:
                 raise self.leases.failed(lease, error_of_rpc(error)) from error
             finally:

@@ -215,9 +215,10 @@ class AttachedPool:
                 self._devices.note()
 
     def run_copies(self, outcome: StepOutcome) -> None:
-        """Does the memory work of a step with `Execution.WORKER`: first post-copies, then zeroing, then pre-copies.
+        """Does what a step has left to the worker: first post-copies, then zeroing, then pre-copies.
 
-        On a device it is put into the current stream, in front of the kernels that follow.
+        With `Execution.SERVER` that is nothing, so that a worker need not know. On a device it is put into the current
+        stream, in front of the kernels that follow.
 
         Args:
             outcome: The step's outcome; on every rank the same.
@@ -227,6 +228,8 @@ class AttachedPool:
         """
         if self._engine is None or not getattr(self._here, "passes", 0):
             raise RuntimeError("copies belong to a pass: call run_copies inside of `with pool.writing(…)`")
+        if not outcome.is_planned:
+            return
         if len(outcome.post_copies):
             self._engine.copy(outcome.post_copies.plan())
         if len(outcome.zeroed_block_ids):

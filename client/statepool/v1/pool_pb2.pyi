@@ -325,6 +325,7 @@ class Limits(_message.Message):
     MAX_CALLS_FIELD_NUMBER: _builtins.int
     MAX_SESSION_CALLS_FIELD_NUMBER: _builtins.int
     MAX_TRANSFERS_FIELD_NUMBER: _builtins.int
+    MAX_WATCHERS_FIELD_NUMBER: _builtins.int
     max_batch: _builtins.int
     """Rows (blocks, hashes, requests) of one request."""
     max_copy_specs: _builtins.int
@@ -355,6 +356,8 @@ class Limits(_message.Message):
     """Calls of one session under way, without those that only give something back."""
     max_transfers: _builtins.int
     """Open transfers."""
+    max_watchers: _builtins.int
+    """Open WatchBlocks streams."""
     def __init__(
         self,
         *,
@@ -373,10 +376,11 @@ class Limits(_message.Message):
         max_calls: _builtins.int = ...,
         max_session_calls: _builtins.int = ...,
         max_transfers: _builtins.int = ...,
+        max_watchers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_attachments", b"max_attachments", "max_batch", b"max_batch", "max_calls", b"max_calls", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sequences", b"max_sequences", "max_session_calls", b"max_session_calls", "max_sessions", b"max_sessions", "max_step_hashes", b"max_step_hashes", "max_transfers", b"max_transfers", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_attachments", b"max_attachments", "max_batch", b"max_batch", "max_calls", b"max_calls", "max_chunk_bytes", b"max_chunk_bytes", "max_copy_specs", b"max_copy_specs", "max_message_bytes", b"max_message_bytes", "max_replays", b"max_replays", "max_sequences", b"max_sequences", "max_session_calls", b"max_session_calls", "max_sessions", b"max_sessions", "max_step_hashes", b"max_step_hashes", "max_transfers", b"max_transfers", "max_ttl_ms", b"max_ttl_ms", "max_waiting_allocations", b"max_waiting_allocations", "max_watchers", b"max_watchers", "min_ttl_ms", b"min_ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -904,6 +908,183 @@ class ListBlocksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListBlocksResponse: _TypeAlias = ListBlocksResponse  # noqa: Y015
+
+@_typing.final
+class WatchBlocksRequest(_message.Message):
+    """Request of WatchBlocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cursor(self) -> Global___WatchCursor:
+        """Up to where the changes are known; not set: nothing is known."""
+
+    def __init__(
+        self,
+        *,
+        cursor: Global___WatchCursor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchBlocksRequest: _TypeAlias = WatchBlocksRequest  # noqa: Y015
+
+@_typing.final
+class WatchCursor(_message.Message):
+    """A place between two changes of what can be found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The server process whose changes are counted."""
+    sequence: _builtins.int
+    """`BlockChanges.sequence` of the last one that is known."""
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchCursor: _TypeAlias = WatchCursor  # noqa: Y015
+
+@_typing.final
+class WatchBlocksResponse(_message.Message):
+    """Response of WatchBlocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The server process."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockChanges]:
+        """What is told, in this order."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        changes: _abc.Iterable[Global___BlockChanges] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "incarnation", b"incarnation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchBlocksResponse: _TypeAlias = WatchBlocksResponse  # noqa: Y015
+
+@_typing.final
+class BlockChanges(_message.Message):
+    """Something that is told about the blocks that can be found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[BlockChanges._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: BlockChanges._Kind.ValueType  # 0
+        """Not set; never sent by a server."""
+        KIND_SNAPSHOT: BlockChanges._Kind.ValueType  # 1
+        """The blocks that could be found at a moment; all parts of a snapshot have the same sequence. What was known before
+        its first part is void; behind its last part, and not before, the sequence is a cursor.
+        """
+        KIND_EVENTS: BlockChanges._Kind.ValueType  # 2
+        """What has changed since the sequence before."""
+        KIND_PROGRESS: BlockChanges._Kind.ValueType  # 3
+        """Nothing has changed since the sequence."""
+        KIND_LOST: BlockChanges._Kind.ValueType  # 4
+        """The watcher has lagged behind what is kept: there were changes that it is not told. A snapshot follows."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What is told."""
+
+    KIND_UNSPECIFIED: BlockChanges.Kind.ValueType  # 0
+    """Not set; never sent by a server."""
+    KIND_SNAPSHOT: BlockChanges.Kind.ValueType  # 1
+    """The blocks that could be found at a moment; all parts of a snapshot have the same sequence. What was known before
+    its first part is void; behind its last part, and not before, the sequence is a cursor.
+    """
+    KIND_EVENTS: BlockChanges.Kind.ValueType  # 2
+    """What has changed since the sequence before."""
+    KIND_PROGRESS: BlockChanges.Kind.ValueType  # 3
+    """Nothing has changed since the sequence."""
+    KIND_LOST: BlockChanges.Kind.ValueType  # 4
+    """The watcher has lagged behind what is kept: there were changes that it is not told. A snapshot follows."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    IS_FIRST_FIELD_NUMBER: _builtins.int
+    IS_LAST_FIELD_NUMBER: _builtins.int
+    UNLISTED_BLOCK_IDS_FIELD_NUMBER: _builtins.int
+    LISTED_FIELD_NUMBER: _builtins.int
+    PREFIX_HASHES_FIELD_NUMBER: _builtins.int
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    NAMESPACE_INDICES_FIELD_NUMBER: _builtins.int
+    kind: Global___BlockChanges.Kind.ValueType
+    """What is told."""
+    sequence: _builtins.int
+    """Counts the changes of a server process; each KIND_EVENTS is one more."""
+    is_first: _builtins.bool
+    """Whether this is the first part of a snapshot."""
+    is_last: _builtins.bool
+    """Whether this is the last part of a snapshot."""
+    @_builtins.property
+    def unlisted_block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Blocks that cannot be found any more, whatever they were found by; to be applied before `listed`."""
+
+    @_builtins.property
+    def listed(self) -> _types_pb2.BlockRefs:
+        """Blocks that can be found."""
+
+    @_builtins.property
+    def prefix_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The hash that each of them is found by."""
+
+    @_builtins.property
+    def namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The namespaces of the hashes, each once."""
+
+    @_builtins.property
+    def namespace_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Index into `namespaces` for each hash; empty: all are in the first."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___BlockChanges.Kind.ValueType = ...,
+        sequence: _builtins.int = ...,
+        is_first: _builtins.bool = ...,
+        is_last: _builtins.bool = ...,
+        unlisted_block_ids: _abc.Iterable[_builtins.int] | None = ...,
+        listed: _types_pb2.BlockRefs | None = ...,
+        prefix_hashes: _abc.Iterable[_builtins.bytes] | None = ...,
+        namespaces: _abc.Iterable[_builtins.str] | None = ...,
+        namespace_indices: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["listed", b"listed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_first", b"is_first", "is_last", b"is_last", "kind", b"kind", "listed", b"listed", "namespace_indices", b"namespace_indices", "namespaces", b"namespaces", "prefix_hashes", b"prefix_hashes", "sequence", b"sequence", "unlisted_block_ids", b"unlisted_block_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockChanges: _TypeAlias = BlockChanges  # noqa: Y015
 
 @_typing.final
 class AttachPoolRequest(_message.Message):

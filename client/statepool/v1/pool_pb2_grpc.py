@@ -50,6 +50,11 @@ class PoolServiceStub(object):
                 request_serializer=statepool_dot_v1_dot_pool__pb2.ListBlocksRequest.SerializeToString,
                 response_deserializer=statepool_dot_v1_dot_pool__pb2.ListBlocksResponse.FromString,
                 _registered_method=True)
+        self.WatchBlocks = channel.unary_stream(
+                '/statepool.v1.PoolService/WatchBlocks',
+                request_serializer=statepool_dot_v1_dot_pool__pb2.WatchBlocksRequest.SerializeToString,
+                response_deserializer=statepool_dot_v1_dot_pool__pb2.WatchBlocksResponse.FromString,
+                _registered_method=True)
         self.AttachPool = channel.unary_unary(
                 '/statepool.v1.PoolService/AttachPool',
                 request_serializer=statepool_dot_v1_dot_pool__pb2.AttachPoolRequest.SerializeToString,
@@ -98,6 +103,29 @@ class PoolServiceServicer(object):
 
         Errors:
         * INVALID_ARGUMENT, BAD_FIELD: a page token that this server did not make.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchBlocks(self, request, context):
+        """Tells which prefixes can be found, and goes on telling what changes.
+
+        Without a cursor the stream begins with a snapshot; with one it goes on behind it. A word comes at least every second:
+        where nothing changes, a progress mark. Changes are told a few milliseconds after they have happened, up to a tenth of
+        a second where many watch, and in the order in which they happened; of changes that a later one has overtaken
+        meanwhile, the last is told. Whoever applies all of them knows what LookupPrefix would find, but does not hold it.
+
+        The server keeps the latest changes within a bound. A watcher that lags behind it is told so (KIND_LOST) and gets
+        another snapshot; one that takes nothing at all is cut off. All watchers are told the same, in all namespaces.
+
+        Errors:
+        * FAILED_PRECONDITION, INCARNATION_MISMATCH: the cursor is of another server process; begin with a snapshot.
+        * OUT_OF_RANGE, EVENT_CURSOR_COMPACTED: the changes behind the cursor are no longer kept; begin with a snapshot.
+        * INVALID_ARGUMENT, BAD_FIELD: the cursor lies in the future.
+        * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: `Limits.max_watchers` streams are open.
+        * UNAVAILABLE, STREAM_STALLED: the watcher stood still.
+        * UNAVAILABLE, DRAINING: the server stops.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,6 +187,11 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.ListBlocks,
                     request_deserializer=statepool_dot_v1_dot_pool__pb2.ListBlocksRequest.FromString,
                     response_serializer=statepool_dot_v1_dot_pool__pb2.ListBlocksResponse.SerializeToString,
+            ),
+            'WatchBlocks': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBlocks,
+                    request_deserializer=statepool_dot_v1_dot_pool__pb2.WatchBlocksRequest.FromString,
+                    response_serializer=statepool_dot_v1_dot_pool__pb2.WatchBlocksResponse.SerializeToString,
             ),
             'AttachPool': grpc.unary_unary_rpc_method_handler(
                     servicer.AttachPool,
@@ -258,6 +291,33 @@ class PoolService(object):
             '/statepool.v1.PoolService/ListBlocks',
             statepool_dot_v1_dot_pool__pb2.ListBlocksRequest.SerializeToString,
             statepool_dot_v1_dot_pool__pb2.ListBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/statepool.v1.PoolService/WatchBlocks',
+            statepool_dot_v1_dot_pool__pb2.WatchBlocksRequest.SerializeToString,
+            statepool_dot_v1_dot_pool__pb2.WatchBlocksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,25 @@ class PoolServiceStub:
     Errors:
     * INVALID_ARGUMENT, BAD_FIELD: a page token that this server did not make.
     """
+    WatchBlocks: _grpc.UnaryStreamMultiCallable[_pool_pb2.WatchBlocksRequest, _pool_pb2.WatchBlocksResponse]
+    """Tells which prefixes can be found, and goes on telling what changes.
+
+    Without a cursor the stream begins with a snapshot; with one it goes on behind it. A word comes at least every second:
+    where nothing changes, a progress mark. Changes are told a few milliseconds after they have happened, up to a tenth of
+    a second where many watch, and in the order in which they happened; of changes that a later one has overtaken
+    meanwhile, the last is told. Whoever applies all of them knows what LookupPrefix would find, but does not hold it.
+
+    The server keeps the latest changes within a bound. A watcher that lags behind it is told so (KIND_LOST) and gets
+    another snapshot; one that takes nothing at all is cut off. All watchers are told the same, in all namespaces.
+
+    Errors:
+    * FAILED_PRECONDITION, INCARNATION_MISMATCH: the cursor is of another server process; begin with a snapshot.
+    * OUT_OF_RANGE, EVENT_CURSOR_COMPACTED: the changes behind the cursor are no longer kept; begin with a snapshot.
+    * INVALID_ARGUMENT, BAD_FIELD: the cursor lies in the future.
+    * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: `Limits.max_watchers` streams are open.
+    * UNAVAILABLE, STREAM_STALLED: the watcher stood still.
+    * UNAVAILABLE, DRAINING: the server stops.
+    """
     AttachPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.AttachPoolRequest, _pool_pb2.AttachPoolResponse]
     """Prepares the attachment of a process on the server's machine to the arena of one rank.
 
@@ -105,6 +124,25 @@ class PoolServiceAsyncStub(PoolServiceStub):
 
     Errors:
     * INVALID_ARGUMENT, BAD_FIELD: a page token that this server did not make.
+    """
+    WatchBlocks: _aio.UnaryStreamMultiCallable[_pool_pb2.WatchBlocksRequest, _pool_pb2.WatchBlocksResponse]  # type: ignore[assignment]
+    """Tells which prefixes can be found, and goes on telling what changes.
+
+    Without a cursor the stream begins with a snapshot; with one it goes on behind it. A word comes at least every second:
+    where nothing changes, a progress mark. Changes are told a few milliseconds after they have happened, up to a tenth of
+    a second where many watch, and in the order in which they happened; of changes that a later one has overtaken
+    meanwhile, the last is told. Whoever applies all of them knows what LookupPrefix would find, but does not hold it.
+
+    The server keeps the latest changes within a bound. A watcher that lags behind it is told so (KIND_LOST) and gets
+    another snapshot; one that takes nothing at all is cut off. All watchers are told the same, in all namespaces.
+
+    Errors:
+    * FAILED_PRECONDITION, INCARNATION_MISMATCH: the cursor is of another server process; begin with a snapshot.
+    * OUT_OF_RANGE, EVENT_CURSOR_COMPACTED: the changes behind the cursor are no longer kept; begin with a snapshot.
+    * INVALID_ARGUMENT, BAD_FIELD: the cursor lies in the future.
+    * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: `Limits.max_watchers` streams are open.
+    * UNAVAILABLE, STREAM_STALLED: the watcher stood still.
+    * UNAVAILABLE, DRAINING: the server stops.
     """
     AttachPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.AttachPoolRequest, _pool_pb2.AttachPoolResponse]  # type: ignore[assignment]
     """Prepares the attachment of a process on the server's machine to the arena of one rank.
@@ -173,6 +211,31 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         * INVALID_ARGUMENT, BAD_FIELD: a page token that this server did not make.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchBlocks(
+        self,
+        request: _pool_pb2.WatchBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_pool_pb2.WatchBlocksResponse], _abc.AsyncIterator[_pool_pb2.WatchBlocksResponse]]:
+        """Tells which prefixes can be found, and goes on telling what changes.
+
+        Without a cursor the stream begins with a snapshot; with one it goes on behind it. A word comes at least every second:
+        where nothing changes, a progress mark. Changes are told a few milliseconds after they have happened, up to a tenth of
+        a second where many watch, and in the order in which they happened; of changes that a later one has overtaken
+        meanwhile, the last is told. Whoever applies all of them knows what LookupPrefix would find, but does not hold it.
+
+        The server keeps the latest changes within a bound. A watcher that lags behind it is told so (KIND_LOST) and gets
+        another snapshot; one that takes nothing at all is cut off. All watchers are told the same, in all namespaces.
+
+        Errors:
+        * FAILED_PRECONDITION, INCARNATION_MISMATCH: the cursor is of another server process; begin with a snapshot.
+        * OUT_OF_RANGE, EVENT_CURSOR_COMPACTED: the changes behind the cursor are no longer kept; begin with a snapshot.
+        * INVALID_ARGUMENT, BAD_FIELD: the cursor lies in the future.
+        * RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: `Limits.max_watchers` streams are open.
+        * UNAVAILABLE, STREAM_STALLED: the watcher stood still.
+        * UNAVAILABLE, DRAINING: the server stops.
         """
 
     @_abc_1.abstractmethod

@@ -288,6 +288,7 @@ class StepOutcome(_message.Message):
     PRE_COPIES_FIELD_NUMBER: _builtins.int
     PUBLISHED_BLOCKS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    IS_PLANNED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Its number."""
     digest: _builtins.int
@@ -298,6 +299,8 @@ class StepOutcome(_message.Message):
     """Blocks that became findable since the last step; the others of its hashes were held by another block already, or are
     not settled.
     """
+    is_planned: _builtins.bool
+    """Copies and zeroing are planned, not done: the worker has to do them. Never set where there are none."""
     @_builtins.property
     def admissions(self) -> Global___AdmissionResults:
         """Where each admission began; one row per admission, those that were not admitted left out at the end."""
@@ -334,10 +337,11 @@ class StepOutcome(_message.Message):
         pre_copies: Global___StepCopies | None = ...,
         published_blocks: _builtins.int = ...,
         usage: _pool_pb2.PoolUsage | None = ...,
+        is_planned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "post_copies", b"post_copies", "pre_copies", b"pre_copies", "tables", b"tables", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "digest", b"digest", "post_copies", b"post_copies", "pre_copies", b"pre_copies", "published_blocks", b"published_blocks", "step", b"step", "tables", b"tables", "usage", b"usage", "zeroed_block_ids", b"zeroed_block_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "digest", b"digest", "is_planned", b"is_planned", "post_copies", b"post_copies", "pre_copies", b"pre_copies", "published_blocks", b"published_blocks", "step", b"step", "tables", b"tables", "usage", b"usage", "zeroed_block_ids", b"zeroed_block_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -313,6 +313,41 @@ _MEMORY: Metrics = (
     ),
 )
 
+# Watchers
+
+_WATCHERS: Metrics = (
+    Gauge(
+        "statepool_watchers",
+        "watchers",
+        "Open WatchBlocks streams.",
+        lambda s: _one(len(s.watchers)),
+    ),
+    Gauge(
+        "statepool_watch_lag_seconds",
+        "seconds",
+        "Age of the oldest change that a watcher was not told yet.",
+        lambda s: _one(s.watchers.lag),
+    ),
+    Gauge(
+        "statepool_watch_kept_bytes",
+        "bytes",
+        "Bytes of the latest changes that are kept for watchers.",
+        lambda s: _one(s.watchers.news.log.nbytes),
+    ),
+    Counter(
+        "statepool_watch_rows",
+        "rows",
+        "Blocks that have become findable, or are so no longer, since somebody has watched for the first time.",
+        lambda s: _one(s.watchers.news.rows),
+    ),
+    Counter(
+        "statepool_watch_losses",
+        "losses",
+        "Watchers that have lagged too far behind, and were given another snapshot.",
+        lambda s: _one(s.watchers.losses),
+    ),
+)
+
 # The process
 
 
@@ -385,5 +420,5 @@ _PROCESS: Metrics = (
     ),
 )
 
-CATALOGUE: Metrics = (*_BLOCKS, *_SESSIONS, *_CALLS, *_MEMORY, *_PROCESS)
+CATALOGUE: Metrics = (*_BLOCKS, *_SESSIONS, *_CALLS, *_WATCHERS, *_MEMORY, *_PROCESS)
 """Every metric, in the order of the exposition."""

@@ -15,6 +15,7 @@ from statepool_server.service.health import Health
 from statepool_server.service.heartbeat import Heartbeat
 from statepool_server.service.steps import Steps
 from statepool_server.service.supervision import Supervisor
+from statepool_server.service.watchers import Watchers
 
 Labels: TypeAlias = tuple[str, ...]
 """Values of a metric's labels, in their order."""
@@ -30,6 +31,8 @@ class Sources:
     """Calls answered."""
     steps: Steps
     """Engine steps."""
+    watchers: Watchers
+    """Open WatchBlocks streams."""
     health: Health
     """Readiness."""
     supervisor: Supervisor

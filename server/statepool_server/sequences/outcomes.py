@@ -55,6 +55,11 @@ class StepOutcome(NamedTuple):
     work: MemoryWork | None = None
     """What the server has to do before it answers; None: nothing."""
 
+    @property
+    def moves_states(self) -> bool:
+        """Whether anything is copied or zeroed, by the server or by the worker."""
+        return bool(len(self.post_copies.rows) or len(self.zeroed_blocks) or len(self.pre_copies.rows))
+
 
 def copy_plan(moves: Moves) -> CopyPlan:
     """Writes copies between columns as copies between blocks."""

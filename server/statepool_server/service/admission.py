@@ -13,7 +13,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from statepool.errors import OverloadedError
 from statepool_server.service.flow import Flow, hint
 
-_LASTING = frozenset({"KeepAlive", "Schedule"})
+_LASTING = frozenset({"KeepAlive", "Schedule", "WatchBlocks"})
 _FIRST = frozenset(
     {
         *("FreeBlocks", "DeleteSession", "Step", "DetachPool", "CompleteTransfer", "CancelTransfer"),
@@ -69,18 +69,19 @@ class Admission:
         streams: Lasting streams that are open.
     """
 
-    def __init__(self, *, max_calls: int, max_session_calls: int, max_sessions: int) -> None:
+    def __init__(self, *, max_calls: int, max_session_calls: int, max_sessions: int, max_watchers: int) -> None:
         """Begins without a call.
 
         Args:
             max_calls: Calls under way.
             max_session_calls: Calls of one session among them, but those that go first.
             max_sessions: Sessions; each has two lasting streams at most, unless it opens another in place of one.
+            max_watchers: Lasting streams beside those of sessions.
         """
         self.calls, self.streams = Flow("calls"), Flow("streams")
         self._max_calls = max_calls
         self._max_session_calls = max_session_calls
-        self._max_streams = 2 * max_sessions + max_calls
+        self._max_streams = 2 * max_sessions + max_watchers + max_calls
         self._by_session: Counter[int] = Counter()
 
     def gate(self, method: MethodDescriptor) -> Gate:

@@ -31,7 +31,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 """Context of a call."""
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Message | None]]
 """Handles one call: takes the request (or an iterator over requests) and returns the response; a handler of a streaming
-response writes to the context and returns None."""
+response writes to the context, messages or the bytes of such, and returns None."""
 
 END_SECONDS = 5.0
 """What the status of a stream may take to go out: it goes behind answers that the client has not taken."""
@@ -44,7 +44,6 @@ _UNBOUNDED = contextlib.nullcontext()
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "LookupPrefix", "ReceiveTransfer"})
 """What a draining server refuses; all else may bring to an end what has begun. Steps look for themselves."""
-
 _log = structlog.get_logger("statepool.calls")
 
 
@@ -118,7 +117,7 @@ class Calls:
         return build(
             self._guarded(method, handler, door, roles),
             request_deserializer=partial(_decode, request_type) if method.client_streaming else None,
-            response_serializer=response_type.SerializeToString,
+            response_serializer=_encoded if method.server_streaming else response_type.SerializeToString,
         )
 
     def _guarded(self, method: MethodDescriptor, handler: Handler, door: Door, roles: frozenset[Role]) -> Handler:
@@ -151,6 +150,9 @@ class Calls:
             except asyncio.CancelledError:
                 code = Code.CANCELLED.name
                 raise
+            except grpc.aio.InternalError:  # a write to a client that is gone, which gRPC is about to tell
+                code = Code.CANCELLED.name
+                raise asyncio.CancelledError from None
             except Exception:  # noqa: BLE001 — whatever it is, the caller gets a status and the server lives
                 code = Code.INTERNAL.name
                 _log.exception("call failed unexpectedly", method=name)
@@ -204,6 +206,10 @@ async def _end(context: Context, error: StatepoolError, seconds: float | None) -
             await context.abort(_STATUS[error.code], message_of(error), trailers_of(error, time_remaining(context)))
     except TimeoutError:
         raise asyncio.CancelledError from None  # the rest is gRPC's, which keeps no more than the stream's window
+
+
+def _encoded(response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 def _malformed() -> BadFieldError:

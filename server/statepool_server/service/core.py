@@ -104,6 +104,7 @@ class Core:
             max_calls=limits.max_calls,
             max_session_calls=limits.max_session_calls,
             max_sessions=limits.max_sessions,
+            max_watchers=limits.max_watchers,
         )
         self.turnover = Turnover(pool)
         self.ledger = Ledger(pool)

@@ -9,15 +9,16 @@ from functools import partial
 from typing import Protocol, TypeAlias
 
 from statepool import AsyncClient
+from statepool.aio.alarm import Alarm
 from statepool.backoff import Backoff
+from statepool.byte_chunks import UncheckedChunk
 from statepool.errors import PeerLostError, UnavailableError
 from statepool.layout import BlockLayout
-from statepool.results import Chunk
 from statepool.transfers import DataPath, Transfer
 from statepool_server.service.copying import Chore
-from statepool_server.service.pinned import PinnedWork
+from statepool_server.service.pinned import AT_A_TIME, PinnedWork
 
-Chunks: TypeAlias = AsyncGenerator[Chunk, None]
+Chunks: TypeAlias = AsyncGenerator[UncheckedChunk, None]
 """A stream of chunks that is under way."""
 
 _LONGEST_SECONDS = 3600.0
@@ -47,8 +48,12 @@ class Sink(Protocol):
     def spans(self) -> Sequence[Span]:
         """The images in the order in which it takes them."""
 
-    def accept(self, tp_rank: int, chunk: Chunk) -> None:
-        """Takes a chunk, on a copy thread; chunks of a span come without gaps, each once."""
+    def accept(self, tp_rank: int, chunks: Sequence[UncheckedChunk]) -> None:
+        """Checks chunks and takes them, on a copy thread; those of a span come without gaps, each once.
+
+        Raises:
+            ChecksumMismatchError: The bytes of one are not those that were sent.
+        """
 
 
 class Path(Protocol):
@@ -92,7 +97,7 @@ class _Place:
     def stream(self, source: AsyncClient, transfer: Transfer, fingerprint: str, seconds: float) -> Chunks:
         """Opens a stream of what is left."""
         passed, offset = divmod(self.nbytes, self._image_bytes)
-        return source.pull_blocks(
+        return source.pull_unchecked(
             transfer,
             tp_rank=self.span.tp_rank,
             block_index=self.span.block_index + passed,
@@ -117,12 +122,16 @@ class GrpcPath:
         """
         self._check = check
         self._patience = patience
+        self._alarm = Alarm()
 
     async def pull(self, source: AsyncClient, transfer: Transfer, sink: Sink, pinned: PinnedWork) -> int:
         """Pulls everything that a sink wants; see `Path.pull`."""
         places = [_Place(span, sink.layout.image_bytes) for span in sink.spans]
-        for place in places:
-            await self._pull_span(source, transfer, place, sink, pinned)
+        try:
+            for place in places:
+                await self._pull_span(source, transfer, place, sink, pinned)
+        finally:
+            self._alarm.stop()
         return sum(place.nbytes for place in places)
 
     async def _pull_span(
@@ -142,22 +151,33 @@ class GrpcPath:
                 await asyncio.sleep(backoff.broke())
 
     async def _put_away(self, stream: Chunks, place: _Place, sink: Sink, pinned: PinnedWork) -> None:
-        """Takes chunks until the stream ends; each is put away while the next one comes."""
+        """Takes chunks until the stream ends; those that have come are put away while more come."""
         putting: asyncio.Future[None] | None = None
+        come: list[UncheckedChunk] = []
         async with aclosing(stream):
             try:
                 while (chunk := await self._next(stream)) is not None:
-                    if putting is not None:
-                        await asyncio.shield(putting)
-                    self._check()
-                    putting = pinned.begin(
-                        partial(sink.accept, place.span.tp_rank, chunk), Chore.WRITE, len(chunk.data)
-                    )
-                    place.nbytes += len(chunk.data)
+                    come.append(chunk)
+                    if putting is None or putting.done() or len(come) == AT_A_TIME:
+                        await _end(putting)
+                        putting, come = self._put(come, place, sink, pinned), []
             finally:
-                if putting is not None:
-                    await asyncio.shield(putting)
+                await _end(putting)
+        if come:
+            await _end(self._put(come, place, sink, pinned))
 
-    async def _next(self, stream: Chunks) -> Chunk | None:
-        async with asyncio.timeout(self._patience):
-            return await anext(stream, None)
+    def _put(
+        self, chunks: list[UncheckedChunk], place: _Place, sink: Sink, pinned: PinnedWork
+    ) -> "asyncio.Future[None]":
+        self._check()
+        nbytes = sum(len(chunk.data) for chunk in chunks)
+        place.nbytes += nbytes
+        return pinned.begin(partial(sink.accept, place.span.tp_rank, chunks), Chore.WRITE, nbytes)
+
+    async def _next(self, stream: Chunks) -> UncheckedChunk | None:
+        return await self._alarm.within(time.monotonic() + self._patience, anext(stream, None))
+
+
+async def _end(putting: "asyncio.Future[None] | None") -> None:
+    if putting is not None:
+        await asyncio.shield(putting)

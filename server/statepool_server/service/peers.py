@@ -1,7 +1,6 @@
 """Other servers that states are received from: which ones may be, and connections to them."""
 
 import contextlib
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from statepool.security import read_token
 from statepool_server.addresses import Address
 
 MAX_IDLE = 16
-"""Connections that are kept for the next transfer."""
+"""Connections that are kept while no transfer uses them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,8 @@ class Peer:
     """The connection."""
     pool: Pool | None = None
     """Its pool, if it was asked."""
+    users: int = 0
+    """Transfers that use it."""
 
     async def known_pool(self, seconds: float) -> Pool:
         """Tells what its pool is made of.
@@ -102,7 +103,7 @@ class Peers:
             terms: Who may be connected to, and how.
         """
         self._terms = terms
-        self._idle: OrderedDict[Address, list[Peer]] = OrderedDict()
+        self._open: dict[Address, Peer] = {}  # that which was used last is the last
 
     def check(self, target: str, tenant: str) -> Address:
         """Checks that a server may be connected to.
@@ -129,7 +130,9 @@ class Peers:
 
     @contextlib.asynccontextmanager
     async def connected(self, address: Address) -> AsyncIterator[Peer]:
-        """Gives a connection, which nobody else uses until it is given back; one that has failed is not kept.
+        """Gives the connection to a server, which all transfers from it share.
+
+        Who comes after a failure gets a new one; those who use the former go on with it.
 
         Args:
             address: Where to, checked.
@@ -137,31 +140,27 @@ class Peers:
         Raises:
             PeerLostError: What this server proves itself with cannot be read.
         """
-        waiting = self._idle.pop(address, [])
-        peer = waiting.pop() if waiting else Peer(self._terms.client(address))
-        if waiting:
-            self._idle[address] = waiting
+        peer = self._open.pop(address, None) or Peer(self._terms.client(address))
+        self._open[address] = peer
+        peer.users += 1
         try:
             yield peer
         except BaseException:
-            await peer.client.close()
+            if self._open.get(address) is peer:
+                del self._open[address]
             raise
-        self._idle.setdefault(address, []).append(peer)
-        self._idle.move_to_end(address)
-        await self._close_surplus()
+        finally:
+            peer.users -= 1
+            if peer.users == 0 and self._open.get(address) is not peer:
+                await peer.client.close()
+            await self._close_surplus()
 
     async def close(self) -> None:
-        """Closes all connections that nobody uses."""
-        while self._idle:
-            await self._close_oldest()
+        """Closes all connections."""
+        while self._open:
+            await self._open.popitem()[1].client.close()
 
     async def _close_surplus(self) -> None:
-        while sum(map(len, self._idle.values())) > MAX_IDLE:
-            await self._close_oldest()
-
-    async def _close_oldest(self) -> None:
-        address, peers = self._idle.popitem(last=False)
-        peer = peers.pop()
-        if peers:
-            self._idle[address] = peers
-        await peer.client.close()
+        idle = [address for address, peer in self._open.items() if not peer.users]
+        for address in idle[: max(0, len(idle) - MAX_IDLE)]:
+            await self._open.pop(address).client.close()

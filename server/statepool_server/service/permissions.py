@@ -53,6 +53,7 @@ PERMISSIONS: Mapping[str, Mapping[str, Permission]] = {
         "GetPool": _ALL,
         "CalculateStateShapes": _ALL,
         "ListBlocks": _LOOKING_AT_ALL,
+        "WatchBlocks": _LOOKING_AT_ALL,
         "AttachPool": _WORKER,
         "DetachPool": _WORKER,
         "ListAttachments": _LOOKING_AT_ALL,

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
+from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -9,6 +11,9 @@ from statepool_server.service.copying import Chore, CopyThreads
 from statepool_server.service.core import Core
 
 T = TypeVar("T")
+
+AT_A_TIME = 4
+"""Reads of a stream that a thread is given at once: to hand over less than a few MiB costs as much as to read them."""
 
 
 class PinnedWork:
@@ -66,7 +71,7 @@ class PinnedWork:
 
 
 async def ahead(copies: CopyThreads, reads: Iterator[tuple[Callable[[], T], int]]) -> AsyncGenerator[T, None]:
-    """Runs reads on copy threads, one after the other, each while what was read before is sent.
+    """Runs reads on copy threads, some at a time, while what was read before is sent.
 
     Args:
         copies: The threads.
@@ -75,12 +80,16 @@ async def ahead(copies: CopyThreads, reads: Iterator[tuple[Callable[[], T], int]
     Raises:
         OverloadedError: As much is queued as may be.
     """
-    coming: asyncio.Future[T] | None = None
-    for read, nbytes in reads:
-        done = None if coming is None else [await copies.wait(coming)]
+    coming: asyncio.Future[list[T]] | None = None
+    while batch := list(islice(reads, 1 if coming is None else AT_A_TIME)):
+        done = [] if coming is None else await copies.wait(coming)
         copies.check_room()
-        coming = copies.submit(read, Chore.READ, nbytes)
-        if done is not None:
-            yield done[0]
-    if coming is not None:
-        yield await copies.wait(coming)
+        coming = copies.submit(partial(_all, [read for read, _ in batch]), Chore.READ, sum(size for _, size in batch))
+        for result in done:
+            yield result
+    for result in [] if coming is None else await copies.wait(coming):
+        yield result
+
+
+def _all(reads: list[Callable[[], T]]) -> list[T]:
+    return [read() for read in reads]

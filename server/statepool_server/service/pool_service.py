@@ -20,6 +20,7 @@ from statepool_server.blocks import BlockState
 from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
+from statepool_server.service.watchers import Watchers
 
 MAX_CONFIG_BYTES = 2**20
 """Longest config.json."""
@@ -28,9 +29,10 @@ MAX_CONFIG_BYTES = 2**20
 class PoolService:
     """Handlers of ``statepool.v1.PoolService``."""
 
-    def __init__(self, core: Core, processes: AttachedProcesses) -> None:
+    def __init__(self, core: Core, processes: AttachedProcesses, watchers: Watchers) -> None:
         self._core = core
         self._processes = processes
+        self._watchers = watchers
         self._layout = arena_layout_to_wire(core.description.layout)
 
     async def GetPool(self, _request: pb.GetPoolRequest, _context: Context) -> pb.GetPoolResponse:
@@ -85,6 +87,10 @@ class PoolService:
             next_page_token=core.convert.page_token(int(rows.refs.block_ids[-1])) if full else "",
         )
 
+    async def WatchBlocks(self, request: pb.WatchBlocksRequest, context: Context) -> None:
+        """Tells what can be found, and what changes."""
+        await self._watchers.watch(request, context)
+
     async def AttachPool(self, request: pb.AttachPoolRequest, _context: Context) -> pb.AttachPoolResponse:
         """Gives out a token for the attach socket."""
         return self._processes.offer(request)
@@ -118,6 +124,7 @@ class PoolService:
             max_calls=limits.max_calls,
             max_session_calls=limits.max_session_calls,
             max_transfers=limits.max_transfers,
+            max_watchers=limits.max_watchers,
         )
 
 

@@ -5,12 +5,12 @@ from functools import partial
 
 import numpy as np
 
+from statepool.byte_chunks import UncheckedChunk
 from statepool.convert import Conversion, PoolStates, plan_conversion
 from statepool.convert.conversion import Image
 from statepool.descriptions import Pool
 from statepool.errors import LayoutMismatchError
 from statepool.layout import BlockLayout
-from statepool.results import Chunk
 from statepool_server.recency import Ids
 from statepool_server.service.core import Core
 from statepool_server.service.data_paths import Sink, Span
@@ -33,10 +33,12 @@ class DirectSink:
         self.layout: BlockLayout = known.layout.block
         self.spans: Sequence[Span] = [Span(tp_rank, 0, len(block_ids)) for tp_rank in known.tp_ranks]
 
-    def accept(self, tp_rank: int, chunk: Chunk) -> None:
-        """Writes a chunk."""
-        block_id = self._block_ids[chunk.block_index]
-        self._memory.write_image(self._rank_indices[tp_rank], block_id, chunk.offset, chunk.data)
+    def accept(self, tp_rank: int, chunks: Sequence[UncheckedChunk]) -> None:
+        """Checks chunks and writes them."""
+        rank_index = self._rank_indices[tp_rank]
+        for chunk in chunks:
+            chunk.check()
+            self._memory.write_image(rank_index, self._block_ids[chunk.block_index], chunk.offset, chunk.data)
 
 
 class ConvertingSink:
@@ -67,8 +69,13 @@ class ConvertingSink:
             Span(rank, index, 1) for index in range(len(self._block_ids)) for rank in self._needed
         ]
 
-    def accept(self, tp_rank: int, chunk: Chunk) -> None:
-        """Keeps a chunk; the last of an image converts it, the last of a block writes it."""
+    def accept(self, tp_rank: int, chunks: Sequence[UncheckedChunk]) -> None:
+        """Checks chunks and keeps them; the last of an image converts it, the last of a block writes it."""
+        for chunk in chunks:
+            chunk.check()
+            self._keep(tp_rank, chunk)
+
+    def _keep(self, tp_rank: int, chunk: UncheckedChunk) -> None:
         end = chunk.offset + len(chunk.data)
         self._image[chunk.offset : end] = np.frombuffer(chunk.data, np.uint8)
         if end < len(self._image):

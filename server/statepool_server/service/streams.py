@@ -6,6 +6,7 @@ from functools import partial
 
 import xxhash
 
+from statepool.byte_chunks import encode_chunk
 from statepool.errors import (
     BadFieldError,
     BatchTooLargeError,
@@ -50,9 +51,8 @@ class BlockStreams:
                 for offset in range(request.offset, end, core.limits.max_chunk_bytes):
                     length = min(core.limits.max_chunk_bytes, end - offset)
                     chunk = await pinned.run(
-                        partial(self._read, rank_index, block_id, offset, length), Chore.READ, length
+                        partial(self._read, rank_index, block_index, block_id, offset, length), Chore.READ, length
                     )
-                    chunk.block_index = block_index
                     await self._stalls.moving(context.write(chunk), "the reader")
 
     async def WriteBlocks(
@@ -107,11 +107,9 @@ class BlockStreams:
             )
         return end
 
-    def _read(self, rank_index: int, block_id: int, offset: int, length: int) -> pb.ReadBlocksResponse:
-        data = self._core.memory.read_image(rank_index, block_id, offset, length)
-        return pb.ReadBlocksResponse(
-            incarnation=self._core.incarnation, offset=offset, data=data, checksum=xxhash.xxh3_64_intdigest(data)
-        )
+    def _read(self, rank_index: int, block_index: int, block_id: int, offset: int, length: int) -> bytes:
+        head = pb.ReadBlocksResponse(incarnation=self._core.incarnation, block_index=block_index, offset=offset)
+        return encode_chunk(head, self._core.memory.read_image(rank_index, block_id, offset, length))
 
     def _write(self, rank_index: int, block_id: int, chunk: pb.WriteBlocksChunk) -> None:
         data = chunk.data

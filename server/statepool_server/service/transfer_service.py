@@ -5,9 +5,10 @@ from contextlib import aclosing
 from functools import partial
 
 import structlog
-import xxhash
 from google.protobuf.message import Message
 
+from statepool.aio.alarm import Alarm
+from statepool.byte_chunks import encode_chunk
 from statepool.errors import BadFieldError, BlockIndexOutOfRangeError, LayoutMismatchError
 from statepool.v1 import transfer_pb2 as pb
 from statepool_server import convert
@@ -64,11 +65,14 @@ class TransferService:
         """Streams lent images in chunks; what was read counts only if it was still lent then."""
         core, ref = self._core, request.transfer
         states = core.pool.check_transfer(ref.transfer_id, ref.token).states
-        rank_index = self._rank_index(request)
-        async with aclosing(ahead(core.copies, self._reads(request, states, rank_index))) as chunks:
-            async for chunk in chunks:
-                core.pool.check_transfer(ref.transfer_id, ref.token)
-                await self._stalls.moving(context.write(chunk), "the reader")
+        reads, alarm = self._reads(request, states, self._rank_index(request)), Alarm()
+        try:
+            async with aclosing(ahead(core.copies, reads)) as chunks:
+                async for chunk in chunks:
+                    core.pool.check_transfer(ref.transfer_id, ref.token)
+                    await self._stalls.moving(context.write(chunk), "the reader", alarm)
+        finally:
+            alarm.stop()
 
     async def ReceiveTransfer(self, request: pb.ReceiveTransferRequest, _context: Context) -> Message:
         """Fills blocks with states from another server."""
@@ -142,7 +146,7 @@ class TransferService:
 
     def _reads(
         self, request: pb.PullBlocksRequest, states: LentStates, rank_index: int
-    ) -> Iterator[tuple[Callable[[], pb.PullBlocksResponse], int]]:
+    ) -> Iterator[tuple[Callable[[], bytes], int]]:
         image_bytes, chunk_bytes = self._core.description.layout.block.image_bytes, self._core.limits.max_chunk_bytes
         first, offset = request.block_index, request.offset
         end = first + request.block_count if request.block_count else len(states)
@@ -158,7 +162,7 @@ class TransferService:
             for length in [min(chunk_bytes, image_bytes - start)]
         )
 
-    def _read(self, rank_index: int, states: LentStates, index: int, offset: int, length: int) -> pb.PullBlocksResponse:
+    def _read(self, rank_index: int, states: LentStates, index: int, offset: int, length: int) -> bytes:
         data = self._core.memory.read_lent(
             rank_index,
             int(states.blocks.block_ids[index]),
@@ -167,12 +171,8 @@ class TransferService:
             offset,
             length,
         )
-        return pb.PullBlocksResponse(
-            incarnation=self._core.incarnation,
-            block_index=index,
-            offset=offset,
-            data=data,
-            checksum=xxhash.xxh3_64_intdigest(data),
+        return encode_chunk(
+            pb.PullBlocksResponse(incarnation=self._core.incarnation, block_index=index, offset=offset), data
         )
 
 
