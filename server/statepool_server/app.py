@@ -87,6 +87,8 @@ async def serving(
     supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
     supervisor.run("attach listener", "nothing can be attached any more", listener.run())
     supervisor.run("verifier", "checksums are neither taken nor compared", assembly.verifier.run())
+    if plan.access.is_given:
+        supervisor.run("access", "streams of callers who may not any more go on", assembly.calls.revocation.run())
     if journal is not None:
         full = JournalWatch(journal, core.ledger, health)
         supervisor.run("journal", "the journal is no longer shortened", full.run())

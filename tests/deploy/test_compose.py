@@ -15,7 +15,7 @@ from service.servers import Server
 from statepool.doctor.memory import JOURNAL_BYTES, PROCESS_BYTES
 from statepool.units import parse_bytes
 
-FILES = (DOCKER / "compose.yaml", DOCKER / "compose.cuda.yaml", DOCKER / "compose.monitoring.yaml")
+FILES = tuple(DOCKER / f"compose{kind}.yaml" for kind in ("", ".cuda", ".monitoring", ".tls"))
 
 
 def with_defaults(value: Any) -> Any:
@@ -107,6 +107,18 @@ def test_monitoring() -> None:
         assert services[name]["network_mode"] == "service:server"
         for source in (volume.partition(":")[0] for volume in services[name]["volumes"]):
             assert source == "prometheus" or (DOCKER / source).is_file()
+
+
+def test_tls() -> None:
+    """With this file the server takes certificates where they are mounted, and is reached where it listens."""
+    server = with_defaults(yaml.safe_load(FILES[3].read_text(encoding="utf-8"))["services"])["server"]
+    config = parsed({"STATEPOOL_MODEL_CONFIG": "mamba2"} | server["environment"])
+    (_, mounted, _), (_, port) = server["volumes"][0].split(":"), server["ports"][0].split(":")
+
+    assert config.listen == [DEFAULTS.listen[0], f"0.0.0.0:{port}"]
+    assert all(address.startswith("unix:///run/statepool/") for address in config.admin_listen)
+    for path in (config.tls_cert, config.tls_key, config.tls_client_ca):
+        assert str(path).startswith(f"{mounted}/")
 
 
 def size(text: str) -> int:

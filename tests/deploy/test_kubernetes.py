@@ -10,8 +10,11 @@ import pytest
 from deploy.kubernetes import build, parse_quantity, sidecar, validate, volumes
 from deploy.server_settings import DEFAULTS, IMAGE_USER, parsed
 from statepool.doctor.memory import JOURNAL_BYTES, PROCESS_BYTES
+from statepool_server.access.rules import Role
 
 K8S = Path(__file__).parents[2] / "docker" / "k8s"
+KEYS = ("tls.crt", "tls.key", "ca.crt")
+"""What cert-manager puts into a secret."""
 WORKLOAD = """\
 apiVersion: apps/v1
 kind: {kind}
@@ -94,6 +97,34 @@ def test_monitoring(tmp_path: Path) -> None:
     assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
     assert config.metrics_listen == f"0.0.0.0:{port['containerPort']}"
     assert config.insecure_metrics
+
+
+def test_tls(tmp_path: Path) -> None:
+    """With this component the sidecar takes the certificate that is asked for, from where its secret is mounted."""
+    (tmp_path / "workload.yaml").write_text(
+        WORKLOAD.format(kind="Deployment", wanted="true", more=""), encoding="utf-8"
+    )
+    components = [os.path.relpath(K8S / name, tmp_path.resolve()) for name in ("sidecar", "tls")]
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [workload.yaml]\ncomponents: {components}\n", encoding="utf-8"
+    )
+
+    built = build(tmp_path)
+
+    deployment, certificate = built["Deployment"], built["Certificate"]["spec"]
+    validate(deployment)
+    pod = deployment["spec"]["template"]["spec"]
+    server = next(each for each in pod["initContainers"] if each["name"] == "statepool")
+    config = parsed({variable["name"]: variable["value"] for variable in server["env"]})
+    (port,) = server["ports"]
+    secret = next(volume["secret"] for volume in pod["volumes"] if volume["name"] == "statepool-tls")
+    (mount,) = (each for each in server["volumeMounts"] if each["name"] == "statepool-tls")
+    assert config.listen == [DEFAULTS.listen[0], f"0.0.0.0:{port['containerPort']}"]
+    assert secret["secretName"] == certificate["secretName"]
+    assert secret["defaultMode"] == 0o440
+    paths = [config.tls_cert, config.tls_key, config.tls_client_ca]
+    assert [str(path) for path in paths] == [f"{mount['mountPath']}/{name}" for name in KEYS]
+    assert [uri.rpartition("/")[2] for uri in certificate["uris"]] == [Role.WORKER]
 
 
 def test_settings(job: dict[str, Any]) -> None:

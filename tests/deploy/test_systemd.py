@@ -12,6 +12,7 @@ from deploy.commands import run
 from deploy.server_settings import DEFAULTS, DOCKER, parsed
 
 UNIT = DOCKER / "systemd" / "statepool.service"
+TLS = UNIT.with_name("tls.conf")
 MAX_EXPOSURE = 2.0
 """As `systemd-analyze security` counts, where 10 is a unit without any confinement."""
 
@@ -20,10 +21,13 @@ needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reas
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """Writes the unit with the commands of this environment in place of /opt/statepool."""
+    """Writes the unit and its drop-in with the commands of this environment in place of /opt/statepool."""
     text = UNIT.read_text(encoding="utf-8").replace("/opt/statepool/bin", str(Path(sys.executable).parent))
     path = tmp_path / UNIT.name
     path.write_text(text, encoding="utf-8")
+    drop_ins = tmp_path / f"{UNIT.name}.d"
+    drop_ins.mkdir()
+    shutil.copy(TLS, drop_ins)
     return path
 
 
@@ -55,6 +59,19 @@ def test_settings() -> None:
     config = parsed({}, "--config", str(UNIT.with_name("statepool.toml")))
 
     assert config.memory == 4 * 2**30
+
+
+def test_tls() -> None:
+    """The server takes what the drop-in sets beside the settings, and is let out of this machine for it."""
+    text = TLS.read_text(encoding="utf-8")
+    variables = dict(re.findall(r'^Environment="?(\w+)=([^"\n]+)"?$', text, re.MULTILINE))
+    config = parsed(variables, "--config", str(UNIT.with_name("statepool.toml")))
+
+    assert len(variables) == text.count("Environment=")
+    assert config.listen == [DEFAULTS.listen[0], "0.0.0.0:7443"]
+    assert config.tls_cert is not None
+    assert config.socket_access == "group"
+    assert "IPAddressAllow=" in text
 
 
 def test_commands_and_times() -> None:

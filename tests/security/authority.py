@@ -59,12 +59,13 @@ class Authority:
         pair = self.client(*names) if names else self.server()
         return ("--tls-cert", str(pair.cert), "--tls-key", str(pair.key), "--tls-client-ca", str(self.ca))
 
-    def client(self, *names: x509.GeneralName, days: int = 1) -> Pair:
+    def client(self, *names: x509.GeneralName, days: int = 1, since: int = 30) -> Pair:
         """Signs a client's certificate.
 
         Args:
             names: Its alternative names.
             days: Days until it expires; below 0: since.
+            since: Days for which it has been good; below 0: until it is.
         """
         pair, key, now = self._new_pair(), ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
@@ -73,7 +74,7 @@ class Authority:
             subject,
             key.public_key(),
             x509.random_serial_number(),
-            now - 30 * _DAY,
+            now - since * _DAY,
             now + days * _DAY,
         )
         if names:
@@ -92,10 +93,10 @@ class Authority:
         pair = self.client(*names, days=days)
         return Tls(ca=self.ca, cert=pair.cert, key=pair.key)
 
-    def tls_as(self, *roles: str, tenant: str = "") -> Tls:
+    def tls_as(self, *roles: str, tenant: str = "", days: int = 1) -> Tls:
         """Signs the certificate of a caller with roles."""
         path = f"{tenant}/" if tenant else ""
-        return self.tls(*(uri(f"spiffe://cluster.test/statepool/{path}{role}") for role in roles))
+        return self.tls(*(uri(f"spiffe://cluster.test/statepool/{path}{role}") for role in roles), days=days)
 
     def _key(self) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(self._ca.private_key_pem.bytes(), None)

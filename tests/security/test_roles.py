@@ -1,6 +1,9 @@
 """Guarantee: every call is for certain roles, and who calls is known by certificate, token, or a socket's rights."""
 
+import hashlib
 import stat
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -211,6 +214,74 @@ def test_revoked_token(guarded: Server) -> None:
             return False
 
         until(is_refused, "the token to be forgotten")
+
+
+STRANGER = (("authorization", f"Bearer {token_of('stranger')}"),)
+STREAMS: dict[str, Callable[[Stubs, Any], Any]] = {
+    "KeepAlive": lambda stubs, sent: stubs.sessions.KeepAlive(sent, metadata=STRANGER),
+    "Schedule": lambda stubs, sent: stubs.sequences.Schedule(sent, metadata=STRANGER),
+    "WatchBlocks": lambda stubs, _sent: stubs.pool.WatchBlocks(pool_pb2.WatchBlocksRequest(), metadata=STRANGER),
+}
+REVOKED = {
+    "gone": ("", "PEER_UNTRUSTED"),
+    "another role": ('roles = ["admin"]', "ROLE_FORBIDDEN"),
+    "another tenant": ('roles = ["scheduler"]\ntenant = "acme"', "PEER_UNTRUSTED"),
+}
+
+
+@pytest.mark.parametrize("case", REVOKED)
+@pytest.mark.parametrize("method", ["KeepAlive", "Schedule"])
+def test_revoked_token_of_a_stream(servers: Servers, tmp_path: Path, method: str, case: str) -> None:
+    """A stream ends, with the reason, when its caller may not go on; those of other callers stay open."""
+    access, over = access_file(tmp_path), threading.Event()
+    others, (rights, reason) = access.read_text(encoding="utf-8"), REVOKED[case]
+    access.write_text(others + entry_of("stranger", 'roles = ["scheduler"]'), encoding="utf-8")
+    server = servers.start("--access", str(access), "--local-roles", "none").wait_until_ready()
+    with (
+        Client(server.target, token=token_of("everybody")) as client,
+        client.create_session(60.0) as session,
+        session.scheduler() as scheduler,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        scheduler.step()
+        stream = STREAMS[method](Stubs(channel), iter(over.wait, True))
+        until(lambda: streams(server) == 3, "the stream to be open")
+        access.write_text(others + (entry_of("stranger", rights) if rights else ""), encoding="utf-8")
+
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stream)
+        over.set()
+        assert error_of_rpc(caught.value).reason == reason
+        scheduler.step()
+    assert server.log.count("stream ended") == 1
+
+
+def test_revoked_token_of_a_watcher(servers: Servers, tmp_path: Path) -> None:
+    """Who only listens is told nothing more either."""
+    access = access_file(tmp_path)
+    others = access.read_text(encoding="utf-8")
+    access.write_text(others + entry_of("stranger", 'roles = ["observer"]'), encoding="utf-8")
+    server = servers.start("--access", str(access), "--local-roles", "none").wait_until_ready()
+    with grpc.insecure_channel(server.target) as channel:
+        stream = STREAMS["WatchBlocks"](Stubs(channel), None)
+        assert next(stream).changes
+        access.write_text(others, encoding="utf-8")
+
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stream)
+    assert error_of_rpc(caught.value).reason == "PEER_UNTRUSTED"
+
+
+def entry_of(name: str, rights: str) -> str:
+    """Writes what an access file says of a token."""
+    digest = hashlib.sha256(token_of(name).encode()).hexdigest()
+    return f'\n[[tokens]]\nname = "{name}"\n{rights}\nsha256 = "{digest}"\n'
+
+
+def streams(server: Server) -> int:
+    """Counts the streams that are open, as an operator sees them."""
+    with Client(server.target, token=token_of("operator")) as operator:
+        return int(operator.get_metrics().total("statepool_current_rpcs", kind="stream"))
 
 
 @pytest.mark.parametrize(("access", "mode"), [("user", 0o600), ("group", 0o660)])

@@ -1,7 +1,9 @@
 """Guarantee: an access file says what it means or is refused, and a bad one never takes the place of a good one."""
 
 import hashlib
+import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,7 @@ def test_file_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         path.unlink()
         if text is not None:
             path.write_text(text, encoding="ascii")
+            os.utime(path, ns=(0, 0))
         now[0] += LOOK_SECONDS
         return watched.refresh()
 
@@ -105,6 +108,29 @@ def test_file_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (after_a_second(None), watched.current) == (None, 22)
     path.write_text("4", encoding="ascii")
     assert (after_a_second("4"), watched.current) == (4, 4)
+
+
+def test_file_that_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written a moment ago may be half of a file, and is left alone until nobody has written for a while."""
+    path, now = tmp_path / "numbers", [0.0]
+    monkeypatch.setattr("statepool_server.access.watched.time.monotonic", lambda: now[0])
+    path.write_text("1 2", encoding="ascii")
+    watched = Watched([path], lambda: path.read_text(encoding="ascii").split())
+
+    def looked_at(seconds_ago: float) -> list[str]:
+        written_ns = time.time_ns() - round(seconds_ago * 1e9)
+        os.utime(path, ns=(written_ns, written_ns))
+        now[0] += LOOK_SECONDS
+        watched.refresh()
+        return watched.current
+
+    path.write_text("", encoding="ascii")
+    assert looked_at(0.0) == ["1", "2"]
+    path.write_text("3", encoding="ascii")
+    assert looked_at(0.1) == ["1", "2"]
+    assert looked_at(2.0) == ["3"]
+    path.write_text("4", encoding="ascii")
+    assert looked_at(-3600.0) == ["4"], "somebody has set the clock"
 
 
 def test_without_a_file() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cyclopts import Parameter
@@ -42,6 +42,12 @@ class Connection:
             return None
         ca, cert, key = (None if path is None else str(path) for path in (self.ca, self.cert, self.key))
         return Tls(ca=ca, cert=cert, key=key, server_name=self.server_name)
+
+    def at(self, target: str) -> "Connection":
+        """Names another address for the same caller; on a Unix socket there is no TLS."""
+        if target.startswith("unix:"):
+            return Connection(target=target, token_file=self.token_file)
+        return replace(self, target=target)
 
     def security(self) -> Security:
         """Reads all files, and makes sure that nothing is sent in the clear.

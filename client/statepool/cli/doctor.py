@@ -26,6 +26,10 @@ def doctor(
     tp_ranks: str | None = None,
     device: str = "cpu",
     state_dir: Path | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    tls_client_ca: Path | None = None,
+    admin_listen: Annotated[list[str] | None, Parameter(negative=())] = None,
     timeout: Seconds = 3.0,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -43,13 +47,19 @@ def doctor(
         tp_ranks: Ranks that the server holds, such as 0,1. Default: all.
         device: Where its arenas are: cpu, or cuda:N[,M…].
         state_dir: Its folder of host arenas. Default: /dev/shm/statepool-UID.
+        tls_cert: PEM file of its certificate.
+        tls_key: PEM file of its key.
+        tls_client_ca: PEM file of the authority of its callers' certificates.
+        admin_listen: Where it listens for operators; may be repeated.
         timeout: How long the server may take for an answer.
         as_json: Print one JSON object instead of a table.
     """
     ranks = len(tp_ranks.split(",")) if tp_ranks else tp_size
-    wanted = Wanted(memory, ranks, device, None if state_dir is None else state_dir.absolute())
+    folder = None if state_dir is None else state_dir.absolute()
+    wanted = Wanted(memory, ranks, device, folder, tls_cert, tls_key, tls_client_ca)
     health = ask_health(connection, "", timeout)
-    findings = examine(Deployment(connection.target, health, wanted, timeout, connection.security()))
+    admin = {at: ask_health(connection.at(at), "", timeout) for at in admin_listen or ()}
+    findings = examine(Deployment(connection.target, health, wanted, timeout, connection.security(), admin))
     is_well = all(finding.verdict is not Verdict.FAILURE for finding in findings)
     console = Console(highlight=False)
     if as_json:

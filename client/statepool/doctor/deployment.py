@@ -1,16 +1,18 @@
 """What can be found out about a deployment from where the doctor stands."""
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from statepool import Client, Pool, ServerInfo
 from statepool.doctor.listener import Listener
 from statepool.doctor.mounts import Folder
 from statepool.errors import StatepoolError
-from statepool.security import PLAIN, Security
+from statepool.security import PLAIN, Security, Tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,12 @@ class Wanted:
     """``cpu`` or ``cuda:N[,M…]``."""
     state_dir: Path | None = None
     """Folder of host arenas; None: the server's default."""
+    tls_cert: Path | None = None
+    """Its certificate."""
+    tls_key: Path | None = None
+    """Its key."""
+    tls_client_ca: Path | None = None
+    """Authorities of its callers."""
 
 
 class Deployment:
@@ -35,14 +43,29 @@ class Deployment:
         health: What its health service says, or the status code of the failed call.
         wanted: Its settings, as far as they are known without it.
         timeout: Seconds that an answer may take.
+        admin_health: As `health`, by each address where operators should find it.
     """
 
-    def __init__(self, target: str, health: str, wanted: Wanted, timeout: float, security: Security = PLAIN) -> None:
+    def __init__(
+        self,
+        target: str,
+        health: str,
+        wanted: Wanted,
+        timeout: float,
+        security: Security = PLAIN,
+        admin_health: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.target = target
         self.health = health
         self.wanted = wanted
         self.timeout = timeout
+        self.admin_health = admin_health
         self._security = security
+
+    @property
+    def tls(self) -> Tls | None:
+        """How this caller does TLS; None: it does not."""
+        return self._security.tls if isinstance(self._security.tls, Tls) else None
 
     @cached_property
     def socket_path(self) -> Path | None:
@@ -59,13 +82,23 @@ class Deployment:
         return None
 
     @cached_property
+    def _told(self) -> tuple[ServerInfo, Pool] | StatepoolError:
+        security = self._security
+        with Client(self.target, timeout=self.timeout, tls=security.tls, token=security.token) as client:
+            try:
+                return client.get_server_info(), client.get_pool()
+            except StatepoolError as error:
+                return error
+
+    @property
     def answers(self) -> tuple[ServerInfo, Pool] | None:
         """What the server tells about itself; None: it does not answer."""
-        security = self._security
-        client = Client(self.target, timeout=self.timeout, tls=security.tls, token=security.token)
-        with client, suppress(StatepoolError):
-            return client.get_server_info(), client.get_pool()
-        return None
+        return None if isinstance(self._told, StatepoolError) else self._told
+
+    @property
+    def refusal(self) -> StatepoolError | None:
+        """Why the server tells nothing."""
+        return self._told if isinstance(self._told, StatepoolError) else None
 
     @property
     def pool(self) -> Pool | None:

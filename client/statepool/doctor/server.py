@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from statepool.doctor.deployment import Deployment
 from statepool.doctor.findings import Finding, bad, doubtful, good
+from statepool.errors import PeerUntrustedError, RoleForbiddenError
 
 LAYOUT_VARIABLES = ("STATEPOOL_CONV_LAYOUT", "VLLM_SSM_CONV_STATE_LAYOUT")
 """Where an engine in this environment would take its conv layout from; the first one that is set counts."""
@@ -27,6 +28,17 @@ def check_health(deployment: Deployment) -> Iterator[Finding]:
             f"{deployment.target}: {deployment.health}: no server answers",
             "start the server; the last line of its log says why it ended",
         )
+
+
+def check_caller(deployment: Deployment) -> Iterator[Finding]:
+    """Checks that the server knows who asks, where it tells everybody that it serves."""
+    if deployment.health != "SERVING" or not isinstance(deployment.refusal, PeerUntrustedError | RoleForbiddenError):
+        return
+    yield bad(
+        "caller",
+        f"{deployment.target}: {deployment.refusal.message}",
+        "show a certificate that names a role (--cert, --key), or a token of its access file (--token-file)",
+    )
 
 
 def check_versions(deployment: Deployment) -> Iterator[Finding]:

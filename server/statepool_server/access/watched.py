@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import structlog
 
@@ -13,7 +13,19 @@ T = TypeVar("T")
 LOOK_SECONDS = 1.0
 """How long what was read is taken for good without a look at the files."""
 
+SETTLED_NS = 500_000_000
+"""How long ago a file was written at least: half of one may be a file without tenants, or without tokens."""
+
 _log = structlog.get_logger("statepool.access")
+
+
+class _Stamp(NamedTuple):
+    """Changes when a file does."""
+
+    device: int
+    inode: int
+    size: int
+    written_ns: int
 
 
 class Watched(Generic[T]):
@@ -61,9 +73,9 @@ class Watched(Generic[T]):
             stamps = self._look()
             if stamps == self._stamps:
                 return None
-            value = self._read()
-            if self._look() != stamps:
-                return None  # they are being written; the next look finds them whole
+            value = None if _are_being_written(stamps) else self._read()
+            if value is None or self._look() != stamps:
+                return None  # the next look finds them whole
         except (OSError, ValueError) as error:
             _log.error("not read anew, what was read before stays in force", files=self._names, error=str(error))
             return None
@@ -71,10 +83,16 @@ class Watched(Generic[T]):
         _log.info("read anew", files=self._names)
         return value
 
-    def _look(self) -> list[tuple[int, ...]]:
+    def _look(self) -> list[_Stamp]:
         stats = [path.stat() for path in self._paths]
-        return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+        return [_Stamp(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
 
     @property
     def _names(self) -> list[str]:
         return [str(path) for path in self._paths]
+
+
+def _are_being_written(stamps: Sequence[_Stamp]) -> bool:
+    """Tells whether a file was written a moment ago, by the clock of files; one from the future is taken as it is."""
+    now_ns = time.time_ns()
+    return any(now_ns - SETTLED_NS < stamp.written_ns <= now_ns for stamp in stamps)

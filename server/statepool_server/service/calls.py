@@ -25,6 +25,7 @@ from statepool_server.service.admission import Gate
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
 from statepool_server.service.permissions import PERMISSIONS
+from statepool_server.service.revocation import Revocation
 from statepool_server.service.tenancy import Tenancy
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -39,7 +40,7 @@ END_SECONDS = 5.0
 _Admitted: TypeAlias = Callable[[Any, Context, Caller], Awaitable[Message | None]]
 
 _UNBOUNDED = contextlib.nullcontext()
-"""What a call of nobody's tenant stays within."""
+"""What a call stays within that nothing bounds."""
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "LookupPrefix", "ReceiveTransfer"})
@@ -65,6 +66,7 @@ class Calls:
     Attributes:
         counts: Calls answered, by (full method name, status code name).
         seconds: What calls took, by full method name; streams that last as long as their client are left out.
+        revocation: Ends such streams when who opened them may not any more.
     """
 
     def __init__(self, core: Core, draining: asyncio.Event) -> None:
@@ -76,6 +78,7 @@ class Calls:
         """
         self.counts: Counter[tuple[str, str]] = Counter()
         self.seconds: dict[str, Histogram] = {}
+        self.revocation = Revocation(core.access)
         self._core = core
         self._draining = draining
         self._tenancy = Tenancy(core.access, core.pool, core.quotas)
@@ -126,18 +129,25 @@ class Calls:
         is_beginning, gate = method.name in _BEGINNINGS, self._core.admission.gate(method)
         seconds = None if gate.is_lasting else self.seconds.setdefault(name, Histogram())
         admitted = self._streamed(handler) if method.client_streaming else self._decoded(method, gate, handler)
-        quotas = self._core.quotas
+        quotas, over = self._core.quotas, self.revocation.over
+
+        def known(context: Context) -> Caller:
+            caller = door(context)
+            permission.check(caller, name)
+            return caller
 
         async def call(request: Any, context: Context) -> Message | None:
             started_ns, code, reason, caller = time.perf_counter_ns(), "OK", "", NOBODY
             try:
-                caller = door(context)
-                permission.check(caller, name)
+                caller = known(context)
                 if is_beginning and self._draining.is_set():
                     raise draining_error()
                 gate.enter()
                 try:
-                    with quotas.call(caller.tenant, is_first=gate.is_first) if caller.tenant else _UNBOUNDED:
+                    with (
+                        quotas.call(caller.tenant, is_first=gate.is_first) if caller.tenant else _UNBOUNDED,
+                        over(caller, partial(known, context)) if gate.is_lasting else _UNBOUNDED,
+                    ):
                         response = await admitted(request, context, caller)
                     failpoints.reach("answer")
                     return response

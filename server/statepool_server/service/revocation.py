@@ -1,0 +1,81 @@
+"""Streams that last end when who opened them may not any more: the access file can change while they are open."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import structlog
+
+from statepool.errors import PeerUntrustedError, StatepoolError
+from statepool_server.access.callers import Caller
+from statepool_server.access.rules import AccessFile
+from statepool_server.access.watched import LOOK_SECONDS
+
+_log = structlog.get_logger("statepool.access")
+
+
+class _Stream:
+    """A stream, and how to find out again who has opened it."""
+
+    def __init__(self, caller: Caller, known: Callable[[], Caller]) -> None:
+        self.refusal: StatepoolError | None = None
+        self._caller = caller
+        self._known = known
+        self._handler: asyncio.Task[Any] | None = asyncio.current_task()
+
+    def check(self) -> None:
+        """Ends the stream if its caller may not go on."""
+        try:
+            if self._known().tenant != self._caller.tenant:
+                raise PeerUntrustedError(f"{self._caller.name} acts for another tenant now")
+        except StatepoolError as error:
+            if self.refusal is None and self._handler is not None:
+                self.refusal = error
+                self._handler.cancel()
+                _log.info("stream ended", caller=self._caller.name, reason=error.reason)
+
+
+class Revocation:
+    """Looks at all streams that last whenever the access file has changed; calls are looked at as they come."""
+
+    def __init__(self, access: AccessFile) -> None:
+        """Begins without a stream.
+
+        Args:
+            access: Says who callers are.
+        """
+        self._access = access
+        self._streams: set[_Stream] = set()
+
+    @contextlib.contextmanager
+    def over(self, caller: Caller, known: Callable[[], Caller]) -> Iterator[None]:
+        """Watches over the stream that the present task handles.
+
+        Args:
+            caller: Who has opened it.
+            known: Finds out again; raises StatepoolError where the caller may not go on.
+
+        Raises:
+            StatepoolError: What `known` has raised.
+        """
+        stream = _Stream(caller, known)
+        self._streams.add(stream)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if stream.refusal is None:
+                raise
+            raise stream.refusal from None
+        finally:
+            self._streams.discard(stream)
+
+    async def run(self) -> None:
+        """Goes on for ever."""
+        rules = self._access.rules
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self._access.rules is not rules:
+                rules = self._access.rules
+                for stream in list(self._streams):
+                    stream.check()
