@@ -133,7 +133,17 @@ def _send(channel: Any, rpc: Rpc[Any, Any], *sent: bytes) -> grpc.StatusCode:
         return _status(lambda: channel.stream_unary(rpc.path)(iter(sent), timeout=CALL_SECONDS))
     if rpc.name == "ReadBlocks":
         return _status(lambda: list(channel.unary_stream(rpc.path)(sent[0], timeout=CALL_SECONDS)))
+    if rpc.name == "WatchBlocks":
+        return _first_status(channel.unary_stream(rpc.path)(sent[0], timeout=CALL_SECONDS))
     return _status(lambda: channel.unary_unary(rpc.path)(sent[0], timeout=CALL_SECONDS))
+
+
+def _first_status(stream: Any) -> grpc.StatusCode:
+    """Waits for the first message, or the refusal, of a stream that lasts as long as its client."""
+    try:
+        return _status(lambda: next(stream))
+    finally:
+        stream.cancel()
 
 
 def _assert_alive(channel: Any) -> None:
