@@ -1,10 +1,10 @@
 """Client of statepool, the gRPC service that owns the state-block pool of hybrid and state-space models.
 
-::
-
-    with statepool.Client("unix:///run/statepool/statepool.sock") as client:
-        with client.create_session(ttl=10.0) as session:
-            blocks = session.allocate_blocks(4)
+```python
+with statepool.Client("unix:///run/statepool/statepool.sock") as client:
+    with client.create_session(ttl=10.0) as session:
+        blocks = session.allocate_blocks(4)
+```
 
 `AsyncClient` has the same methods for asyncio. Errors are the tree of `statepool.errors`, all of whose classes are here
 too. Names are loaded when they are first used, so that `statepool.shapes`, `statepool.models` and `statepool.layout`

@@ -1,7 +1,5 @@
 """The one error tree of statepool: raised by the server, received by the client as the same class.
 
-::
-
     StatepoolError
     ├── InvalidArgumentError      BadFieldError, ColumnLengthMismatchError, BatchTooLargeError, RequestIdReusedError
     ├── OutOfRangeError           BlockIndexOutOfRangeError, EventCursorCompactedError
@@ -59,6 +57,8 @@ class StatepoolError(Exception):
     """Is the base of everything the service or the client library raises on purpose.
 
     Attributes:
+        code: The gRPC status code, the same for all errors of a class.
+        reason: What tells the class from others of the same code, ``ErrorInfo.reason`` of the answer, or "" for none.
         message: What went wrong, for people.
         field: The request field at fault, or "" where no single field is.
         retry_after: Seconds after which the same call may succeed, or None where a retry does not help.
