@@ -110,7 +110,12 @@ def rows() -> list[Row]:
 def main(what: str, target: str) -> None:
     """Is a part of the load, until the standard input ends."""
     over = threading.Event()
-    ender = threading.Thread(target=lambda: (sys.stdin.read(), over.set()))
+
+    def wait() -> None:
+        sys.stdin.read()
+        over.set()
+
+    ender = threading.Thread(target=wait)
     ender.start()
     if what == "churn":
         churn(target, over)
