@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from benchmarks.steps import SEQUENCES, Row, admit, broadcast, server, stepping
 from benchmarks.turns import compare
 from statepool import AsyncClient, BlockRefs, Client
@@ -80,12 +82,27 @@ async def against_unwatched(watched: str, unwatched: str) -> list[Row]:
             operations.append(stepping(scheduler, broadcast()))
         watchers = [stack.enter_context(others("watch", watched)) for _ in range(PROCESSES)]
         await _until_watched(watched)
+        processes = [await _process(target) for target in (watched, unwatched)]
+        began, before = time.perf_counter(), [_cpu_seconds(process) for process in processes]
         measured = await compare(*operations)
+        used = [_cpu_seconds(process) - start for process, start in zip(processes, before, strict=True)]
+        share = (used[0] - used[1]) / (time.perf_counter() - began) * 100
         told = [float((await asyncio.to_thread(process.communicate))[0]) for process in watchers]
     return [
         (f"step of {SEQUENCES}, {WATCHERS} watchers / none", measured.ratio, "x", "<= 1.10"),
+        ("  CPU of the server for the watchers, of one core", share, "%", ""),
         ("  changes told to each of them", min(told), "/s", f">= {EVENTS_PER_SECOND * 0.9:g}"),
     ]
+
+
+async def _process(target: str) -> psutil.Process:
+    async with AsyncClient(target) as client:
+        return psutil.Process((await client.get_server_info()).pid)
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 async def _until_watched(target: str) -> None:
