@@ -100,7 +100,7 @@ def test_corrupted_bytes_are_reported(servers: Servers) -> None:
 
     assert process.returncode == 1
     assert report["mismatches"]
-    assert report["errors"] == {}
+    assert set(report["errors"]) <= {"read: ChecksumMismatchError"}  # of those that changed while they were read
 
 
 def arena_files(server: Server) -> list[Path]:

@@ -34,6 +34,7 @@ NOT_THROUGH_A_CLIENT = {
     "FEATURE_UNAVAILABLE": "needs an arena that cannot be attached, in device memory",
     "STREAM_STALLED": "takes a peer that stands still; test_stalls.py has some",
     "COPIES_STALLED": "takes memory work that stands still; test_stalled_copies.py has some",
+    "EVENT_CURSOR_COMPACTED": "takes a watcher that was away for long; test_watching.py has one",
     "STREAM_REPLACED": "a session has one scheduler; test_schedule_stream.py opens two streams",
     "ROLE_FORBIDDEN": "needs a caller with fewer roles than the tests have here; tests/security has all kinds",
 }

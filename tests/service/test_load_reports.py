@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from service.servers import Server, Servers
+from service.servers import Server, Servers, until
 from service.test_commands import run
 from statepool.loadtest.distribution import bucket_counts, bucket_values
 from statepool.loadtest.page import render
@@ -125,7 +125,9 @@ def test_a_stall_is_seen_by_all_that_it_held_up(servers: Servers, tmp_path: Path
     flags = ("--workload", workload, "--concurrency", "4", "--engines", "1", "--output-tokens", "2", "--mix", "churn")
 
     def stall() -> None:
-        time.sleep(2.5)  # the clients take a moment to begin
+        with server.client() as client:
+            until(lambda: client.get_pool().usage.sessions > 0, "the load to begin")
+        time.sleep(2.0)  # the warm-up is over
         os.kill(server.process.pid, signal.SIGSTOP)
         time.sleep(1.0)
         os.kill(server.process.pid, signal.SIGCONT)
