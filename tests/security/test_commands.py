@@ -24,6 +24,7 @@ def test_by_certificate(secured: Server, admin_target: str, authority: Authority
     assert run("health", *connection).stdout == "SERVING\n"
     assert json.loads(run("info", "--json", *connection).stdout)["pool"]["model_type"] == "custom"
     assert run("blocks", *connection).returncode == 0
+    assert json.loads(run("top", "--once", "--json", "--interval", "100ms", *connection).stdout)["blocks"]["capacity"]
     refused = run("drain", *flags(admin_target, authority.tls_as("observer")))
     assert (refused.returncode, "Drain is for admin here" in refused.stderr) == (1, True)
 

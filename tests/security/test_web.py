@@ -4,6 +4,8 @@ import http.client
 import json
 import socket
 import ssl
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from security.conftest import access_file, free_port, token_of
 from service.servers import DEADLINE_SECONDS, Server, Servers, until
 from statepool import Tls
 from statepool.security import Security
+from statepool_server.web import HANDSHAKE_SECONDS, MAX_CONNECTIONS, MAX_HEAD_BYTES
 
 PAGES = ("/", "/page.js", "/metrics", "/status.json")
 NETWORK = ("--metrics-listen", "0.0.0.0:0")
@@ -115,6 +118,35 @@ def test_no_older_protocol(watched: Server, authority: Authority) -> None:
     with pytest.raises(ssl.SSLError):
         connection.request("GET", "/metrics")
     connection.close()
+
+
+def test_who_does_not_shake_hands(watched: Server, authority: Authority) -> None:
+    """A peer that connects and says nothing is cut off, holds nobody up meanwhile, and leaves no trouble in the log."""
+    with ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("localhost", port_of(watched)), DEADLINE_SECONDS))
+            for _ in range(MAX_CONNECTIONS + 1)
+        ]
+        assert get(watched, authority.tls_as("observer")) == http.HTTPStatus.OK
+        began = time.monotonic()
+        assert [peer.recv(1) for peer in silent] == [b""] * len(silent)
+        assert time.monotonic() - began < 4 * HANDSHAKE_SECONDS
+
+
+def test_what_is_no_request(watched: Server, authority: Authority) -> None:
+    """Heads without an end, and bytes that are no HTTP, are refused behind TLS as without it."""
+    context = context_of(authority.tls_as("observer"))
+    for sent, status in (
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 2 * MAX_HEAD_BYTES, b"HTTP/1.1 431"),
+        (b"\x00" * 64 + b"\r\n\r\n", b"HTTP/1.1 400"),
+        (b"POST /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"HTTP/1.1 405"),
+    ):
+        with (
+            socket.create_connection(("localhost", port_of(watched)), DEADLINE_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as stream,
+        ):
+            stream.sendall(sent)
+            assert stream.recv(len(status)) == status
 
 
 def test_tokens_alone(servers: Servers, authority: Authority, tmp_path: Path) -> None:
