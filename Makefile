@@ -13,10 +13,12 @@ IMAGE ?= localhost/statepool:dev
 IMAGE_FLAGS ?=
 MINUTES ?= 10
 SEED ?= 1
+DOCS ?= build/docs
+PUBLIC := statepool $(addprefix statepool.,convert disagg errors layout models shapes torch)
 PROTOS := $(wildcard protos/statepool/v1/*.proto)
 
 .PHONY: help demo test check fix generate generated-is-current unit slow floor bench overload robustness soak gpu image prometheus \
-  page clean
+  page docs clean
 
 help: ## Lists the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -97,5 +99,8 @@ prometheus: .venv/ready ## Scrapes a server with a real Prometheus, tests the al
 page: .venv/ready ## Opens the status page in a headless Chromium (Debian: apt-get install chromium-headless-shell).
 	STATEPOOL_NEEDS_CHROMIUM=1 $(BIN)/pytest tests/page
 
+docs: .venv/ready ## Writes the reference of the client's public names to build/docs.
+	$(BIN)/python -W error -m pdoc --docformat google --no-show-source --output-directory $(DOCS) $(PUBLIC)
+
 clean: ## Removes the virtual environments and caches.
-	rm -rf .venv .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build .venv .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis

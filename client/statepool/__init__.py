@@ -1,10 +1,10 @@
 """Client of statepool, the gRPC service that owns the state-block pool of hybrid and state-space models.
 
-::
-
-    with statepool.Client("unix:///run/statepool/statepool.sock") as client:
-        with client.create_session(ttl=10.0) as session:
-            blocks = session.allocate_blocks(4)
+```python
+with statepool.Client("unix:///run/statepool/statepool.sock") as client:
+    with client.create_session(ttl=10.0) as session:
+        blocks = session.allocate_blocks(4)
+```
 
 `AsyncClient` has the same methods for asyncio. Errors are the tree of `statepool.errors`, all of whose classes are here
 too. Names are loaded when they are first used, so that `statepool.shapes`, `statepool.models` and `statepool.layout`
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from statepool.aio.client import AsyncClient
+    from statepool.aio.group import AsyncGroup
     from statepool.aio.scheduler import AsyncScheduler
     from statepool.aio.session import AsyncSession
     from statepool.chunks import align_chunk
@@ -47,12 +48,14 @@ if TYPE_CHECKING:
         CopiesStalledError,
         DataLossError,
         DeadlineExceededError,
+        DivergedError,
         DrainingError,
         DsSpecNotContiguousError,
         EventCursorCompactedError,
         FailedPreconditionError,
         FeatureUnavailableError,
         GenerationStaleError,
+        GroupError,
         IncarnationMismatchError,
         InvalidArgumentError,
         LayoutMismatchError,
@@ -102,6 +105,7 @@ if TYPE_CHECKING:
     )
     from statepool.steps import StepBuilder
     from statepool.sync.client import Client
+    from statepool.sync.group import Group
     from statepool.sync.scheduler import Scheduler
     from statepool.sync.session import Session
     from statepool.transfers import DataPath, Received, Transfer, TransferInfo
@@ -114,6 +118,7 @@ __all__ = [
     "AdmissionResults",
     "AlreadyExistsError",
     "AsyncClient",
+    "AsyncGroup",
     "AsyncScheduler",
     "AsyncSession",
     "AttachOffer",
@@ -146,6 +151,7 @@ __all__ = [
     "DataLossError",
     "DataPath",
     "DeadlineExceededError",
+    "DivergedError",
     "DrainProgress",
     "DrainingError",
     "DsSpecNotContiguousError",
@@ -155,6 +161,8 @@ __all__ = [
     "FailedPreconditionError",
     "FeatureUnavailableError",
     "GenerationStaleError",
+    "Group",
+    "GroupError",
     "Hit",
     "ImportedState",
     "IncarnationMismatchError",
@@ -216,6 +224,7 @@ __all__ = [
 
 _HOMES = {
     "statepool.aio.client": ("AsyncClient",),
+    "statepool.aio.group": ("AsyncGroup",),
     "statepool.aio.scheduler": ("AsyncScheduler",),
     "statepool.aio.session": ("AsyncSession",),
     "statepool.chunks": ("align_chunk",),
@@ -245,6 +254,7 @@ _HOMES = {
     "statepool.security": ("Tls",),
     "statepool.steps": ("StepBuilder",),
     "statepool.sync.client": ("Client",),
+    "statepool.sync.group": ("Group",),
     "statepool.sync.scheduler": ("Scheduler",),
     "statepool.sync.session": ("Session",),
     "statepool.transfers": ("DataPath", "Received", "Transfer", "TransferInfo"),

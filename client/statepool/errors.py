@@ -1,7 +1,5 @@
 """The one error tree of statepool: raised by the server, received by the client as the same class.
 
-::
-
     StatepoolError
     ├── InvalidArgumentError      BadFieldError, ColumnLengthMismatchError, BatchTooLargeError, RequestIdReusedError
     ├── OutOfRangeError           BlockIndexOutOfRangeError, EventCursorCompactedError
@@ -12,6 +10,7 @@
     │                             BlockNotWritableError, BlockInSequenceError, BlockBusyError,
     │                             BoundaryNotWrittenError, StepOutOfOrderError
     ├── AbortedError              GenerationStaleError, SessionFencedError, StreamReplacedError, PeerLostError
+    │                             (made by the client:) GroupError, DivergedError
     ├── ResourceExhaustedError    PoolExhaustedError, QuotaExceededError
     ├── UnavailableError          OverloadedError, DrainingError, StreamStalledError, CopiesStalledError
     ├── UnimplementedError        DsSpecNotContiguousError, FeatureUnavailableError
@@ -28,6 +27,7 @@ without a reason (a refused connection is a bare ``UnavailableError``). A leaf s
 
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
+from types import MappingProxyType
 from typing import ClassVar
 
 DOMAIN = "statepool"
@@ -59,6 +59,8 @@ class StatepoolError(Exception):
     """Is the base of everything the service or the client library raises on purpose.
 
     Attributes:
+        code: The gRPC status code, the same for all errors of a class.
+        reason: What tells the class from others of the same code, ``ErrorInfo.reason`` of the answer, or "" for none.
         message: What went wrong, for people.
         field: The request field at fault, or "" where no single field is.
         retry_after: Seconds after which the same call may succeed, or None where a retry does not help.
@@ -268,6 +270,27 @@ class PeerLostError(AbortedError):
     """The server that a transfer comes from cannot be reached, or has given nothing for too long."""
 
     reason = "PEER_LOST"
+
+
+class DivergedError(AbortedError):
+    """A server of a group has decided otherwise than the others; told by the client, within a `GroupError`."""
+
+
+class GroupError(AbortedError):
+    """A group of servers can go on no more: one of them is lost, or has decided otherwise than the others.
+
+    Attributes:
+        failures: What has become of each member that is at fault, by its target; the first is the error's cause.
+    """
+
+    def __init__(self, message: str, failures: Mapping[str, StatepoolError] = MappingProxyType({})) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+    @property
+    def member(self) -> str:
+        """Target of the first member that is at fault."""
+        return next(iter(self.failures))
 
 
 class ResourceExhaustedError(StatepoolError):

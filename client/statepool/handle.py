@@ -83,12 +83,19 @@ class SchedulerHandle:
     """Which steps of a scheduler were not received yet, and what its server told unasked.
 
     Attributes:
+        target: Where its server is, in gRPC's naming.
         notices: The last notices, the newest at the end.
     """
 
     def __init__(
-        self, leases: Leases, lease: Lease, execution: Execution, on_notice: Callable[[Notice], object] | None
+        self,
+        target: str,
+        leases: Leases,
+        lease: Lease,
+        execution: Execution,
+        on_notice: Callable[[Notice], object] | None,
     ) -> None:
+        self.target = target
         self.notices: deque[Notice] = deque(maxlen=MAX_NOTICES)
         self._leases = leases
         self._lease = lease
@@ -105,6 +112,11 @@ class SchedulerHandle:
     def unreceived_steps(self) -> tuple[int, ...]:
         """Numbers of the steps that were sent and whose outcomes were not received, in the order of sending."""
         return self._pipeline.unreceived
+
+    @property
+    def next_step(self) -> int:
+        """Number of the step that is sent next; 0: the server has not told yet where the session stands."""
+        return self._pipeline.next_step
 
     @property
     def is_under_pressure(self) -> bool:

@@ -1,7 +1,7 @@
 """Prefix hashes: names for all tokens up to a block boundary, the same in every process and every language.
 
 A chain of SHA-256 digests of 32 bytes. The root names no tokens; each block's hash is taken over the hash before it and
-the block's tokens, so it names everything up to its end::
+the block's tokens, so it names everything up to its end:
 
     root     = SHA-256("statepool/prefix/1" in ASCII || one zero byte || salt)
     hash[0]  = SHA-256(root || tokens of block 0)

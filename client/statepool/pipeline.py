@@ -49,6 +49,11 @@ class Pipeline:
         self._answers: deque[tuple[int, StepOutcome | StatepoolError]] = deque()
 
     @property
+    def next_step(self) -> int:
+        """Number of the step that is asked next; 0: it is not known yet."""
+        return self._next_step
+
+    @property
     def is_open(self) -> bool:
         """Whether the server has told where the session's steps stand."""
         return self._next_step > 0

@@ -81,7 +81,7 @@ class _Parts:
 class StepBuilder:
     """Collects the parts of the next engine step, and knows when a commit reaches a boundary, and the boundary's hash.
 
-    It keeps the counters of every sequence as the server does, from the tokens that it is told::
+    It keeps the counters of every sequence as the server does, from the tokens that it is told:
 
         builder.admit(7, prompt)
         builder.applied(scheduler.step(**builder.step()))  # tells how much of the prompt was found

@@ -14,6 +14,7 @@ from benchmarks import (
     rpc_floor,
     steps,
     transfers,
+    watching,
 )
 
 MODULES = {
@@ -25,6 +26,7 @@ MODULES = {
     "checksums": checksums,
     "journal": journal,
     "observation": observing,
+    "watchers": watching,
     "transfers": transfers,
     "client import": client_import,
 }

@@ -31,6 +31,7 @@ TWINS = [
     (statepool.Client, statepool.AsyncClient),
     (statepool.Session, statepool.AsyncSession),
     (statepool.Scheduler, statepool.AsyncScheduler),
+    (statepool.Group, statepool.AsyncGroup),
 ]
 NOT_AWAITED = {"scheduler"}
 """Methods that ask no server."""

@@ -12,7 +12,7 @@ TIMEOUT_SECONDS = 90
 
 
 def run(
-    *arguments: str, within: Sequence[str] = (), env: Mapping[str, str] | None = None
+    *arguments: str, within: Sequence[str] = (), env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Runs the command.
 
@@ -20,6 +20,7 @@ def run(
         arguments: What follows its name.
         within: A command that makes the surroundings and then runs what follows it.
         env: Variables beside those of this process.
+        cwd: Where it runs; None: where this process does.
     """
     patient = {"STATEPOOL_TIMEOUT": f"{TIMEOUT_SECONDS / 2}s"}  # a busy machine is no fault
     return subprocess.run(
@@ -29,6 +30,7 @@ def run(
         check=False,
         timeout=TIMEOUT_SECONDS,
         env={**os.environ, **patient, **(env or {})},
+        cwd=cwd,
     )
 
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -110,6 +110,7 @@ class Server:
         security: Security = PLAIN,
         conv_shape: tuple[int, int] = (CONV_ROWS, 8),
         environment: Mapping[str, str] | None = None,
+        under: Sequence[str] = (),
     ):
         """Starts a process; it may not answer yet.
 
@@ -120,6 +121,7 @@ class Server:
             security: How the test's own process connects.
             conv_shape: Shape of the conv states in one block.
             environment: Variables beside those of the test's own process.
+            under: Command that becomes the server's, in another network for one.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.socket = folder / "s.sock"
@@ -130,13 +132,14 @@ class Server:
         self._model = write_model(folder, conv_shape)
         self._flags = flags
         self._environment = os.environ | dict(environment or {})
+        self._under = under
         self.start()
 
     def start(self, *flags: str) -> None:
         """Starts the process, again after it was killed, with flags that win over those before; see `__init__`."""
         self._told = False
         self._flags += flags
-        command = [str(COMMAND), *arguments(self._model, self.target, self.state_dir, *self._flags)]
+        command = [*self._under, str(COMMAND), *arguments(self._model, self.target, self.state_dir, *self._flags)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, env=self._environment, stderr=log)
 

@@ -15,16 +15,27 @@ TIGHT = ("--num-spec", "2", "--blocks", "25")
 """Two speculative tokens, and fewer blocks than two engines want."""
 
 
-def command(server: Server, *arguments: str, verify: str = "1") -> list[str]:
+def command(server: Server, *arguments: str, verify: str = "1", seconds: int = 2) -> list[str]:
     """Writes a short run."""
-    common = ("--target", server.target, "--duration", "2s", "--warmup", "0s", "--verify", verify, "--json", "-")
+    common = (
+        "--target",
+        server.target,
+        "--duration",
+        f"{seconds}s",
+        "--warmup",
+        "0s",
+        "--verify",
+        verify,
+        "--json",
+        "-",
+    )
     return [str(STATEPOOL), "loadtest", *common, *arguments]
 
 
-def run(server: Server, *arguments: str, verify: str = "1") -> tuple[int, dict[str, Any]]:
+def run(server: Server, *arguments: str, verify: str = "1", seconds: int = 2) -> tuple[int, dict[str, Any]]:
     """Runs the load test; returns its exit code and its report."""
     answer = subprocess.run(
-        command(server, *arguments, verify=verify),
+        command(server, *arguments, verify=verify, seconds=seconds),
         capture_output=True,
         text=True,
         check=False,
@@ -34,15 +45,15 @@ def run(server: Server, *arguments: str, verify: str = "1") -> tuple[int, dict[s
     return answer.returncode, json.loads(answer.stdout)
 
 
-MOST_RUNS = 8
-"""A slow machine may see too little happen in one short run; usually it is all there in the first."""
+RUN_SECONDS = (2, 2, 4, 8, 16)
+"""A slow machine may see too little happen in a short run; usually it is all there in the first."""
 
 
 def run_until_seen(server: Server, events: set[str]) -> None:
     """Runs the load test, again and again if need be, until all of these were counted; none may find anything wrong."""
     missing = set(events)
-    for _ in range(MOST_RUNS):
-        code, report = run(server)
+    for seconds in RUN_SECONDS:
+        code, report = run(server, seconds=seconds)
         assert (code, report["mismatches"], report["errors"]) == (0, [], {})
         seen = {**report["counts"], **{kind: row["count"] for kind, row in report["operations"].items()}}
         missing -= {what for what, count in {**seen, "verified": report["verified"]}.items() if count}

@@ -144,6 +144,14 @@ def test_a_stall_is_seen_by_all_that_it_held_up(servers: Servers, tmp_path: Path
     assert late[0] > late[1] > late[2]
 
 
+def test_nothing_is_measured_in_no_time(server: Server) -> None:
+    """A duration of 0 is refused."""
+    answer = load(server, "--duration", "0s")
+
+    assert answer.returncode == 2
+    assert "--duration" in answer.stderr
+
+
 def test_json_wants_a_file(server: Server) -> None:
     """Another flag is no file, and is not made one."""
     answer = load(server, "--json", "--report", "page.html")

@@ -48,8 +48,6 @@ class AsyncClient(AsyncEndpoint):
     The methods, their arguments and their errors are those of `statepool.sync.client.Client`; listings are async
     iterators. Callbacks run on the event loop, so they must not block.
 
-    ::
-
         async with AsyncClient("unix:///run/statepool/statepool.sock") as client:
             async with await client.create_session(ttl=10.0) as session:
                 blocks = await session.allocate_blocks(4)

@@ -48,7 +48,7 @@ class AsyncScheduler(SchedulerHandle):
         execution: Execution,
         on_notice: Callable[[Notice], object] | None,
     ) -> None:
-        super().__init__(transport.leases, lease, execution, on_notice)
+        super().__init__(transport.target, transport.leases, lease, execution, on_notice)
         self._transport = transport
         self._stream: ScheduleStream | None = None
         self._ending: Ending | None = None

@@ -38,7 +38,10 @@ T = TypeVar("T")
 KeepAliveStream: TypeAlias = "grpc.aio.StreamStreamCall[session_pb2.KeepAliveRequest, session_pb2.KeepAliveResponse]"
 """A KeepAlive stream that is under way."""
 
-ScheduleStream: TypeAlias = "grpc.aio.StreamStreamCall[sequence_pb2.ScheduleRequest, sequence_pb2.ScheduleResponse]"
+if TYPE_CHECKING:
+    ScheduleStream: TypeAlias = grpc.aio.StreamStreamCall[sequence_pb2.ScheduleRequest, sequence_pb2.ScheduleResponse]
+else:
+    ScheduleStream = grpc.aio.StreamStreamCall  # is generic for type checkers only
 """A Schedule stream that is under way."""
 
 

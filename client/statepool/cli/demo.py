@@ -14,7 +14,7 @@ from rich.console import Console
 
 from statepool.cli.failure import CommandError
 from statepool.cli.loadtest import exit_code, measure, show
-from statepool.cli.options import ByteSize, Seconds
+from statepool.cli.options import ByteSize, SomeTime
 from statepool.loadtest.options import AlignWorkload, LoadOptions
 from statepool.loadtest.thresholds import judge
 
@@ -30,7 +30,7 @@ def demo(
     num_spec: int = 2,
     block_tokens: int = 64,
     memory: ByteSize = 256 * 2**20,
-    duration: Seconds = 10.0,
+    duration: SomeTime = 10.0,
     engines: int = 2,
 ) -> int:
     """Start a server on the CPU with a pool for a real model, load-test it over a Unix socket, and stop it.

@@ -13,7 +13,7 @@ from rich.status import Status
 
 from statepool.cli.connect import HERE, Connection
 from statepool.cli.failure import CommandError
-from statepool.cli.options import Seconds
+from statepool.cli.options import Seconds, SomeTime
 from statepool.loadtest.options import AlignWorkload, BlocksWorkload, LoadOptions, Workload
 from statepool.loadtest.page import render
 from statepool.loadtest.report import Report, ReportFileError, read_report
@@ -50,7 +50,7 @@ def load(
     *,
     connection: Connection = HERE,
     workload: Literal["align", "blocks"] = "align",
-    duration: Seconds = 10.0,
+    duration: SomeTime = 10.0,
     warmup: Seconds = 1.0,
     rate: Annotated[float, Parameter(validator=Number(gte=0))] = 0.0,
     processes: Count = 1,
@@ -100,8 +100,9 @@ def load(
         threshold: What must hold, such as p99<2ms, step_quiet.max<=1s, throughput>1000/s or errors<0.1% (without it,
             no operation may fail); may be given several times.
         find_max: Search for the highest rate at which every --slo and --threshold holds, nothing fails, and what
-            arrives is served, to within 5 %; each probe takes --warmup and --duration. It begins at --rate, or at half
-            of what a closed loop reaches.
+            arrives is served, to within 5 %; each probe takes --warmup and --duration, and what fails
+            once is not tried again, so let it be long on a busy machine. It begins at --rate, or at half of what a
+            closed loop reaches.
         report: Write an HTML page with curves, heat map and configuration to this file; it loads nothing.
         json_file: Write everything that was measured to this file, - for standard output instead of the table.
     """

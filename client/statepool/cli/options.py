@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 from cyclopts import Parameter, Token
+from cyclopts.validators import Number
 
 from statepool.units import parse_bytes, parse_seconds
 
@@ -22,3 +23,6 @@ ByteSize: TypeAlias = Annotated[int, Parameter(converter=_from_text(parse_bytes)
 
 Seconds: TypeAlias = Annotated[float, Parameter(converter=_from_text(parse_seconds), n_tokens=1)]
 """An option that is a duration: ``10s``; see `statepool.units.parse_seconds`."""
+
+SomeTime: TypeAlias = Annotated[Seconds, Parameter(validator=Number(gt=0))]
+"""A duration that is more than 0."""

@@ -15,8 +15,6 @@ from statepool.sync.client import Client
 class PrefixDirectory(Directory):
     """Follows servers, each from a thread and over a connection of its own, for as long as it is open.
 
-    ::
-
         with PrefixDirectory(["unix:///run/a.sock", "unix:///run/b.sock"]) as directory:
             hits = directory.lookup(statepool.prefix_hashes(token_ids, block_tokens))
 

@@ -87,7 +87,7 @@ class Scheduler(SchedulerHandle):
     def __init__(
         self, transport: Transport, lease: Lease, execution: Execution, on_notice: Callable[[Notice], object] | None
     ) -> None:
-        super().__init__(transport.leases, lease, execution, on_notice)
+        super().__init__(transport.target, transport.leases, lease, execution, on_notice)
         self._transport = transport
         self._inbox: SimpleQueue[_Event] = SimpleQueue()
         self._stream: _Stream | None = None

@@ -112,9 +112,9 @@ class PoolServiceServicer(object):
         """Tells which prefixes can be found, and goes on telling what changes.
 
         Without a cursor the stream begins with a snapshot; with one it goes on behind it. A word comes at least every second:
-        where nothing changes, a progress mark. Changes are told a few milliseconds after they have happened, up to a tenth of
-        a second where many watch, and in the order in which they happened; of changes that a later one has overtaken
-        meanwhile, the last is told. Whoever applies all of them knows what LookupPrefix would find, but does not hold it.
+        where nothing changes, a progress mark. Changes are told a few milliseconds after they have happened, two more for each
+        of many watchers, and in the order in which they happened; of changes that a later one has overtaken meanwhile, the
+        last is told. Whoever applies all of them knows what LookupPrefix would find, but does not hold it.
 
         The server keeps the latest changes within a bound. A watcher that lags behind it is told so (KIND_LOST) and gets
         another snapshot; one that takes nothing at all is cut off. All watchers are told the same, in all namespaces.

@@ -20,9 +20,9 @@ from statepool_server.service.stalls import Stalls
 
 PROGRESS_SECONDS = 1.0
 """How long a watcher hears nothing at most."""
-WRITE_SECONDS = 0.001
-"""Time from one write to the next, of all watchers together: a thousand of them a second take a twentieth of the event
-loop, and what waits for its turn meanwhile goes out in one message."""
+WRITE_SECONDS = 0.002
+"""Time from one write to the next, of all watchers together: five hundred of them a second take a twentieth of the
+event loop, and what waits for its turn meanwhile goes out in one message."""
 MESSAGE_BYTES = 256 * 1024
 """Bytes of one message, unless a single batch has more."""
 
