@@ -84,7 +84,9 @@ PERMISSIONS: Mapping[str, Mapping[str, Permission]] = {
     },
     "statepool.v1.TransferService": {
         "CreateTransfer": _SCHEDULER,
-        "PullBlocks": _STATES,  # for who knows the transfer's token, as the next two
+        "PullBlocks": _STATES,  # for who knows the transfer's token, as the next four
+        "DescribeTransfer": _STATES,
+        "SumTransfer": _STATES,
         "CompleteTransfer": _STATES,
         "CancelTransfer": _STATES,
         "ReceiveTransfer": _SCHEDULER,
