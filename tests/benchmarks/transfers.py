@@ -1,4 +1,7 @@
-"""Moves between two servers, beside a bare gRPC stream of the same chunks and a memcpy, in turns of one run."""
+"""Moves between two servers over gRPC and NIXL, beside a bare gRPC stream of the same chunks, bare NIXL and a memcpy.
+
+All in turns of one run. NIXL copies between processes of one machine; "over TCP" it is made to do as between machines.
+"""
 
 import asyncio
 import statistics

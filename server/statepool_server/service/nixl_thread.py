@@ -101,7 +101,7 @@ class NixlThread:
         """Looks after a transfer that others read, until it was `returned` or the time is over."""
         now = time.monotonic()
         self._lent = {lent: end for lent, end in self._lent.items() if end > now} | {transfer_id: now + seconds}
-        self._wake.set()
+        self._order(lambda _agent: failpoints.reach("nixl.lend"))
 
     def returned(self, transfer_id: int) -> None:
         """Forgets a transfer that others have read."""
