@@ -160,6 +160,7 @@ class TransferServiceServicer(object):
         Errors:
         * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
         * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server has no NIXL, or a state is spread over two blocks. PullBlocks works.
+        * PERMISSION_DENIED, ROLE_FORBIDDEN: the caller is no worker of all tenants.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

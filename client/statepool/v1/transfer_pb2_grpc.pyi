@@ -92,6 +92,7 @@ class TransferServiceStub:
     Errors:
     * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
     * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server has no NIXL, or a state is spread over two blocks. PullBlocks works.
+    * PERMISSION_DENIED, ROLE_FORBIDDEN: the caller is no worker of all tenants.
     """
     SumTransfer: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.SumTransferRequest, _transfer_pb2.SumTransferResponse]
     """Computes checksums of lent states, and answers if they still were lent then.
@@ -203,6 +204,7 @@ class TransferServiceAsyncStub(TransferServiceStub):
     Errors:
     * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
     * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server has no NIXL, or a state is spread over two blocks. PullBlocks works.
+    * PERMISSION_DENIED, ROLE_FORBIDDEN: the caller is no worker of all tenants.
     """
     SumTransfer: _aio.UnaryUnaryMultiCallable[_transfer_pb2.SumTransferRequest, _transfer_pb2.SumTransferResponse]  # type: ignore[assignment]
     """Computes checksums of lent states, and answers if they still were lent then.
@@ -329,6 +331,7 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
         * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server has no NIXL, or a state is spread over two blocks. PullBlocks works.
+        * PERMISSION_DENIED, ROLE_FORBIDDEN: the caller is no worker of all tenants.
         """
 
     @_abc_1.abstractmethod

@@ -8,7 +8,7 @@ import numpy as np
 
 from statepool import AsyncClient
 from statepool.calls.images import stream_seconds
-from statepool.errors import DeadlineExceededError, FeatureUnavailableError, UnavailableError
+from statepool.errors import DeadlineExceededError, FeatureUnavailableError, RoleForbiddenError, UnavailableError
 from statepool.transfers import DataPath, NixlEndpoint, Transfer
 from statepool_server.nixl_agent import BadDescriptorError, NixlError
 from statepool_server.recency import Ids
@@ -57,7 +57,7 @@ class NixlPath:
             await self._compare(source, transfer, endpoint, sink.block_ids, pinned)
         except NixlError as error:
             raise PathFailedError(error.reason, str(error)) from error
-        except FeatureUnavailableError as error:
+        except (FeatureUnavailableError, RoleForbiddenError) as error:
             raise PathFailedError("unavailable", error.message) from error
         except (UnavailableError, DeadlineExceededError) as error:
             raise PathFailedError("peer_gone", error.message) from error
