@@ -128,6 +128,10 @@ CREATE_TRANSFER = Rpc(
     _TRANSFER, "CreateTransfer", transfer_pb2.CreateTransferRequest, transfer_pb2.CreateTransferResponse
 )
 PULL_BLOCKS = Rpc(_TRANSFER, "PullBlocks", transfer_pb2.PullBlocksRequest, transfer_pb2.PullBlocksResponse)
+DESCRIBE_TRANSFER = Rpc(
+    _TRANSFER, "DescribeTransfer", transfer_pb2.DescribeTransferRequest, transfer_pb2.DescribeTransferResponse
+)
+SUM_TRANSFER = Rpc(_TRANSFER, "SumTransfer", transfer_pb2.SumTransferRequest, transfer_pb2.SumTransferResponse)
 RECEIVE_TRANSFER = Rpc(
     _TRANSFER, "ReceiveTransfer", transfer_pb2.ReceiveTransferRequest, transfer_pb2.ReceiveTransferResponse
 )

@@ -12,6 +12,8 @@ class DataPath(IntEnum):
 
     GRPC = 1
     """As byte streams of gRPC, pulled by the receiving server."""
+    NIXL = 2
+    """Over NIXL, read out of the source's memory by the receiving server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,34 @@ class TransferInfo:
     """Tokens that the state has seen, for a sequence; 0 for blocks."""
     expire_time: datetime
     """When it ends by itself, by the server's clock, in UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class NixlRegion:
+    """Memory of one rank that is registered with NIXL."""
+
+    tp_rank: int
+    """Tensor-parallel rank."""
+    address: int
+    """Where block 0 begins, in the owner's address space."""
+    block_bytes: int
+    """Bytes of a block; the next one follows."""
+    block_count: int
+    """Blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class NixlEndpoint:
+    """How a server's memory is reached over NIXL."""
+
+    name: str
+    """Name of its agent, which no other process ever has."""
+    metadata: bytes = field(repr=False)
+    """What other agents connect with."""
+    metadata_sha256: bytes = field(repr=False)
+    """SHA-256 of it, as the server computed it."""
+    regions: tuple[NixlRegion, ...]
+    """The memory of every rank."""
 
 
 @dataclass(frozen=True, slots=True)

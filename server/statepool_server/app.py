@@ -70,6 +70,8 @@ async def serving(
         load(assembly, state)
         core.goes_by(core.incarnation)
         core.pool.prolong_leases(time.monotonic_ns() + round(config.recovery_grace * 1e9))
+    if assembly.nixl is not None:
+        await assembly.nixl.start()
     listeners = Listeners(config, plan, assembly)
     listener = _listen(plan.attach_socket, processes, config.attach_timeout)
     web = await web_listener(plan, assembly)
@@ -123,6 +125,8 @@ async def serving(
         await listener.close()
         await processes.close()
         await assembly.peers.close()
+        if assembly.nixl is not None:
+            await assembly.nixl.close()
         await core.copies.close(config.drain_timeout)
         if journal is not None:
             _leave(journal, assembly)

@@ -1,6 +1,7 @@
 """The parts of a server, put together; without addresses to listen on, and without anything running yet."""
 
 import asyncio
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from statepool_server.config import ServerConfig
 from statepool_server.memory import Memory
 from statepool_server.metrics.exposition import Exposition
 from statepool_server.metrics.metric import Sources
+from statepool_server.nixl_agent import NixlAgent
 from statepool_server.page.status import Status
 from statepool_server.planning import Plan
 from statepool_server.pool import Pool, PoolConfig
@@ -22,6 +24,8 @@ from statepool_server.service.core import Core
 from statepool_server.service.draining import Drain
 from statepool_server.service.health import Health
 from statepool_server.service.heartbeat import Heartbeat
+from statepool_server.service.nixl_thread import NixlThread
+from statepool_server.service.path_choice import PathChoice
 from statepool_server.service.peers import Peers
 from statepool_server.service.pool_service import PoolService
 from statepool_server.service.reaper import Reaper
@@ -85,6 +89,8 @@ class Assembly:
     """What they show on the status page."""
     peers: Peers
     """Connections to other servers."""
+    nixl: NixlThread | None
+    """Makes the NIXL calls; None: there is no NIXL."""
     servicers: Mapping[str, object]
     """Handlers by service name."""
 
@@ -123,7 +129,10 @@ class Assembly:
         core.block_listeners += [streams.blocks_changed, drain.progressed]
         drain.on_begin.append(streams.going_away)
         core.session_listeners += [streams.sessions_changed, lambda _ended: processes.fences_changed()]
-        sources = Sources(core, calls, steps, watchers, health, supervisor, heartbeat, drain)
+        nixl = None if config.nixl_devices is None else _nixl(core, config.nixl_devices)
+        choice = PathChoice(core, nixl, config.data_path, config.stall_timeout)
+        receiver = Receiver(core, peers, choice, config.stall_timeout)
+        sources = Sources(core, calls, steps, watchers, health, supervisor, heartbeat, drain, choice)
         metrics = Exposition(sources)
         servicers = {
             "AdminService": AdminService(
@@ -141,9 +150,7 @@ class Assembly:
             "PoolService": PoolService(core, processes, watchers),
             "SequenceService": SequenceService(core, steps, streams, stalls),
             "SessionService": SessionService(core, reaper.lease_changed, drain.over, stalls),
-            "TransferService": TransferService(
-                core, reaper.lease_changed, stalls, Receiver(core, peers, config.stall_timeout)
-            ),
+            "TransferService": TransferService(core, reaper.lease_changed, stalls, receiver, nixl),
         }
         return cls(
             core=core,
@@ -161,8 +168,19 @@ class Assembly:
             metrics=metrics,
             status=Status(sources),
             peers=peers,
+            nixl=nixl,
             servicers=servicers,
         )
+
+
+def _nixl(core: Core, devices: str) -> NixlThread:
+    known = core.description
+
+    def open_agent() -> NixlAgent:
+        arenas = list(zip(known.tp_ranks, core.memory.arenas(), strict=True))
+        return NixlAgent(f"statepool/{uuid.uuid4()}", arenas, known.layout.block.image_bytes, devices)
+
+    return NixlThread(open_agent)
 
 
 def _pool(plan: Plan) -> Pool:

@@ -74,6 +74,11 @@ class ServerConfig:
             over TLS, and this server shows its certificate; without, only loopback hosts are reached.
         peer_ca: PEM file of the authority of their certificates; by default tls_client_ca, else those that gRPC has.
         peer_token_file: File with a bearer token to show them, where they know callers by tokens.
+        data_path: How received states come: nixl where both servers have it, their layouts are the same and the memory
+            is the host's, else as gRPC streams (auto); or one of the two and no other.
+        nixl_devices: Network devices over which other servers read this one's memory and it reads theirs, as UCX names
+            them: lo, eth0, mlx5_0:1. Needs statepool[nixl-cu12] or statepool[nixl-cu13]; by default there is no NIXL.
+            Whoever reaches them can read and write all memory of this process: a private network, see SECURITY.md.
         checksums: off; scrub takes a checksum of every block that is committed and compares it again and again in the
             background; lookup also compares it before a block that was found is handed out.
         scrub_rate: Bytes a second, of all ranks, that are compared in the background.
@@ -141,6 +146,8 @@ class ServerConfig:
     socket_access: Literal["user", "group"] = "user"
     local_roles: str = "worker,scheduler,observer,admin"
     access: Path | None = None
+    data_path: Literal["auto", "grpc", "nixl"] = "auto"
+    nixl_devices: str | None = None
     checksums: Literal["off", "scrub", "lookup"] = "off"
     scrub_rate: ByteSize = 64 * 2**20
     max_batch: Count = 4096

@@ -229,6 +229,14 @@ class Memory:
         sums = [[image_checksum(arena.read, self._layout, block) for arena in self._arenas] for block in block_ids]
         return np.array(sums, np.uint64).reshape(len(block_ids), len(self._arenas))
 
+    def arenas(self) -> list[Bytes]:
+        """Shows the arena of each rank, uint8 ``[arena bytes]``.
+
+        Raises:
+            ValueError: It is not host memory.
+        """
+        return [_host_memory(arena) for arena in self._arenas]
+
     def base_address(self, rank_index: int) -> int:
         """Tells where a rank's arena begins in this process."""
         return self._arenas[rank_index].address
@@ -265,5 +273,5 @@ def _engine(name: EngineName, arena: Arena, layout: ArenaLayout, threads: int) -
 
 def _host_memory(arena: Arena) -> Bytes:
     if arena.memory is None:
-        raise ValueError("nothing is saved for device memory: it does not outlive the process")
+        raise ValueError("device memory is not mapped by this process")
     return arena.memory

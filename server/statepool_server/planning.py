@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from statepool import Tls
-from statepool.layout import ArenaLayout, BlockLayout, blocks_that_fit
+from statepool.layout import ArenaLayout, Arrangement, BlockLayout, blocks_that_fit
 from statepool.models import ModelStates, bundled_models, model_layout, read_model_config
 from statepool_server.access.certificates import Certificates
 from statepool_server.access.rules import AccessFile, Role, roles_of
@@ -15,7 +15,9 @@ from statepool_server.config import ServerConfig
 from statepool_server.journal.journal import RESERVE_BYTES
 from statepool_server.limits import Limits
 from statepool_server.memory import engine_for
+from statepool_server.nixl_agent import nixl_package
 from statepool_server.service.core import PoolDescription
+from statepool_server.service.path_choice import NIXL_FEATURE
 from statepool_server.service.peers import PeerTerms
 from statepool_server.web import parse_http_address
 
@@ -84,6 +86,7 @@ class Plan:
             features=(
                 f"checksums:{config.checksums}",
                 f"copy_engine:{engine_for(devices[0], config.copy_engine)}",
+                *_nixl_features(config),
             ),
         )
         metrics_address = None if config.metrics_listen is None else parse_http_address(config.metrics_listen)
@@ -117,6 +120,23 @@ class Plan:
                 f"metrics-listen {self.metrics_address[0]}: beyond loopback it needs tls-cert and tls-key, or "
                 "insecure-metrics: plain HTTP for whoever can connect"
             )
+
+
+def _nixl_features(config: ServerConfig) -> list[str]:
+    """Names NIXL, if it is wished.
+
+    Raises:
+        ValueError: It is, and cannot be had.
+    """
+    if config.nixl_devices is None:
+        if config.data_path == "nixl":
+            raise ValueError("data-path nixl: nixl-devices must say over which network devices")
+        return []
+    if nixl_package() is None:
+        raise ValueError("nixl-devices: install statepool[nixl-cu12] or statepool[nixl-cu13]")
+    if config.device != "cpu" or config.arrangement is not Arrangement.BLOCK_MAJOR:
+        raise ValueError("nixl-devices: only host memory whose arrangement is block_major is read over NIXL")
+    return [NIXL_FEATURE]
 
 
 def _certificates(config: ServerConfig) -> Certificates | None:

@@ -43,6 +43,11 @@ class LentStates:
     def __len__(self) -> int:
         return len(self.blocks)
 
+    @property
+    def are_whole_blocks(self) -> bool:
+        """Whether every image is that of one block, as it lies in memory."""
+        return not self.token_biases.any()
+
     @classmethod
     def of_blocks(cls, blocks: BlockRefs) -> "LentStates":
         """Makes every image that of one block."""

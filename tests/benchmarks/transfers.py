@@ -1,12 +1,17 @@
-"""Moves between two servers, beside a bare gRPC stream of the same chunks and a memcpy, in turns of one run."""
+"""Moves between two servers over gRPC and NIXL, beside a bare gRPC stream of the same chunks, bare NIXL and a memcpy.
+
+All in turns of one run. NIXL copies between processes of one machine; "over TCP" it is made to do as between machines.
+"""
 
 import asyncio
+import contextlib
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,10 +19,13 @@ import grpc
 import numpy as np
 import xxhash
 
+from benchmarks.bare_nixl import BareNixl
 from benchmarks.rpc_floor import Row
-from statepool import AsyncClient, AsyncSession, BlockRefs
+from statepool import AsyncClient, AsyncSession, BlockRefs, Client
 from statepool.disagg import move_async
 from statepool.v1 import transfer_pb2 as pb
+from statepool_server.heap import keep_freed_memory
+from statepool_server.nixl_agent import nixl_package
 
 CHUNK_BYTES = 2**20
 BLOCKS = 64
@@ -26,6 +34,17 @@ TURNS = 7
 CONCURRENT = (1, 16, 64)
 STREAM = "/bench.Chunks/Stream"
 MODEL = ("--model-config", "falcon_h1", "--tp-size", "8", "--tp-ranks", "0", "--log-level", "warning")
+
+TCP = {"UCX_TLS": "tcp"}
+"""Makes NIXL do between processes of one machine what it does between machines."""
+_NIXL = ("--nixl-devices", "lo")
+_SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "source": (_NIXL, {}),
+    "grpc": (("--data-path", "grpc"), {}),
+    "nixl": (_NIXL, {}),
+    "tcp-source": (_NIXL, TCP),
+    "tcp": (_NIXL, TCP),
+}
 
 Bytes: TypeAlias = Callable[[], Awaitable[object]]
 """Moves the bytes of one turn."""
@@ -50,50 +69,102 @@ async def serve_chunks(address: str) -> None:
     await server.wait_for_termination()
 
 
-async def measure(source: str, destination: str, bare: str) -> list[Row]:
+class Pair:
+    """Sessions at two servers, and blocks that move from the one to the other again and again."""
+
+    def __init__(self, lender: AsyncSession, taker: AsyncSession, blocks: BlockRefs) -> None:
+        self.lender = lender
+        self.taker = taker
+        self.blocks = blocks
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(cls, source: str, destination: str) -> AsyncIterator["Pair"]:
+        """Connects to both."""
+        async with (
+            AsyncClient(source, timeout=60) as here,
+            AsyncClient(destination, timeout=60) as there,
+            await here.create_session(60) as lender,
+            await there.create_session(60) as taker,
+        ):
+            yield cls(lender, taker, await lender.allocate_blocks(BLOCKS))
+
+    async def move(self) -> None:
+        """Moves all blocks."""
+        transfer = await self.lender.create_transfer(self.blocks)
+        received = await self.taker.receive_transfer(transfer, source=self.lender.target)
+        await self.taker.free_blocks(received.blocks)
+
+
+class BareStream:
+    """Reads a stream of `serve_chunks`, checks it and keeps it, as a server that receives must."""
+
+    def __init__(self, channel: grpc.aio.Channel, into: np.ndarray) -> None:
+        self._channel = channel
+        self._into = into
+
+    async def read(self) -> None:
+        """Reads as much as there is room."""
+        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(STREAM)
+        at, nbytes = 0, self._into.nbytes
+        async for message in method(nbytes.to_bytes(8, "little")):
+            chunk = pb.PullBlocksResponse.FromString(message)
+            if xxhash.xxh3_64_intdigest(chunk.data) != chunk.checksum:
+                raise AssertionError("wrong bytes")
+            data = np.frombuffer(chunk.data, np.uint8)[: nbytes - at]
+            self._into[at : at + len(data)] = data
+            at += len(data)
+
+
+async def measure(sockets: Mapping[str, str], block_bytes: int) -> list[Row]:
     """Measures everything, in turns."""
-    options = [("grpc.max_receive_message_length", 2 * CHUNK_BYTES)]
+    into, options = np.empty(BLOCKS * block_bytes, np.uint8), [("grpc.max_receive_message_length", 2 * CHUNK_BYTES)]
     async with (
-        AsyncClient(source, timeout=60) as here,
-        AsyncClient(destination, timeout=60) as there,
-        grpc.aio.insecure_channel(bare, options) as channel,
-        await here.create_session(60) as lender,
-        await there.create_session(60) as taker,
+        Pair.of(sockets["source"], sockets["grpc"]) as by_grpc,
+        grpc.aio.insecure_channel(sockets["bare"], options) as plain,
+        grpc.aio.insecure_channel(sockets["bare-kept"], options) as kept,
     ):
-        blocks = await lender.allocate_blocks(BLOCKS)
-        nbytes = BLOCKS * (await here.get_pool()).block_bytes
-        into = np.empty(nbytes, np.uint8)
 
-        async def receive_all() -> None:
-            transfer = await lender.create_transfer(blocks)
-            received = await taker.receive_transfer(transfer, source=source)
-            await taker.free_blocks(received.blocks)
+        async def copy() -> None:
+            into.copy()
 
-        async def receive_bare() -> None:
-            method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(STREAM)
-            at = 0
-            async for message in method(nbytes.to_bytes(8, "little")):
-                chunk = pb.PullBlocksResponse.FromString(message)
-                if xxhash.xxh3_64_intdigest(chunk.data) != chunk.checksum:
-                    raise AssertionError("wrong bytes")
-                data = np.frombuffer(chunk.data, np.uint8)[: nbytes - at]
-                into[at : at + len(data)] = data
-                at += len(data)
+        works = {
+            "between two servers, gRPC": by_grpc.move,
+            "bare gRPC stream of the same chunks": BareStream(plain, into).read,
+            "memcpy": copy,
+        }
+        async with contextlib.AsyncExitStack() as stack:
+            if nixl_package() is not None:
+                for name, source, destination in (("", "source", "nixl"), (" over TCP", "tcp-source", "tcp")):
+                    pair = await stack.enter_async_context(Pair.of(sockets[source], sockets[destination]))
+                    works[f"between two servers, NIXL{name}"] = pair.move
+                    bare = BareNixl(block_bytes, BLOCKS, TCP if name else {})
+                    stack.callback(bare.close)
+                    works[f"bare NIXL{name}"] = bare.read
+            rows = await _throughput(into.nbytes, works)
+        keep_freed_memory()
+        both = [(await _seconds(by_grpc.move), await _seconds(BareStream(kept, into).read)) for _ in range(TURNS)]
+        share = statistics.median(floor / mine for mine, floor in both)
+        rows.append(("  gRPC / bare gRPC stream with the server's heap", share, "x", ""))
+        return rows + await _latencies(by_grpc.lender, by_grpc.taker, by_grpc.blocks)
 
-        rows = await _throughput(nbytes, receive_all, receive_bare, into)
-        return rows + await _latencies(lender, taker, blocks)
 
+async def _throughput(nbytes: int, works: Mapping[str, Bytes]) -> list[Row]:
+    turns = [{name: await _seconds(work) for name, work in works.items()} for _ in range(TURNS + 1)][1:]
 
-async def _throughput(nbytes: int, ours: Bytes, bare: Bytes, memory: np.ndarray) -> list[Row]:
-    async def copy() -> None:
-        memory.copy()
+    def ratio(floor: str, mine: str) -> float:
+        return statistics.median(turn[floor] / turn[mine] for turn in turns)
 
-    turns = [[await _seconds(work) for work in (ours, bare, copy)] for _ in range(TURNS + 1)][1:]
-    times = [statistics.median(column) for column in zip(*turns, strict=True)]
-    share = statistics.median(floor / mine for mine, floor, _ in turns)
-    names = ("transfer between two servers", "bare gRPC stream of the same chunks", "memcpy")
-    rates = [(f"  {name}", nbytes / seconds / 1e9, "GB/s", "") for name, seconds in zip(names, times, strict=True)]
-    return [(f"transfer of {nbytes >> 20} MiB / bare gRPC stream", share, "x", ">= 0.9"), *rates]
+    by_grpc = "between two servers, gRPC"
+    rows: list[Row] = [
+        ("gRPC / bare gRPC stream", ratio("bare gRPC stream of the same chunks", by_grpc), "x", ">= 0.9")
+    ]
+    for name, bar in (("NIXL", ">= 4"), ("NIXL over TCP", ">= 2.5")):
+        if f"bare {name}" in works:
+            rows.append((f"{name} / gRPC", ratio(by_grpc, f"between two servers, {name}"), "x", bar))
+            rows.append((f"{name} / bare", ratio(f"bare {name}", f"between two servers, {name}"), "x", ""))
+    medians = {name: statistics.median(turn[name] for turn in turns) for name in works}
+    return rows + [(f"  {name}", nbytes / seconds / 1e9, "GB/s", "") for name, seconds in medians.items()]
 
 
 async def _seconds(work: Bytes) -> float:
@@ -120,29 +191,34 @@ async def _latencies(lender: AsyncSession, taker: AsyncSession, blocks: BlockRef
 
 
 def rows() -> list[Row]:
-    """Starts all servers and measures."""
-    with tempfile.TemporaryDirectory() as folder:
-        sockets = [f"unix:{Path(folder) / name}.sock" for name in ("source", "destination", "bare")]
+    """Starts all servers and measures; without NIXL, gRPC alone."""
+    servers = _SERVERS if nixl_package() else {"source": ((), {}), "grpc": ((), {})}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        sockets = {name: f"unix:{Path(folder) / name}.sock" for name in (*servers, "bare", "bare-kept")}
         program = Path(sys.executable).with_name("statepool-server")
-        flags = [*MODEL, "--blocks", str(2 * BLOCKS + 2)]
-        servers = [
-            subprocess.Popen([program, *flags, "--listen", socket, "--state-dir", f"{folder}/{index}"])
-            for index, socket in enumerate(sockets[:2])
-        ]
-        servers.append(subprocess.Popen([sys.executable, "-m", "benchmarks.transfers", sockets[2]]))
-        try:
-            for socket in sockets:
-                with grpc.insecure_channel(socket) as channel:
-                    grpc.channel_ready_future(channel).result(timeout=60)
-            return asyncio.run(measure(*sockets))
-        finally:
-            for server in servers:
-                server.terminate()
-                server.wait()
+        for name, (flags, environment) in servers.items():
+            place = ("--blocks", str(2 * BLOCKS + 2), "--listen", sockets[name], "--state-dir", f"{folder}/{name}")
+            command = [str(program), *MODEL, *place, *flags]
+            stack.callback(_end, subprocess.Popen(command, env=os.environ | environment))
+        for name in ("bare", "bare-kept"):
+            stack.callback(_end, subprocess.Popen([sys.executable, "-m", "benchmarks.transfers", sockets[name], name]))
+        for socket in sockets.values():
+            with grpc.insecure_channel(socket) as channel:
+                grpc.channel_ready_future(channel).result(timeout=60)
+        with Client(sockets["source"]) as client:
+            block_bytes = client.get_pool().block_bytes
+        return asyncio.run(measure(sockets, block_bytes))
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    process.wait()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
+    if len(sys.argv) == 3:
+        if sys.argv[2] == "bare-kept":
+            keep_freed_memory()
         asyncio.run(serve_chunks(sys.argv[1]))
     else:
         for name, value, unit, bar in rows():

@@ -22,6 +22,8 @@ STATE_BYTES = 384
 """Bytes of the states of a block on one rank, without padding."""
 RANKS = 2
 SUFFIXES = ("_total", "_count")
+ELSEWHERE = ("server/test_copying.py", "transfer/test_nixl.py")
+"""Other tests that see metrics move."""
 
 
 @pytest.fixture
@@ -351,7 +353,7 @@ def test_every_metric_is_tested() -> None:
     """Every metric is named by a test that sees it move, but for those that never do here."""
     expected = {
         re.sub(f"({'|'.join(SUFFIXES)})$", "", name)
-        for path in (Path(__file__), Path(__file__).parents[1] / "server" / "test_copying.py")
+        for path in (Path(__file__), *(Path(__file__).parents[1] / name for name in ELSEWHERE))
         for name in re.findall(r"\bstatepool_[a-z_]+", path.read_text(encoding="utf-8"))
     }
 

@@ -13,9 +13,10 @@ from statepool.aio.transport import AsyncTransport
 
 if TYPE_CHECKING:
     from statepool.byte_chunks import UncheckedChunk
+    from statepool.calls.transfers import BlockIds, Checksums
     from statepool.descriptions import Pool
     from statepool.results import Chunk
-    from statepool.transfers import Transfer, TransferInfo
+    from statepool.transfers import NixlEndpoint, Transfer, TransferInfo
 
 
 class AsyncEndpoint:
@@ -82,6 +83,16 @@ class AsyncEndpoint:
         async with aclosing(self._transport.pull(reader, reader.follow, timeout)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def describe_transfer(
+        self, transfer: Transfer, *, timeout: float | None = None
+    ) -> tuple[NixlEndpoint, BlockIds]:
+        """Tells where the memory of lent states lies, for a server that reads it over NIXL; see `Endpoint`."""
+        return await self._transport.execute(calls.transfers.describe_transfer(transfer), timeout)
+
+    async def sum_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> Checksums:
+        """Has checksums of lent states computed, which were still lent then; see `Endpoint.sum_transfer`."""
+        return await self._transport.execute(calls.transfers.sum_transfer(transfer), timeout)
 
     async def complete_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> None:
         """Ends a transfer whose reader has everything; see `Endpoint.complete_transfer`."""

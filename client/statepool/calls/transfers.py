@@ -2,16 +2,25 @@
 
 import os
 from datetime import UTC
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from statepool import rpc
 from statepool.calls.fields import duration, new_request_id
 from statepool.calls.images import ImageStream
 from statepool.refs import BlockRefs
 from statepool.rpc import Call
-from statepool.transfers import DataPath, Received, Transfer, TransferInfo
+from statepool.transfers import DataPath, NixlEndpoint, NixlRegion, Received, Transfer, TransferInfo
 from statepool.v1 import transfer_pb2 as pb
 from statepool.v1.types_pb2 import SessionRef
 from statepool.wire import refs_from_wire, refs_to_wire
+
+BlockIds: TypeAlias = NDArray[np.int64]
+"""Ids of blocks, ``[n]``."""
+Checksums: TypeAlias = NDArray[np.uint64]
+"""Checksums of images, ``[n * ranks]``, those of one block side by side."""
 
 _TOKEN_BYTES = 32
 
@@ -56,6 +65,21 @@ def receive_transfer(session: SessionRef, transfer: Transfer, source: str, extra
         block_count=transfer.block_count,
     )
     return rpc.RECEIVE_TRANSFER.call(request, _received, extra_seconds=extra_seconds)
+
+
+def describe_transfer(transfer: Transfer) -> Call[tuple[NixlEndpoint, BlockIds]]:
+    """Builds DescribeTransfer."""
+    return rpc.DESCRIBE_TRANSFER.call(
+        pb.DescribeTransferRequest(transfer=_ref(transfer)),
+        lambda response: (_endpoint(response.agent), np.array(response.block_ids, np.int64)),
+    )
+
+
+def sum_transfer(transfer: Transfer) -> Call[Checksums]:
+    """Builds SumTransfer."""
+    return rpc.SUM_TRANSFER.call(
+        pb.SumTransferRequest(transfer=_ref(transfer)), lambda response: np.array(response.checksums, np.uint64)
+    )
 
 
 def complete_transfer(transfer: Transfer) -> Call[None]:
@@ -128,6 +152,13 @@ def _ref(transfer: Transfer) -> pb.TransferRef:
 
 def _transfer(message: pb.Transfer, token: bytes) -> Transfer:
     return Transfer(message.transfer_id, token, message.block_count, message.num_tokens)
+
+
+def _endpoint(message: pb.NixlAgent) -> NixlEndpoint:
+    regions = tuple(
+        NixlRegion(region.tp_rank, region.address, region.block_bytes, region.block_count) for region in message.regions
+    )
+    return NixlEndpoint(message.name, message.metadata, message.metadata_sha256, regions)
 
 
 def _info(message: pb.Transfer) -> TransferInfo:

@@ -10,9 +10,10 @@ from statepool.sync.transport import Transport
 
 if TYPE_CHECKING:
     from statepool.byte_chunks import UncheckedChunk
+    from statepool.calls.transfers import BlockIds, Checksums
     from statepool.descriptions import Pool
     from statepool.results import Chunk
-    from statepool.transfers import Transfer, TransferInfo
+    from statepool.transfers import NixlEndpoint, Transfer, TransferInfo
 
 
 class Endpoint:
@@ -103,6 +104,29 @@ class Endpoint:
         """
         reader = self._transfer_reader(transfer, tp_rank, block_index, offset, block_count, layout_fingerprint)
         yield from self._transport.pull(reader, reader.follow, timeout)
+
+    def describe_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> tuple[NixlEndpoint, BlockIds]:
+        """Tells where the memory of lent states lies, for a server that reads it over NIXL.
+
+        Returns:
+            How it is reached, and the block that holds each state, ``[n]``.
+
+        Raises:
+            FeatureUnavailableError: The server has no NIXL, or a state is spread over two blocks.
+            StatepoolError: As `pull_blocks`.
+        """
+        return self._transport.execute(calls.transfers.describe_transfer(transfer), timeout)
+
+    def sum_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> Checksums:
+        """Has checksums of lent states computed, which were still lent then.
+
+        Returns:
+            xxh3_64 of the states of each image, ``[n * ranks]``, those of one block side by side.
+
+        Raises:
+            StatepoolError: As `describe_transfer`.
+        """
+        return self._transport.execute(calls.transfers.sum_transfer(transfer), timeout)
 
     def complete_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> None:
         """Ends a transfer whose reader has everything; again, it does nothing.

@@ -27,15 +27,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from statepool.v1 import types_pb2 as statepool_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bstatepool/v1/transfer.proto\x12\x0cstatepool.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18statepool/v1/types.proto\"1\n\x0bTransferRef\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x06\x12\r\n\x05token\x18\x02 \x01(\x0c\"\x9b\x01\n\x08Transfer\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x06\x12\x12\n\nsession_id\x18\x02 \x01(\x06\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x13\n\x0b\x62lock_count\x18\x04 \x01(\r\x12\x12\n\nnum_tokens\x18\x05 \x01(\x04\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe7\x01\n\x15\x43reateTransferRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x0c\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04peer\x18\x05 \x01(\t\x12)\n\x06\x62locks\x18\x06 \x01(\x0b\x32\x17.statepool.v1.BlockRefsH\x00\x12\x15\n\x0bsequence_id\x18\x07 \x01(\x06H\x00\x42\x08\n\x06source\"W\n\x16\x43reateTransferResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12(\n\x08transfer\x18\x02 \x01(\x0b\x32\x16.statepool.v1.Transfer\"\xa7\x01\n\x11PullBlocksRequest\x12+\n\x08transfer\x18\x01 \x01(\x0b\x32\x19.statepool.v1.TransferRef\x12\x0f\n\x07tp_rank\x18\x02 \x01(\r\x12\x13\n\x0b\x62lock_index\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\r\x12\x1a\n\x12layout_fingerprint\x18\x06 \x01(\t\"n\n\x12PullBlocksResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x13\n\x0b\x62lock_index\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x05 \x01(\x06\"\xa9\x01\n\x16ReceiveTransferRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12+\n\x08transfer\x18\x04 \x01(\x0b\x32\x19.statepool.v1.TransferRef\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\r\"\x9a\x01\n\x17ReceiveTransferResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\'\n\x06\x62locks\x18\x02 \x01(\x0b\x32\x17.statepool.v1.BlockRefs\x12\x16\n\x0ereceived_bytes\x18\x03 \x01(\x04\x12)\n\tdata_path\x18\x04 \x01(\x0e\x32\x16.statepool.v1.DataPath\"F\n\x17\x43ompleteTransferRequest\x12+\n\x08transfer\x18\x01 \x01(\x0b\x32\x19.statepool.v1.TransferRef\"/\n\x18\x43ompleteTransferResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\"D\n\x15\x43\x61ncelTransferRequest\x12+\n\x08transfer\x18\x01 \x01(\x0b\x32\x19.statepool.v1.TransferRef\"-\n\x16\x43\x61ncelTransferResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\"=\n\x14ListTransfersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"p\n\x15ListTransfersResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12)\n\ttransfers\x18\x02 \x03(\x0b\x32\x16.statepool.v1.Transfer\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t*9\n\x08\x44\x61taPath\x12\x19\n\x15\x44\x41TA_PATH_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x41TA_PATH_GRPC\x10\x01\x32\xbb\x04\n\x0fTransferService\x12[\n\x0e\x43reateTransfer\x12#.statepool.v1.CreateTransferRequest\x1a$.statepool.v1.CreateTransferResponse\x12Q\n\nPullBlocks\x12\x1f.statepool.v1.PullBlocksRequest\x1a .statepool.v1.PullBlocksResponse0\x01\x12^\n\x0fReceiveTransfer\x12$.statepool.v1.ReceiveTransferRequest\x1a%.statepool.v1.ReceiveTransferResponse\x12\x61\n\x10\x43ompleteTransfer\x12%.statepool.v1.CompleteTransferRequest\x1a&.statepool.v1.CompleteTransferResponse\x12[\n\x0e\x43\x61ncelTransfer\x12#.statepool.v1.CancelTransferRequest\x1a$.statepool.v1.CancelTransferResponse\x12X\n\rListTransfers\x12\".statepool.v1.ListTransfersRequest\x1a#.statepool.v1.ListTransfersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bstatepool/v1/transfer.proto\x12\x0cstatepool.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18statepool/v1/types.proto\"1\n\x0bTransferRef\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x06\x12\r\n\x05token\x18\x02 \x01(\x0c\"\x9b\x01\n\x08Transfer\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x06\x12\x12\n\nsession_id\x18\x02 \x01(\x06\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x13\n\x0b\x62lock_count\x18\x04 \x01(\r\x12\x12\n\nnum_tokens\x18\x05 \x01(\x04\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe7\x01\n\x15\x43reateTransferRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x0c\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04peer\x18\x05 \x01(\t\x12)\n\x06\x62locks\x18\x06 \x01(\x0b\x32\x17.statepool.v1.BlockRefsH\x00\x12\x15\n\x0bsequence_id\x18\x07 \x01(\x06H\x00\x42\x08\n\x06source\"W\n\x16\x43reateTransferResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12(\n\x08transfer\x18\x02 \x01(\x0b\x32\x16.statepool.v1.Transfer\"\xa7\x01\n\x11PullBlocksRequest\x12+\n\x08transfer\x18\x01 \x01(\x0b\x32\x19.statepool.v1.TransferRef\x12\x0f\n\x07tp_rank\x18\x02 \x01(\r\x12\x13\n\x0b\x62lock_index\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\r\x12\x1a\n\x12layout_fingerprint\x18\x06 \x01(\t\"n\n\x12PullBlocksResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x13\n\x0b\x62lock_index\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x05 \x01(\x06\"X\n\nNixlRegion\x12\x0f\n\x07tp_rank\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x06\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x62lock_count\x18\x04 \x01(\r\"o\n\tNixlAgent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08metadata\x18\x02 \x01(\x0c\x12\x17\n\x0fmetadata_sha256\x18\x03 \x01(\x0c\x12)\n\x07regions\x18\x04 \x03(\x0b\x32\x18.statepool.v1.NixlRegion\"F\n\x17\x44\x65scribeTransferRequest\x12+\n\x08transfer\x18\x01 \x01(\x0b\x32\x19.statepool.v1.TransferRef\"j\n\x18\x44\x65scribeTransferResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12&\n\x05\x61gent\x18\x02 \x01(\x0b\x32\x17.statepool.v1.NixlAgent\x12\x11\n\tblock_ids\x18\x03 \x03(\x07\"A\n\x12SumTransferRequest\x12+\n\x08transfer\x18\x01 \x01(\x0b\x32\x19.statepool.v1.TransferRef\"=\n\x13SumTransferResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x11\n\tchecksums\x18\x02 \x03(\x06\"\xa9\x01\n\x16ReceiveTransferRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12+\n\x08transfer\x18\x04 \x01(\x0b\x32\x19.statepool.v1.TransferRef\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\r\"\x9a\x01\n\x17ReceiveTransferResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\'\n\x06\x62locks\x18\x02 \x01(\x0b\x32\x17.statepool.v1.BlockRefs\x12\x16\n\x0ereceived_bytes\x18\x03 \x01(\x04\x12)\n\tdata_path\x18\x04 \x01(\x0e\x32\x16.statepool.v1.DataPath\"F\n\x17\x43ompleteTransferRequest\x12+\n\x08transfer\x18\x01 \x01(\x0b\x32\x19.statepool.v1.TransferRef\"/\n\x18\x43ompleteTransferResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\"D\n\x15\x43\x61ncelTransferRequest\x12+\n\x08transfer\x18\x01 \x01(\x0b\x32\x19.statepool.v1.TransferRef\"-\n\x16\x43\x61ncelTransferResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\"=\n\x14ListTransfersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"p\n\x15ListTransfersResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12)\n\ttransfers\x18\x02 \x03(\x0b\x32\x16.statepool.v1.Transfer\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t*M\n\x08\x44\x61taPath\x12\x19\n\x15\x44\x41TA_PATH_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x41TA_PATH_GRPC\x10\x01\x12\x12\n\x0e\x44\x41TA_PATH_NIXL\x10\x02\x32\xf2\x05\n\x0fTransferService\x12[\n\x0e\x43reateTransfer\x12#.statepool.v1.CreateTransferRequest\x1a$.statepool.v1.CreateTransferResponse\x12Q\n\nPullBlocks\x12\x1f.statepool.v1.PullBlocksRequest\x1a .statepool.v1.PullBlocksResponse0\x01\x12\x61\n\x10\x44\x65scribeTransfer\x12%.statepool.v1.DescribeTransferRequest\x1a&.statepool.v1.DescribeTransferResponse\x12R\n\x0bSumTransfer\x12 .statepool.v1.SumTransferRequest\x1a!.statepool.v1.SumTransferResponse\x12^\n\x0fReceiveTransfer\x12$.statepool.v1.ReceiveTransferRequest\x1a%.statepool.v1.ReceiveTransferResponse\x12\x61\n\x10\x43ompleteTransfer\x12%.statepool.v1.CompleteTransferRequest\x1a&.statepool.v1.CompleteTransferResponse\x12[\n\x0e\x43\x61ncelTransfer\x12#.statepool.v1.CancelTransferRequest\x1a$.statepool.v1.CancelTransferResponse\x12X\n\rListTransfers\x12\".statepool.v1.ListTransfersRequest\x1a#.statepool.v1.ListTransfersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'statepool.v1.transfer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATAPATH']._serialized_start=1694
-  _globals['_DATAPATH']._serialized_end=1751
+  _globals['_DATAPATH']._serialized_start=2207
+  _globals['_DATAPATH']._serialized_end=2284
   _globals['_TRANSFERREF']._serialized_start=136
   _globals['_TRANSFERREF']._serialized_end=185
   _globals['_TRANSFER']._serialized_start=188
@@ -48,22 +48,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PULLBLOCKSREQUEST']._serialized_end=836
   _globals['_PULLBLOCKSRESPONSE']._serialized_start=838
   _globals['_PULLBLOCKSRESPONSE']._serialized_end=948
-  _globals['_RECEIVETRANSFERREQUEST']._serialized_start=951
-  _globals['_RECEIVETRANSFERREQUEST']._serialized_end=1120
-  _globals['_RECEIVETRANSFERRESPONSE']._serialized_start=1123
-  _globals['_RECEIVETRANSFERRESPONSE']._serialized_end=1277
-  _globals['_COMPLETETRANSFERREQUEST']._serialized_start=1279
-  _globals['_COMPLETETRANSFERREQUEST']._serialized_end=1349
-  _globals['_COMPLETETRANSFERRESPONSE']._serialized_start=1351
-  _globals['_COMPLETETRANSFERRESPONSE']._serialized_end=1398
-  _globals['_CANCELTRANSFERREQUEST']._serialized_start=1400
-  _globals['_CANCELTRANSFERREQUEST']._serialized_end=1468
-  _globals['_CANCELTRANSFERRESPONSE']._serialized_start=1470
-  _globals['_CANCELTRANSFERRESPONSE']._serialized_end=1515
-  _globals['_LISTTRANSFERSREQUEST']._serialized_start=1517
-  _globals['_LISTTRANSFERSREQUEST']._serialized_end=1578
-  _globals['_LISTTRANSFERSRESPONSE']._serialized_start=1580
-  _globals['_LISTTRANSFERSRESPONSE']._serialized_end=1692
-  _globals['_TRANSFERSERVICE']._serialized_start=1754
-  _globals['_TRANSFERSERVICE']._serialized_end=2325
+  _globals['_NIXLREGION']._serialized_start=950
+  _globals['_NIXLREGION']._serialized_end=1038
+  _globals['_NIXLAGENT']._serialized_start=1040
+  _globals['_NIXLAGENT']._serialized_end=1151
+  _globals['_DESCRIBETRANSFERREQUEST']._serialized_start=1153
+  _globals['_DESCRIBETRANSFERREQUEST']._serialized_end=1223
+  _globals['_DESCRIBETRANSFERRESPONSE']._serialized_start=1225
+  _globals['_DESCRIBETRANSFERRESPONSE']._serialized_end=1331
+  _globals['_SUMTRANSFERREQUEST']._serialized_start=1333
+  _globals['_SUMTRANSFERREQUEST']._serialized_end=1398
+  _globals['_SUMTRANSFERRESPONSE']._serialized_start=1400
+  _globals['_SUMTRANSFERRESPONSE']._serialized_end=1461
+  _globals['_RECEIVETRANSFERREQUEST']._serialized_start=1464
+  _globals['_RECEIVETRANSFERREQUEST']._serialized_end=1633
+  _globals['_RECEIVETRANSFERRESPONSE']._serialized_start=1636
+  _globals['_RECEIVETRANSFERRESPONSE']._serialized_end=1790
+  _globals['_COMPLETETRANSFERREQUEST']._serialized_start=1792
+  _globals['_COMPLETETRANSFERREQUEST']._serialized_end=1862
+  _globals['_COMPLETETRANSFERRESPONSE']._serialized_start=1864
+  _globals['_COMPLETETRANSFERRESPONSE']._serialized_end=1911
+  _globals['_CANCELTRANSFERREQUEST']._serialized_start=1913
+  _globals['_CANCELTRANSFERREQUEST']._serialized_end=1981
+  _globals['_CANCELTRANSFERRESPONSE']._serialized_start=1983
+  _globals['_CANCELTRANSFERRESPONSE']._serialized_end=2028
+  _globals['_LISTTRANSFERSREQUEST']._serialized_start=2030
+  _globals['_LISTTRANSFERSREQUEST']._serialized_end=2091
+  _globals['_LISTTRANSFERSRESPONSE']._serialized_start=2093
+  _globals['_LISTTRANSFERSRESPONSE']._serialized_end=2205
+  _globals['_TRANSFERSERVICE']._serialized_start=2287
+  _globals['_TRANSFERSERVICE']._serialized_end=3041
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,8 @@ class _DataPathEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataPath.Val
     """Not set; never sent by a server."""
     DATA_PATH_GRPC: _DataPath.ValueType  # 1
     """As byte streams of gRPC: PullBlocks."""
+    DATA_PATH_NIXL: _DataPath.ValueType  # 2
+    """Over NIXL: the receiving server reads the source's memory."""
 
 class DataPath(_DataPath, metaclass=_DataPathEnumTypeWrapper):
     """How bytes have come from one server to another."""
@@ -40,6 +42,8 @@ DATA_PATH_UNSPECIFIED: DataPath.ValueType  # 0
 """Not set; never sent by a server."""
 DATA_PATH_GRPC: DataPath.ValueType  # 1
 """As byte streams of gRPC: PullBlocks."""
+DATA_PATH_NIXL: DataPath.ValueType  # 2
+"""Over NIXL: the receiving server reads the source's memory."""
 Global___DataPath: _TypeAlias = DataPath  # noqa: Y015
 
 @_typing.final
@@ -275,6 +279,188 @@ class PullBlocksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PullBlocksResponse: _TypeAlias = PullBlocksResponse  # noqa: Y015
+
+@_typing.final
+class NixlRegion(_message.Message):
+    """Memory of one rank that is registered with NIXL."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TP_RANK_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    BLOCK_BYTES_FIELD_NUMBER: _builtins.int
+    BLOCK_COUNT_FIELD_NUMBER: _builtins.int
+    tp_rank: _builtins.int
+    """Tensor-parallel rank."""
+    address: _builtins.int
+    """Where block 0 begins, in the owner's address space."""
+    block_bytes: _builtins.int
+    """Bytes of a block; the next one follows."""
+    block_count: _builtins.int
+    """Blocks."""
+    def __init__(
+        self,
+        *,
+        tp_rank: _builtins.int = ...,
+        address: _builtins.int = ...,
+        block_bytes: _builtins.int = ...,
+        block_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_bytes", b"block_bytes", "block_count", b"block_count", "tp_rank", b"tp_rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NixlRegion: _TypeAlias = NixlRegion  # noqa: Y015
+
+@_typing.final
+class NixlAgent(_message.Message):
+    """A NIXL agent of a server process."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    METADATA_SHA256_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, which no other process ever has."""
+    metadata: _builtins.bytes
+    """What others connect with, as NIXL's agents tell it to each other."""
+    metadata_sha256: _builtins.bytes
+    """SHA-256 of it: NIXL itself does not notice damage."""
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___NixlRegion]:
+        """The memory of every local rank."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        metadata: _builtins.bytes = ...,
+        metadata_sha256: _builtins.bytes = ...,
+        regions: _abc.Iterable[Global___NixlRegion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "metadata_sha256", b"metadata_sha256", "name", b"name", "regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NixlAgent: _TypeAlias = NixlAgent  # noqa: Y015
+
+@_typing.final
+class DescribeTransferRequest(_message.Message):
+    """Request of DescribeTransfer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transfer(self) -> Global___TransferRef:
+        """The transfer."""
+
+    def __init__(
+        self,
+        *,
+        transfer: Global___TransferRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["transfer", b"transfer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfer", b"transfer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeTransferRequest: _TypeAlias = DescribeTransferRequest  # noqa: Y015
+
+@_typing.final
+class DescribeTransferResponse(_message.Message):
+    """Response of DescribeTransfer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    BLOCK_IDS_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The server process."""
+    @_builtins.property
+    def agent(self) -> Global___NixlAgent:
+        """Through whom the memory is read."""
+
+    @_builtins.property
+    def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Block that holds each state, the same on every rank."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        agent: Global___NixlAgent | None = ...,
+        block_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "block_ids", b"block_ids", "incarnation", b"incarnation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeTransferResponse: _TypeAlias = DescribeTransferResponse  # noqa: Y015
+
+@_typing.final
+class SumTransferRequest(_message.Message):
+    """Request of SumTransfer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transfer(self) -> Global___TransferRef:
+        """The transfer."""
+
+    def __init__(
+        self,
+        *,
+        transfer: Global___TransferRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["transfer", b"transfer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfer", b"transfer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumTransferRequest: _TypeAlias = SumTransferRequest  # noqa: Y015
+
+@_typing.final
+class SumTransferResponse(_message.Message):
+    """Response of SumTransfer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    CHECKSUMS_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The server process."""
+    @_builtins.property
+    def checksums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """XXH3 (64 bit, seed 0) of the states of each image in the order of the layout, without the padding: of the first image
+        for each local rank, then of the second.
+        """
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        checksums: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "incarnation", b"incarnation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumTransferResponse: _TypeAlias = SumTransferResponse  # noqa: Y015
 
 @_typing.final
 class ReceiveTransferRequest(_message.Message):

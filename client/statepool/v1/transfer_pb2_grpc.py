@@ -58,6 +58,16 @@ class TransferServiceStub(object):
                 request_serializer=statepool_dot_v1_dot_transfer__pb2.PullBlocksRequest.SerializeToString,
                 response_deserializer=statepool_dot_v1_dot_transfer__pb2.PullBlocksResponse.FromString,
                 _registered_method=True)
+        self.DescribeTransfer = channel.unary_unary(
+                '/statepool.v1.TransferService/DescribeTransfer',
+                request_serializer=statepool_dot_v1_dot_transfer__pb2.DescribeTransferRequest.SerializeToString,
+                response_deserializer=statepool_dot_v1_dot_transfer__pb2.DescribeTransferResponse.FromString,
+                _registered_method=True)
+        self.SumTransfer = channel.unary_unary(
+                '/statepool.v1.TransferService/SumTransfer',
+                request_serializer=statepool_dot_v1_dot_transfer__pb2.SumTransferRequest.SerializeToString,
+                response_deserializer=statepool_dot_v1_dot_transfer__pb2.SumTransferResponse.FromString,
+                _registered_method=True)
         self.ReceiveTransfer = channel.unary_unary(
                 '/statepool.v1.TransferService/ReceiveTransfer',
                 request_serializer=statepool_dot_v1_dot_transfer__pb2.ReceiveTransferRequest.SerializeToString,
@@ -142,6 +152,31 @@ class TransferServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeTransfer(self, request, context):
+        """Tells where the memory of lent states lies, for a server that reads it over NIXL.
+
+        What has been read counts only if SumTransfer answers after it, with the checksums that the reader finds as well.
+
+        Errors:
+        * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
+        * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server has no NIXL, or a state is spread over two blocks. PullBlocks works.
+        * PERMISSION_DENIED, ROLE_FORBIDDEN: the caller is no worker of all tenants.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SumTransfer(self, request, context):
+        """Computes checksums of lent states, and answers if they still were lent then.
+
+        Errors:
+        * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
+        * UNIMPLEMENTED, FEATURE_UNAVAILABLE: as DescribeTransfer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReceiveTransfer(self, request, context):
         """Allocates blocks and fills them with the states of a transfer, on every rank of this server; answers when they are
         whole.
@@ -208,6 +243,16 @@ def add_TransferServiceServicer_to_server(servicer, server):
                     servicer.PullBlocks,
                     request_deserializer=statepool_dot_v1_dot_transfer__pb2.PullBlocksRequest.FromString,
                     response_serializer=statepool_dot_v1_dot_transfer__pb2.PullBlocksResponse.SerializeToString,
+            ),
+            'DescribeTransfer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeTransfer,
+                    request_deserializer=statepool_dot_v1_dot_transfer__pb2.DescribeTransferRequest.FromString,
+                    response_serializer=statepool_dot_v1_dot_transfer__pb2.DescribeTransferResponse.SerializeToString,
+            ),
+            'SumTransfer': grpc.unary_unary_rpc_method_handler(
+                    servicer.SumTransfer,
+                    request_deserializer=statepool_dot_v1_dot_transfer__pb2.SumTransferRequest.FromString,
+                    response_serializer=statepool_dot_v1_dot_transfer__pb2.SumTransferResponse.SerializeToString,
             ),
             'ReceiveTransfer': grpc.unary_unary_rpc_method_handler(
                     servicer.ReceiveTransfer,
@@ -298,6 +343,60 @@ class TransferService(object):
             '/statepool.v1.TransferService/PullBlocks',
             statepool_dot_v1_dot_transfer__pb2.PullBlocksRequest.SerializeToString,
             statepool_dot_v1_dot_transfer__pb2.PullBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeTransfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statepool.v1.TransferService/DescribeTransfer',
+            statepool_dot_v1_dot_transfer__pb2.DescribeTransferRequest.SerializeToString,
+            statepool_dot_v1_dot_transfer__pb2.DescribeTransferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SumTransfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statepool.v1.TransferService/SumTransfer',
+            statepool_dot_v1_dot_transfer__pb2.SumTransferRequest.SerializeToString,
+            statepool_dot_v1_dot_transfer__pb2.SumTransferResponse.FromString,
             options,
             channel_credentials,
             insecure,

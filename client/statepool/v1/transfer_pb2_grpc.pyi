@@ -84,6 +84,23 @@ class TransferServiceStub:
     * DATA_LOSS, CHECKSUM_MISMATCH: the bytes of a block have changed since it was committed.
     * OUT_OF_RANGE, BLOCK_INDEX_OUT_OF_RANGE: the place lies behind the end.
     """
+    DescribeTransfer: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.DescribeTransferRequest, _transfer_pb2.DescribeTransferResponse]
+    """Tells where the memory of lent states lies, for a server that reads it over NIXL.
+
+    What has been read counts only if SumTransfer answers after it, with the checksums that the reader finds as well.
+
+    Errors:
+    * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
+    * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server has no NIXL, or a state is spread over two blocks. PullBlocks works.
+    * PERMISSION_DENIED, ROLE_FORBIDDEN: the caller is no worker of all tenants.
+    """
+    SumTransfer: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.SumTransferRequest, _transfer_pb2.SumTransferResponse]
+    """Computes checksums of lent states, and answers if they still were lent then.
+
+    Errors:
+    * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
+    * UNIMPLEMENTED, FEATURE_UNAVAILABLE: as DescribeTransfer.
+    """
     ReceiveTransfer: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.ReceiveTransferRequest, _transfer_pb2.ReceiveTransferResponse]
     """Allocates blocks and fills them with the states of a transfer, on every rank of this server; answers when they are
     whole.
@@ -178,6 +195,23 @@ class TransferServiceAsyncStub(TransferServiceStub):
       write it. A retry helps as soon as that process has answered.
     * DATA_LOSS, CHECKSUM_MISMATCH: the bytes of a block have changed since it was committed.
     * OUT_OF_RANGE, BLOCK_INDEX_OUT_OF_RANGE: the place lies behind the end.
+    """
+    DescribeTransfer: _aio.UnaryUnaryMultiCallable[_transfer_pb2.DescribeTransferRequest, _transfer_pb2.DescribeTransferResponse]  # type: ignore[assignment]
+    """Tells where the memory of lent states lies, for a server that reads it over NIXL.
+
+    What has been read counts only if SumTransfer answers after it, with the checksums that the reader finds as well.
+
+    Errors:
+    * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
+    * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server has no NIXL, or a state is spread over two blocks. PullBlocks works.
+    * PERMISSION_DENIED, ROLE_FORBIDDEN: the caller is no worker of all tenants.
+    """
+    SumTransfer: _aio.UnaryUnaryMultiCallable[_transfer_pb2.SumTransferRequest, _transfer_pb2.SumTransferResponse]  # type: ignore[assignment]
+    """Computes checksums of lent states, and answers if they still were lent then.
+
+    Errors:
+    * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
+    * UNIMPLEMENTED, FEATURE_UNAVAILABLE: as DescribeTransfer.
     """
     ReceiveTransfer: _aio.UnaryUnaryMultiCallable[_transfer_pb2.ReceiveTransferRequest, _transfer_pb2.ReceiveTransferResponse]  # type: ignore[assignment]
     """Allocates blocks and fills them with the states of a transfer, on every rank of this server; answers when they are
@@ -282,6 +316,35 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
           write it. A retry helps as soon as that process has answered.
         * DATA_LOSS, CHECKSUM_MISMATCH: the bytes of a block have changed since it was committed.
         * OUT_OF_RANGE, BLOCK_INDEX_OUT_OF_RANGE: the place lies behind the end.
+        """
+
+    @_abc_1.abstractmethod
+    def DescribeTransfer(
+        self,
+        request: _transfer_pb2.DescribeTransferRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_transfer_pb2.DescribeTransferResponse, _abc.Awaitable[_transfer_pb2.DescribeTransferResponse]]:
+        """Tells where the memory of lent states lies, for a server that reads it over NIXL.
+
+        What has been read counts only if SumTransfer answers after it, with the checksums that the reader finds as well.
+
+        Errors:
+        * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
+        * UNIMPLEMENTED, FEATURE_UNAVAILABLE: the server has no NIXL, or a state is spread over two blocks. PullBlocks works.
+        * PERMISSION_DENIED, ROLE_FORBIDDEN: the caller is no worker of all tenants.
+        """
+
+    @_abc_1.abstractmethod
+    def SumTransfer(
+        self,
+        request: _transfer_pb2.SumTransferRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_transfer_pb2.SumTransferResponse, _abc.Awaitable[_transfer_pb2.SumTransferResponse]]:
+        """Computes checksums of lent states, and answers if they still were lent then.
+
+        Errors:
+        * NOT_FOUND, TRANSFER_NOT_FOUND; FAILED_PRECONDITION, BLOCK_BUSY; DATA_LOSS, CHECKSUM_MISMATCH: as PullBlocks.
+        * UNIMPLEMENTED, FEATURE_UNAVAILABLE: as DescribeTransfer.
         """
 
     @_abc_1.abstractmethod

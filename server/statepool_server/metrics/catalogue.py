@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TypeAlias
 
+from statepool.transfers import DataPath
 from statepool_server.histogram import Histogram
 from statepool_server.metrics.metric import Counter, Distribution, Gauge, Labels, Sources
 from statepool_server.tally import Tally
@@ -420,5 +421,43 @@ _PROCESS: Metrics = (
     ),
 )
 
-CATALOGUE: Metrics = (*_BLOCKS, *_SESSIONS, *_CALLS, *_WATCHERS, *_MEMORY, *_PROCESS)
+
+# Transfers
+
+
+def _by_path(counts: Mapping[DataPath, float]) -> dict[Labels, float]:
+    return _by({path.name.lower(): counts.get(path, 0) for path in DataPath})
+
+
+_TRANSFERS: Metrics = (
+    Counter(
+        "statepool_received_transfers",
+        "transfers",
+        "Transfers that were received whole from other servers, by the way of their bytes.",
+        lambda s: _by_path(s.paths.transfers),
+        ("data_path",),
+    ),
+    Counter(
+        "statepool_received_bytes",
+        "bytes",
+        "Bytes of received transfers, of all ranks, by their way.",
+        lambda s: _by_path(s.paths.nbytes),
+        ("data_path",),
+    ),
+    Counter(
+        "statepool_data_path_failures",
+        "failures",
+        "Transfers that could not be received one way, by the reason; another may have succeeded.",
+        lambda s: {(path.name.lower(), reason): count for (path, reason), count in s.paths.failures.items()},
+        ("data_path", "reason"),
+    ),
+    Gauge(
+        "statepool_nixl_reads",
+        "reads",
+        "Reads over NIXL whose bytes may still land; their blocks are nobody's until they have ended.",
+        lambda s: _one(s.paths.unsettled_reads),
+    ),
+)
+
+CATALOGUE: Metrics = (*_BLOCKS, *_SESSIONS, *_CALLS, *_WATCHERS, *_MEMORY, *_TRANSFERS, *_PROCESS)
 """Every metric, in the order of the exposition."""

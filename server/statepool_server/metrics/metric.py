@@ -13,6 +13,7 @@ from statepool_server.service.core import Core
 from statepool_server.service.draining import Drain
 from statepool_server.service.health import Health
 from statepool_server.service.heartbeat import Heartbeat
+from statepool_server.service.path_choice import PathChoice
 from statepool_server.service.steps import Steps
 from statepool_server.service.supervision import Supervisor
 from statepool_server.service.watchers import Watchers
@@ -41,6 +42,8 @@ class Sources:
     """The event loop."""
     drain: Drain
     """The way down."""
+    paths: PathChoice
+    """Ways of received states."""
 
 
 V = TypeVar("V", float, Histogram)

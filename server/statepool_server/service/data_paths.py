@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from statepool import AsyncClient
 from statepool.aio.alarm import Alarm
@@ -56,6 +56,18 @@ class Sink(Protocol):
         """
 
 
+class PathFailedError(Exception):
+    """Bytes cannot come this way; another may do.
+
+    Attributes:
+        reason: Why, in a word, for metrics.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class Path(Protocol):
     """A way for bytes."""
 
@@ -63,19 +75,20 @@ class Path(Protocol):
     def kind(self) -> DataPath:
         """Its name."""
 
-    async def pull(self, source: AsyncClient, transfer: Transfer, sink: Sink, pinned: PinnedWork) -> int:
+    async def pull(self, source: AsyncClient, transfer: Transfer, sink: Any, pinned: PinnedWork) -> int:
         """Pulls everything that a sink wants.
 
         Args:
             source: The server that lends.
             transfer: What it lends.
-            sink: Where it goes.
+            sink: Where it goes: a `Sink`, or what the way itself demands.
             pinned: Runs what the sink does, while the blocks are pinned.
 
         Returns:
             Bytes that have come.
 
         Raises:
+            PathFailedError: It cannot be done this way.
             PeerLostError: The source gives nothing any more.
             StatepoolError: What else the source has against it.
         """

@@ -84,7 +84,9 @@ PERMISSIONS: Mapping[str, Mapping[str, Permission]] = {
     },
     "statepool.v1.TransferService": {
         "CreateTransfer": _SCHEDULER,
-        "PullBlocks": _STATES,  # for who knows the transfer's token, as the next two
+        "PullBlocks": _STATES,  # for who knows the transfer's token, as all that take it
+        "DescribeTransfer": _WORKER,  # who reaches the memory of one tenant over NIXL reaches that of all
+        "SumTransfer": _STATES,
         "CompleteTransfer": _STATES,
         "CancelTransfer": _STATES,
         "ReceiveTransfer": _SCHEDULER,

@@ -49,6 +49,15 @@ class PinnedWork:
         self._piece = future
         return future
 
+    def hold(self, end: "asyncio.Future[Any]") -> None:
+        """Waits for something that writes the blocks on its own before it ends the work; see `begin`.
+
+        Args:
+            end: Is done when that writes no more.
+        """
+        end.add_done_callback(lambda end: end.cancelled() or end.exception())  # nobody may be left to look at it
+        self._piece = end
+
     async def run(self, piece: Callable[[], T], chore: Chore, nbytes: int) -> T:
         """Runs a piece on a copy thread; see `begin`.
 

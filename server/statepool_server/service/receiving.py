@@ -1,5 +1,6 @@
 """Receives states from other servers: allocates blocks, has them filled, and gives them up where that fails."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -10,12 +11,14 @@ from statepool.errors import (
     BadFieldError,
     StatepoolError,
 )
-from statepool.transfers import Transfer
+from statepool.transfers import DataPath, Transfer
 from statepool.v1 import transfer_pb2 as pb
 from statepool.wire import refs_to_wire
+from statepool_server.recency import Ids
 from statepool_server.service.core import Core
-from statepool_server.service.data_paths import GrpcPath, Path
+from statepool_server.service.data_paths import Path, PathFailedError, Sink
 from statepool_server.service.ledger import Kind, MessageCodec, ValueCodec
+from statepool_server.service.path_choice import PathChoice
 from statepool_server.service.peers import Peer, Peers
 from statepool_server.service.pinned import PinnedWork
 from statepool_server.service.replays import Reply
@@ -38,6 +41,8 @@ class Received:
     """Its `ReceiveTransferRequest`."""
     nbytes: int
     """Bytes that have come."""
+    data_path: DataPath = DataPath.GRPC
+    """How."""
 
 
 class Receiver:
@@ -47,16 +52,18 @@ class Receiver:
     neither be read nor committed before; one act makes them usable. Whatever else ends the reception frees them.
     """
 
-    def __init__(self, core: Core, peers: Peers, patience: float) -> None:
+    def __init__(self, core: Core, peers: Peers, choice: PathChoice, patience: float) -> None:
         """Makes a receiver.
 
         Args:
             core: What the services share.
             peers: Connections to sources.
+            choice: Ways for the bytes.
             patience: Seconds without a byte after which a source is given up.
         """
         self._core = core
         self._peers = peers
+        self._choice = choice
         self._patience = patience
         core.ledger.register(Kind.RECEIVE_TRANSFER, MessageCodec(pb.ReceiveTransferRequest), self._begin)
         core.ledger.register(Kind.TRANSFER_RECEIVED, ValueCodec(Received), self._received)
@@ -81,22 +88,33 @@ class Receiver:
         return reply.response
 
     async def _receive(self, request: pb.ReceiveTransferRequest, peer: Peer) -> Reply:
+        core, session = self._core, self._core.convert.session(request.session)
+        theirs = await peer.known_pool(self._patience)
+        sink, error = sink_for(core, theirs), None
+        for path in self._choice.paths(theirs, lambda: core.pool.check_session(*session)):
+            try:
+                return await self._receive_by(path, request, peer.client, sink)
+            except PathFailedError as failure:
+                error = self._choice.failed(path.kind, failure)
+        assert error is not None  # noqa: S101 — there is a path
+        raise error
+
+    async def _receive_by(
+        self, path: Path, request: pb.ReceiveTransferRequest, source: AsyncClient, sink: Callable[[Ids], Sink]
+    ) -> Reply:
+        """Receives into blocks of its own: those of a way that has failed may still be written."""
         core, transfer = self._core, _transfer(request)
-        sink, source = sink_for(core, await peer.known_pool(self._patience)), peer.client
         core.quotas.check_blocks(request.session.session_id, request.block_count)
         number: int = core.ledger.perform(Kind.RECEIVE_TRANSFER, request)
         core.blocks_taken()
         async with PinnedWork(core, number) as pinned:
-            path = self._path(core.convert.session(request.session))
             nbytes = await path.pull(source, transfer, sink(core.works.work(number).received_blocks), pinned)
-            received = Received(number, request.SerializeToString(), nbytes)
+            received = Received(number, request.SerializeToString(), nbytes, path.kind)
             reply: Reply = core.ledger.perform(Kind.TRANSFER_RECEIVED, received)
+        self._choice.came(path.kind, nbytes)
         core.blocks_changed()
         await self._tell(source, transfer)
         return reply
-
-    def _path(self, session: tuple[int, int]) -> Path:
-        return GrpcPath(lambda: self._core.pool.check_session(*session), self._patience)
 
     async def _tell(self, source: AsyncClient, transfer: Transfer) -> None:
         """Tells the source that it may have its blocks back; if it is not heard, its lease ends by itself."""
@@ -124,7 +142,7 @@ class Receiver:
             incarnation=core.incarnation,
             blocks=refs_to_wire(core.pool.blocks.refs(block_ids)),
             received_bytes=received.nbytes,
-            data_path=pb.DATA_PATH_GRPC,
+            data_path=pb.DataPath.ValueType(received.data_path),
         )
         return core.replays.keep(ticket, response)
 

@@ -17,7 +17,11 @@ from statepool_server.service.data_paths import Sink, Span
 
 
 class DirectSink:
-    """Puts images of this pool's own layout into its blocks, as they come."""
+    """Puts images of this pool's own layout into its blocks, as they come.
+
+    Attributes:
+        block_ids: The blocks, ``[n]``.
+    """
 
     def __init__(self, core: Core, block_ids: Ids) -> None:
         """Takes a whole image for each block, on every local rank.
@@ -28,7 +32,7 @@ class DirectSink:
         """
         known = core.description
         self._memory = core.memory
-        self._block_ids = block_ids.tolist()
+        self.block_ids = block_ids
         self._rank_indices = {tp_rank: index for index, tp_rank in enumerate(known.tp_ranks)}
         self.layout: BlockLayout = known.layout.block
         self.spans: Sequence[Span] = [Span(tp_rank, 0, len(block_ids)) for tp_rank in known.tp_ranks]
@@ -38,7 +42,7 @@ class DirectSink:
         rank_index = self._rank_indices[tp_rank]
         for chunk in chunks:
             chunk.check()
-            self._memory.write_image(rank_index, self._block_ids[chunk.block_index], chunk.offset, chunk.data)
+            self._memory.write_image(rank_index, int(self.block_ids[chunk.block_index]), chunk.offset, chunk.data)
 
 
 class ConvertingSink:
@@ -112,13 +116,19 @@ def sink_for(core: Core, theirs: Pool) -> Callable[[Ids], Sink]:
         family=known.family,
         parameters=known.family_parameters,
     )
-    if (theirs.layout.block.fingerprint, theirs.tp_size) == (ours.layout.fingerprint, ours.tp_size):
+    if is_direct(core, theirs):
         _check_ranks(known.tp_ranks, theirs)
         return partial(DirectSink, core)
     source = PoolStates.of(theirs)
     conversion = plan_conversion(source, ours)
     _check_ranks({rank for target in known.tp_ranks for rank in conversion.source_ranks(target)}, theirs)
     return lambda block_ids: ConvertingSink(core, block_ids, source, conversion)
+
+
+def is_direct(core: Core, theirs: Pool) -> bool:
+    """Tells whether images of another pool are images of this one as they are."""
+    known = core.description
+    return (theirs.layout.block.fingerprint, theirs.tp_size) == (known.layout.block.fingerprint, known.tp_size)
 
 
 def _check_ranks(needed: Collection[int], theirs: Pool) -> None:

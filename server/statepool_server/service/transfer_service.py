@@ -1,5 +1,6 @@
 """TransferService: states that move between servers."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from functools import partial
@@ -9,12 +10,15 @@ from google.protobuf.message import Message
 
 from statepool.aio.alarm import Alarm
 from statepool.byte_chunks import encode_chunk
-from statepool.errors import BadFieldError, BlockIndexOutOfRangeError, LayoutMismatchError
+from statepool.errors import BadFieldError, BlockIndexOutOfRangeError, FeatureUnavailableError, LayoutMismatchError
+from statepool.transfers import NixlEndpoint
 from statepool.v1 import transfer_pb2 as pb
 from statepool_server import convert
 from statepool_server.service.calls import Context
+from statepool_server.service.copying import Chore
 from statepool_server.service.core import Core
 from statepool_server.service.ledger import Kind, MessageCodec
+from statepool_server.service.nixl_thread import NixlThread
 from statepool_server.service.pinned import ahead
 from statepool_server.service.receiving import Receiver
 from statepool_server.service.stalls import Stalls
@@ -29,7 +33,14 @@ _log = structlog.get_logger("statepool.transfers")
 class TransferService:
     """Handlers of ``statepool.v1.TransferService``."""
 
-    def __init__(self, core: Core, lease_changed: Callable[[], None], stalls: Stalls, receiver: Receiver) -> None:
+    def __init__(
+        self,
+        core: Core,
+        lease_changed: Callable[[], None],
+        stalls: Stalls,
+        receiver: Receiver,
+        nixl: NixlThread | None,
+    ) -> None:
         """Builds the handlers.
 
         Args:
@@ -37,11 +48,13 @@ class TransferService:
             lease_changed: Called when a transfer may now be the next to end.
             stalls: Bounds how long a peer may stand still.
             receiver: Receives states from other servers.
+            nixl: Lets other servers read; None: there is no NIXL.
         """
         self._core = core
         self._lease_changed = lease_changed
         self._stalls = stalls
         self._receiver = receiver
+        self._nixl = nixl
         core.register(Kind.CREATE_TRANSFER, pb.CreateTransferRequest, self._create)
         register = core.ledger.register
         register(Kind.COMPLETE_TRANSFER, MessageCodec(pb.CompleteTransferRequest), self._complete, can_be_refused=False)
@@ -73,6 +86,30 @@ class TransferService:
                     await self._stalls.moving(context.write(chunk), "the reader", alarm)
         finally:
             alarm.stop()
+
+    async def DescribeTransfer(
+        self, request: pb.DescribeTransferRequest, _context: Context
+    ) -> pb.DescribeTransferResponse:
+        """Tells a server with NIXL where lent states lie."""
+        nixl, transfer = self._reachable(request.transfer)
+        nixl.lend(transfer.transfer_id, (transfer.terms.expires_ns - time.monotonic_ns()) / 1e9)
+        return pb.DescribeTransferResponse(
+            incarnation=self._core.incarnation,
+            agent=_agent_to_wire(nixl.endpoint),
+            block_ids=transfer.states.blocks.block_ids.tolist(),
+        )
+
+    async def SumTransfer(self, request: pb.SumTransferRequest, _context: Context) -> pb.SumTransferResponse:
+        """Computes checksums of what was read; they count only if it was still lent then."""
+        core, (nixl, transfer) = self._core, self._reachable(request.transfer)
+        nixl.returned(transfer.transfer_id)
+        block_ids = transfer.states.blocks.block_ids.tolist()
+        core.copies.check_room()
+        work = partial(core.memory.checksums, block_ids)
+        nbytes = len(block_ids) * core.description.layout.block.image_bytes * len(core.description.tp_ranks)
+        sums = await core.copies.wait(core.copies.submit(work, Chore.CHECKSUM, nbytes))
+        core.pool.check_transfer(transfer.transfer_id, transfer.terms.token)
+        return pb.SumTransferResponse(incarnation=core.incarnation, checksums=sums.ravel().tolist())
 
     async def ReceiveTransfer(self, request: pb.ReceiveTransferRequest, _context: Context) -> Message:
         """Fills blocks with states from another server."""
@@ -130,6 +167,14 @@ class TransferService:
 
     # Reading
 
+    def _reachable(self, ref: pb.TransferRef) -> tuple[NixlThread, Transfer]:
+        transfer = self._core.pool.check_transfer(ref.transfer_id, ref.token)
+        if self._nixl is None:
+            raise FeatureUnavailableError("the server was started without --nixl-devices", field="transfer")
+        if not transfer.states.are_whole_blocks:
+            raise FeatureUnavailableError("a state is spread over two blocks", field="transfer")
+        return self._nixl, transfer
+
     def _rank_index(self, request: pb.PullBlocksRequest) -> int:
         known = self._core.description
         fingerprint = known.layout.block.fingerprint
@@ -174,6 +219,21 @@ class TransferService:
         return encode_chunk(
             pb.PullBlocksResponse(incarnation=self._core.incarnation, block_index=index, offset=offset), data
         )
+
+
+def _agent_to_wire(endpoint: NixlEndpoint) -> pb.NixlAgent:
+    regions = [
+        pb.NixlRegion(
+            tp_rank=region.tp_rank,
+            address=region.address,
+            block_bytes=region.block_bytes,
+            block_count=region.block_count,
+        )
+        for region in endpoint.regions
+    ]
+    return pb.NixlAgent(
+        name=endpoint.name, metadata=endpoint.metadata, metadata_sha256=endpoint.metadata_sha256, regions=regions
+    )
 
 
 def _to_wire(transfer: Transfer) -> pb.Transfer:
