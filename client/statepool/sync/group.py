@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class Group(GroupHandle[Scheduler]):
     """Drives the servers of one tensor-parallel group with one stream of steps.
 
-    ::
-
-        with statepool.Group([session.scheduler() for session in sessions]) as group:
-            outcome = group.step(admit=[…], schedule=…)
+    ```python
+    with statepool.Group([session.scheduler() for session in sessions]) as group:
+        outcome = group.step(admit=[…], schedule=…)
+    ```
 
     Each server holds some of the ranks, and nobody else drives it: they start alike, get the same steps, and so decide
     alike. What they answer is compared (`StepOutcome.digest`). A refusal that all agree in is raised as that of one
