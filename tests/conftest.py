@@ -22,6 +22,7 @@ _SLOW = (
         "service/test_top.py",
         "service/test_restarts.py",
     ),
+    *("transfer/test_nixl.py", "security/test_networks.py"),
     *("service/test_draining.py", "transfer/test_failures.py", "tracing/test_traces.py", "monitoring/"),
 )
 """Tests that `make test` leaves out, since what it takes is bounded; `make slow` runs them."""

@@ -48,7 +48,8 @@ from statepool.wire import (
 )
 
 ERROR_CLASSES = sorted(
-    (value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, StatepoolError)),
+    {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, StatepoolError)}
+    - {errors.GroupError, errors.DivergedError},  # made by the client
     key=lambda cls: cls.__name__,
 )
 

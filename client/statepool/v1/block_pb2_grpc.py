@@ -209,7 +209,8 @@ class BlockServiceServicer(object):
     def ReadBlocks(self, request, context):
         """Streams the bytes of block images.
 
-        The blocks are pinned until the stream ends.
+        The blocks are pinned until the stream ends. Of one that an attached process writes meanwhile, chunks come whose
+        checksums do not match their bytes.
 
         Errors:
         * FAILED_PRECONDITION, BLOCK_NOT_OWNED (neither committed nor the session's), BLOCK_BUSY (being written).

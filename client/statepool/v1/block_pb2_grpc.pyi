@@ -116,7 +116,8 @@ class BlockServiceStub:
     ReadBlocks: _grpc.UnaryStreamMultiCallable[_block_pb2.ReadBlocksRequest, _block_pb2.ReadBlocksResponse]
     """Streams the bytes of block images.
 
-    The blocks are pinned until the stream ends.
+    The blocks are pinned until the stream ends. Of one that an attached process writes meanwhile, chunks come whose
+    checksums do not match their bytes.
 
     Errors:
     * FAILED_PRECONDITION, BLOCK_NOT_OWNED (neither committed nor the session's), BLOCK_BUSY (being written).
@@ -225,7 +226,8 @@ class BlockServiceAsyncStub(BlockServiceStub):
     ReadBlocks: _aio.UnaryStreamMultiCallable[_block_pb2.ReadBlocksRequest, _block_pb2.ReadBlocksResponse]  # type: ignore[assignment]
     """Streams the bytes of block images.
 
-    The blocks are pinned until the stream ends.
+    The blocks are pinned until the stream ends. Of one that an attached process writes meanwhile, chunks come whose
+    checksums do not match their bytes.
 
     Errors:
     * FAILED_PRECONDITION, BLOCK_NOT_OWNED (neither committed nor the session's), BLOCK_BUSY (being written).
@@ -385,7 +387,8 @@ class BlockServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_block_pb2.ReadBlocksResponse], _abc.AsyncIterator[_block_pb2.ReadBlocksResponse]]:
         """Streams the bytes of block images.
 
-        The blocks are pinned until the stream ends.
+        The blocks are pinned until the stream ends. Of one that an attached process writes meanwhile, chunks come whose
+        checksums do not match their bytes.
 
         Errors:
         * FAILED_PRECONDITION, BLOCK_NOT_OWNED (neither committed nor the session's), BLOCK_BUSY (being written).
