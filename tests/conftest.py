@@ -22,7 +22,9 @@ _SLOW = (
         "service/test_top.py",
         "service/test_restarts.py",
     ),
-    *("transfer/test_nixl.py", "security/test_networks.py"),
+    *("transfer/test_nixl.py", "security/test_networks.py", "security/test_doctor.py", "realmodel/test_hand_over.py"),
+    *("page/", "service/test_load_reports.py", "service/test_stalls.py", "service/test_stalled_copies.py"),
+    "copy/test_triton_engine.py",
     *("service/test_draining.py", "transfer/test_failures.py", "tracing/test_traces.py", "monitoring/"),
 )
 """Tests that `make test` leaves out, since what it takes is bounded; `make slow` runs them."""
