@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,17 @@ def _commit(session: Session, blocks: BlockRefs, hashes: list[bytes], namespace:
     )
 
 
+TELLING_SECONDS = 0.03
+"""What comes and goes within a few milliseconds is not told at all."""
+
+
 def _flood(session: Session, rounds: int) -> None:
     """Makes all blocks findable by new hashes, round after round; the last round's stay so."""
     for number in range(rounds):
         blocks = session.allocate_blocks(BLOCKS - 1, zero=False)
         _commit(session, blocks, [b"%d/%d" % (number, row) + bytes(HASH_BYTES - 16) for row in range(len(blocks))])
         session.free_blocks(blocks)
+        time.sleep(TELLING_SECONDS)
 
 
 def _trouble(client: Client, seed: int, acts: int) -> None:
