@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from statepool import calls
@@ -73,14 +74,16 @@ class AsyncBlockStreams(SessionHandle, AsyncEndpoint):
     ) -> int:
         """Writes bytes of block images, in checked chunks; see `Session.write_blocks`."""
         images = calls.images.as_images(data, len(blocks))
-        messages = calls.images.write_messages(
+        max_chunk_bytes = (await self._transport.pool()).limits.max_chunk_bytes
+        messages = partial(
+            calls.images.write_messages,
             self._ref,
             blocks,
             images,
             offset=offset,
             rank_index=rank_index,
             layout_fingerprint=layout_fingerprint,
-            max_chunk_bytes=(await self._transport.pool()).limits.max_chunk_bytes,
+            max_chunk_bytes=max_chunk_bytes,
         )
         return await self._transport.write(messages, timeout, calls.images.stream_seconds(images.nbytes), self._lease)
 

@@ -202,12 +202,12 @@ class AsyncTransport:
 
     async def write(
         self,
-        messages: Iterator[block_pb2.WriteBlocksRequest],
+        messages: Callable[[], Iterator[block_pb2.WriteBlocksRequest]],
         timeout: float | None,
         extra_seconds: float,
         lease: Lease,
     ) -> int:
-        """Executes a WriteBlocks stream.
+        """Executes a WriteBlocks stream, again where it ended and nobody knows why: bytes may be written twice.
 
         Returns:
             Bytes written.
@@ -217,17 +217,22 @@ class AsyncTransport:
         """
         await self.hold(lease, time.monotonic() + self.seconds(timeout))
         method = self._open_channel().stream_unary(*rpc.WRITE_BLOCKS.stub)
+        attempts = Attempts(self._budget, self.seconds(timeout) + extra_seconds)
         with tracing.span_of(rpc.WRITE_BLOCKS, self._metadata) as metadata:
-            call = method(messages, timeout=self.seconds(timeout) + extra_seconds, metadata=metadata)
-            ending = Ending(call)
-            try:
-                response = await call
-            except grpc.RpcError as error:
-                raise self.leases.failed(lease, error_of_rpc(ending.error(error))) from error
-            except asyncio.CancelledError:
-                self._check_not_closed_meanwhile()
-                raise
-            return response.written_bytes
+            while True:
+                call = method(messages(), timeout=attempts.left, metadata=metadata)
+                ending = Ending(call)
+                try:
+                    return (await call).written_bytes
+                except grpc.RpcError as error:
+                    failure = self.leases.failed(lease, error_of_rpc(ending.error(error)))
+                    pause = attempts.pause_after(failure, is_resumed=False) if ending.is_lost else None
+                    if pause is None:
+                        raise failure from error
+                    await asyncio.sleep(pause)
+                except asyncio.CancelledError:
+                    self._check_not_closed_meanwhile()
+                    raise
 
     async def watch(
         self, request: pool_pb2.WatchBlocksRequest, silence: float
