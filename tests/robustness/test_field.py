@@ -55,7 +55,7 @@ def test_idle_workers_and_sessions_stay(servers: Servers) -> None:
         blocks = session.allocate_blocks(1)
         worker = workers.start(server)
 
-        time.sleep(4.0)
+        time.sleep(4.0)  # longer than the lease, with nothing asked meanwhile: that is what is tested
 
         assert session.error is None
         assert [attached.is_connected for attached in client.list_attachments()] == [True]

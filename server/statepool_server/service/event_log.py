@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 
 
@@ -13,12 +14,14 @@ class EventLog:
         nbytes: Bytes that are kept.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         """Begins without a batch.
 
         Args:
             max_bytes: Bytes that are kept at most, but for the newest batch, which always is.
+            clock: Tells the time, in seconds.
         """
+        self._clock = clock
         self.last = self.nbytes = 0
         self._max_bytes = max_bytes
         self._batches: deque[bytes] = deque()
@@ -27,7 +30,7 @@ class EventLog:
     def append(self, batch: bytes) -> None:
         """Adds a batch."""
         self._batches.append(batch)
-        self._times.append(time.monotonic())
+        self._times.append(self._clock())
         self.last += 1
         self.nbytes += len(batch)
         while self.nbytes > self._max_bytes and len(self._batches) > 1:
@@ -61,7 +64,7 @@ class EventLog:
         """Tells for how many seconds there has been something behind a batch, as far as it is kept; 0: nothing is."""
         if number >= self.last:
             return 0.0
-        return time.monotonic() - self._times[max(0, self._index(number))]
+        return self._clock() - self._times[max(0, self._index(number))]
 
     def _index(self, number: int) -> int:
         """Tells the place of the first batch behind a batch."""
