@@ -1,6 +1,7 @@
 """The parts of a server, put together; without addresses to listen on, and without anything running yet."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from statepool_server.service.supervision import Supervisor
 from statepool_server.service.transfer_service import TransferService
 from statepool_server.service.verifying import Verifier
 from statepool_server.service.watchers import Watchers
+from statepool_server.sessions import ids_before
 from statepool_server.tracing import NO_TRACING, Tracing
 
 DESCRIPTORS = {
@@ -194,5 +196,6 @@ def _pool(plan: Plan) -> Pool:
             max_sequences=limits.max_sequences,
             max_attachments=limits.max_attachments,
             max_transfers=limits.max_transfers,
+            last_session_id=ids_before(time.monotonic_ns()),
         )
     )

@@ -81,13 +81,14 @@ class Pool(PoolView):
         self.attachments.load(state.attachments)
         self.transfers.load(state.transfers)
 
-    def distrust(self, generations: Ids) -> Ids:
+    def distrust(self, generations: Ids, last_session_id: int) -> Ids:
         """Gives up all that may have changed since: everything but committed blocks that were never free.
 
         No work may be under way.
 
         Args:
             generations: Generations that blocks were seen at, ``[block_count]``.
+            last_session_id: Highest session id that may have been given out.
 
         Returns:
             The blocks that are still what they were; all others are blank, and no ref to them is good.
@@ -99,7 +100,7 @@ class Pool(PoolView):
         for transfer in list(self.transfers.live.values()):
             self._end_transfer(transfer, TransferEnd.CANCELLED)
         self.pardon()
-        self.sessions.outdate()
+        self.sessions.skip(last_session_id)
         changed = self.blocks.generations != generations
         changed[NULL] = False
         self._changes.unlist(np.flatnonzero(self.blocks.listed & changed))

@@ -9,6 +9,7 @@ Nothing else can be proven, so everything else is given up, and with it the memo
 to memory that nobody uses any more.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from statepool_server.service.ledger import DivergedError
 from statepool_server.service.replays import ReplyState
 from statepool_server.service.steps import AnswerState
 from statepool_server.service.works import WorksState
+from statepool_server.sessions import ids_before
 from statepool_server.view import PoolState
 
 FORMAT = 4
@@ -215,7 +217,8 @@ def _salvage(blank: Assembly, generations: Ids | None) -> Estate:
     lost = len(pool.sessions)
     for begun in blank.core.works.dump().under_way:
         pool.finish_work(begun.work, succeeded=False)
-    rescued = pool.distrust(np.zeros(pool.blocks.block_count, np.int64) if generations is None else generations)
+    known = np.zeros(pool.blocks.block_count, np.int64) if generations is None else generations
+    rescued = pool.distrust(known, ids_before(time.monotonic_ns()))
     _log.error("the journal is damaged: sessions are lost", sessions=lost, rescued_blocks=len(rescued))
     state = _state(blank)
     nothing = WorksState([], [], state.works.last_number)

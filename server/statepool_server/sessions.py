@@ -15,7 +15,20 @@ from statepool.errors import (
 
 _TAKEN = -1
 _SPARE_NOTES = 64
-_UNKNOWN_IDS = 2**32
+_IDS_PER_MS = 2**14
+"""More than can be given out in a millisecond; with it, ids stay below 2**53 for 17 years of uptime."""
+
+
+def ids_before(now_ns: int) -> int:
+    """Tells an id above all that servers of this machine have given out so far.
+
+    Ids ascend over all of them, so that a process that attaches now can tell that a session is of a server before this
+    one, and no longer lives: what a scheduler that knows nothing of it still wants done is done for nobody.
+
+    Args:
+        now_ns: Time since the machine was started, in nanoseconds.
+    """
+    return now_ns // 1_000_000 * _IDS_PER_MS
 
 
 @dataclass(slots=True)
@@ -23,7 +36,7 @@ class Session:
     """A lease."""
 
     session_id: int
-    """Counts from 1, never reused."""
+    """Ascends, never reused."""
     owner_key: str
     """The owner's name for it; empty: none."""
     epoch: int
@@ -57,12 +70,13 @@ class SessionsState:
 class SessionTable:
     """Live sessions by id."""
 
-    def __init__(self, max_sessions: int, remembered: int) -> None:
+    def __init__(self, max_sessions: int, remembered: int, last_id: int = 0) -> None:
         """Builds an empty table.
 
         Args:
             max_sessions: Live sessions at a time.
             remembered: Ids of expired sessions that are told apart from unknown ones.
+            last_id: Ids up to this one were given out before.
         """
         self._max_sessions = max_sessions
         self._remembered = remembered
@@ -70,7 +84,7 @@ class SessionTable:
         self._by_owner_key: dict[tuple[str, str], int] = {}  # by tenant and key
         self._expired: OrderedDict[int, None] = OrderedDict()
         self._deadlines: list[tuple[int, int]] = []  # heap of (noted_ns, session id)
-        self._last_id = 0
+        self._last_id = last_id
 
     @property
     def last_id(self) -> int:
@@ -206,9 +220,9 @@ class SessionTable:
         for session in self:
             session.expires_ns = max(session.expires_ns, until_ns)
 
-    def outdate(self) -> None:
-        """Makes sure that no id from here on was given out by a table that knew more than this one."""
-        self._last_id += _UNKNOWN_IDS
+    def skip(self, last_id: int) -> None:
+        """Gives out no id up to this one from here on: a table that knew more than this one may have."""
+        self._last_id = max(self._last_id, last_id)
 
     def dump(self) -> SessionsState:
         """Shows everything; the sessions themselves, not copies."""

@@ -45,6 +45,8 @@ class PoolConfig:
     """Attached processes at a time."""
     max_transfers: int = 1024
     """Open transfers."""
+    last_session_id: int = 0
+    """Highest session id that was given out before there was this pool."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +93,7 @@ class PoolView:
         self.blocks = BlockTable(config.block_count)
         self.holdings = Holdings(config.block_count)
         self.prefixes = PrefixIndex(config.block_count)
-        self.sessions = SessionTable(config.max_sessions, config.remembered_sessions)
+        self.sessions = SessionTable(config.max_sessions, config.remembered_sessions, config.last_session_id)
         self.sequences = SequenceTables()
         self.attachments = AttachmentTable(config.max_attachments)
         self.tally = Tally()

@@ -113,3 +113,21 @@ def test_a_connection_that_broke(lone: Server, workers: Workers) -> None:
         until(lambda: "attached again" in lone.log, "the worker")
         until(lambda: _is_connected(client), "the connection")
         assert [row.attachment_id for row in client.list_attachments()] == [worker.attachment_id]
+
+
+def test_a_pass_for_a_session_of_another_server(servers: Servers) -> None:
+    """A scheduler that has missed that its server began anew has no pass run on blocks that are somebody else's now."""
+    server = servers.start("--no-recovery", "").wait_until_ready()
+    with server.client() as client:
+        session = client.create_session(60.0)
+        former = session.session_id, session.epoch
+    server.kill()
+    server.start()
+    server.wait_until_ready()
+
+    with server.client() as client, client.create_session(60.0) as session, Workers() as workers:
+        worker = workers.start(server)
+        late = worker.ask("begin", *former)
+        own = worker.ask("begin", session.session_id, session.epoch)
+
+    assert (late, own) == ("SessionFencedError", "")

@@ -69,6 +69,8 @@ class Twin:
         """Opens a session, or takes it over, as often as it takes; returns whether it is the one that was answered."""
         if not taken_over:
             self.close()
+        if not self._session[0]:
+            self._pool.sessions.skip(session_id - 1)  # which it has from the clock
         while self._session < (session_id, epoch):
             info, _ = self._pool.create_session(_OWNER, _TTL_NS, True, 0)
             self._session = info.session_id, info.epoch

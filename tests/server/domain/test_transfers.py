@@ -155,7 +155,7 @@ def test_a_damaged_journal_ends_transfers() -> None:
     pool = small_pool()
     transfer = pool.lend_blocks(*ALICE, pool.allocate(*ALICE, 1), TERMS)
 
-    pool.distrust(pool.blocks.generations.copy())
+    pool.distrust(pool.blocks.generations.copy(), 100)
 
     with pytest.raises(TransferNotFoundError):
         pool.check_transfer(transfer.transfer_id, TOKEN)
