@@ -162,5 +162,6 @@ class Peers:
 
     async def _close_surplus(self) -> None:
         idle = [address for address, peer in self._open.items() if not peer.users]
-        for address in idle[: max(0, len(idle) - MAX_IDLE)]:
-            await self._open.pop(address).client.close()
+        surplus = [self._open.pop(address) for address in idle[: max(0, len(idle) - MAX_IDLE)]]
+        for peer in surplus:  # while one is closed, the others may not be given to anybody
+            await peer.client.close()
