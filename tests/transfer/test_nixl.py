@@ -264,6 +264,15 @@ def _point_nowhere(response: Any) -> None:
         region.address = 4096
 
 
+def _boast(response: Any) -> None:
+    for region in response.agent.regions:
+        region.block_count = 2**32 - 1
+
+
+def _take_all_regions(response: Any) -> None:
+    del response.agent.regions[:]
+
+
 def _shorten(response: Any) -> None:
     del response.block_ids[1:]
 
@@ -272,7 +281,8 @@ def _take_a_rank(response: Any) -> None:
     del response.agent.regions[1:]
 
 
-_LIES = [_damage, _truncate, _rename, _point_beyond, _point_at_null, _point_nowhere, _shorten, _take_a_rank]
+_POINTS = [_point_beyond, _point_at_null, _point_nowhere]
+_LIES = [_damage, _truncate, _rename, *_POINTS, _boast, _shorten, _take_a_rank, _take_all_regions]
 
 
 @pytest.mark.parametrize("over", [{}])
