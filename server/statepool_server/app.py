@@ -89,6 +89,8 @@ async def serving(
     supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
     supervisor.run("attach listener", "nothing can be attached any more", listener.run())
     supervisor.run("verifier", "checksums are neither taken nor compared", assembly.verifier.run())
+    if assembly.nixl is not None:
+        supervisor.run("nixl", "states neither come nor go over NIXL", assembly.nixl.run())
     if plan.access.is_given:
         supervisor.run("access", "streams of callers who may not any more go on", assembly.calls.revocation.run())
     if journal is not None:

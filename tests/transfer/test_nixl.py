@@ -451,6 +451,23 @@ def test_the_session_ends_before_the_read(
     _assert_nothing_is_left(destination)
 
 
+@pytest.mark.parametrize("patience", ["1s"])
+@pytest.mark.parametrize("pause", [{"STATEPOOL_FAILPOINTS": "nixl.read=error"}])
+def test_the_thread_dies(
+    lender: Session, taker: Session, source: Server, destination: Server, blocks: BlockRefs, expected: Images
+) -> None:
+    """What moves states over NIXL does not die in silence: the server says so, and gRPC goes on."""
+    received = taker.receive_transfer(lender.create_transfer(blocks), source=source.target)
+
+    assert received.data_path is DataPath.GRPC
+    assert np.array_equal(images(taker, received.blocks), expected)
+    with destination.client() as client:
+        assert client.get_server_info().background["nixl"].startswith("FailpointError")
+    assert not _metric(destination, "statepool_ready")
+    taker.delete()
+    destination.kill()  # its log tells of the death, as none may of a server that ends well
+
+
 # Frozen peers
 
 

@@ -40,6 +40,7 @@ class NixlThread:
         """
         self._open_agent = open_agent
         self._opened: Future[NixlEndpoint] = Future()
+        self._ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="statepool-nixl", daemon=True)
         self._commands: deque[Callable[[NixlAgent], None]] = deque()
         self._reads: list[tuple[Read, Callable[[NixlError | None], None]]] = []
@@ -65,6 +66,14 @@ class NixlThread:
         """
         self._thread.start()
         await asyncio.wrap_future(self._opened)
+
+    async def run(self) -> None:
+        """Lasts as long as the thread.
+
+        Raises:
+            Exception: What the thread has died of; what was to be read then never ends.
+        """
+        await asyncio.shield(asyncio.wrap_future(self._ended))
 
     def call(self, work: Callable[[NixlAgent], T]) -> "asyncio.Future[T]":
         """Has the thread do something, unless the future is cancelled before it begins."""
@@ -128,6 +137,14 @@ class NixlThread:
             return
         _IMMORTAL.append(agent)
         self._opened.set_result(agent.endpoint)
+        try:
+            self._work(agent)
+        except Exception as error:  # noqa: BLE001 — it is for who `run`s
+            self._ended.set_exception(error)
+        else:
+            self._ended.set_result(None)
+
+    def _work(self, agent: NixlAgent) -> None:
         while not self._is_closed:
             while self._commands:
                 self._commands.popleft()(agent)
