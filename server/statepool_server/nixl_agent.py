@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -85,7 +86,7 @@ class NixlAgent:
         self._nixl = _import_nixl()
         self._arenas = arenas
         self._peers: dict[str, Any] = {}
-        self._reads: dict[str, int] = {}
+        self._reads: Counter[str] = Counter()
         regions = tuple(
             NixlRegion(rank, memory.ctypes.data, block_bytes, len(memory) // block_bytes) for rank, memory in arenas
         )
@@ -129,7 +130,8 @@ class NixlAgent:
 
     def part(self, name: str) -> None:
         """Forgets another agent, if it is known and nothing is being read from it."""
-        if name in self._peers and not self._reads.get(name):
+        if name in self._peers and not self._reads[name]:
+            del self._reads[name]
             self._agent.release_dlist_handle(self._peers.pop(name))
             self._agent.remove_remote_agent(name)
 
@@ -154,7 +156,7 @@ class NixlAgent:
             raise
         except Exception as error:
             raise self._translated(error) from error
-        self._reads[peer] = self._reads.get(peer, 0) + 1
+        self._reads[peer] += 1
         return Read(handle, peer)
 
     def has_ended(self, read: Read) -> bool:
