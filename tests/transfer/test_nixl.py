@@ -168,6 +168,8 @@ def test_states_arrive(
         _assert_it_works(lender, taker, source, chosen, expected[:, rows])
     assert _metric(destination, "statepool_received_transfers_total", data_path="nixl") == 3
     assert _metric(destination, "statepool_received_bytes_total", data_path="nixl") == 7 / 4 * expected.nbytes
+    for server in (source, destination):
+        assert _metric(server, "statepool_copied_bytes_total", kind="checksum") == 7 / 4 * expected.nbytes
     assert not _metric(destination, "statepool_data_path_failures_total")
     taker.free_blocks(spare)
     _assert_nothing_is_left(source, held=BLOCKS)

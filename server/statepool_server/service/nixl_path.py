@@ -81,12 +81,13 @@ class NixlPath:
         self, source: AsyncClient, transfer: Transfer, endpoint: NixlEndpoint, block_ids: Ids, pinned: PinnedWork
     ) -> None:
         """Compares checksums of both sides, which are computed at the same time."""
-        work = partial(self._core.memory.checksums, block_ids.tolist())
-        computing = pinned.begin(work, Chore.CHECKSUM, len(block_ids) * self._core.description.layout.block.image_bytes)
+        known, work = self._core.description, partial(self._core.memory.checksums, block_ids.tolist())
+        nbytes = len(block_ids) * known.layout.block.image_bytes * len(known.tp_ranks)
+        computing = pinned.begin(work, Chore.CHECKSUM, nbytes)
         theirs = await source.sum_transfer(transfer, timeout=self._patience)
         ours = await self._core.copies.wait(computing)
         ranks = [region.tp_rank for region in endpoint.regions]
-        columns = [ranks.index(tp_rank) for tp_rank in self._core.description.tp_ranks]
+        columns = [ranks.index(tp_rank) for tp_rank in known.tp_ranks]
         if theirs.size != len(block_ids) * len(ranks) or (theirs.reshape(-1, len(ranks))[:, columns] != ours).any():
             raise PathFailedError("checksum", "what has come is not what was sent")
 
