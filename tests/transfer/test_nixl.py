@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from service.servers import CAPACITY, DEADLINE_SECONDS, Server, Servers, until
@@ -14,6 +15,7 @@ from statepool import (
     Admission,
     BlockRefs,
     ChecksumMismatchError,
+    Client,
     Commits,
     DataPath,
     FeatureUnavailableError,
@@ -188,6 +190,24 @@ def test_committed_states_with_checksums(servers: Servers, expected: Images, len
         hit = session.lookup_prefix([b"h"])
         assert hit is not None
         assert np.array_equal(images(session, hit.block), expected[:, :1])
+
+
+@pytest.mark.parametrize("end", [Client.cancel_transfer, Client.complete_transfer])
+def test_the_source_rests(lender: Session, source: Server, blocks: BlockRefs, end: Callable[..., object]) -> None:
+    """A source looks for readers as fast as it can while it lends, and no longer, whether or not they have read."""
+    process = psutil.Process(source.process.pid)
+
+    def busy() -> float:
+        """Tells what the process takes of a core."""
+        process.cpu_percent()
+        return process.cpu_percent(1.0)
+
+    with source.client() as client:
+        transfer = lender.create_transfer(blocks)
+        client.describe_transfer(transfer)
+        lending = busy()
+        end(client, transfer)
+        assert busy() < lending / 2
 
 
 # Choice

@@ -120,14 +120,14 @@ class TransferService:
     ) -> pb.CompleteTransferResponse:
         """Ends a transfer that has served its purpose."""
         self._core.ledger.perform(Kind.COMPLETE_TRANSFER, request)
-        self._core.blocks_changed()
+        self._returned(request.transfer.transfer_id)
         _log.info("transfer completed", transfer_id=request.transfer.transfer_id)
         return pb.CompleteTransferResponse(incarnation=self._core.incarnation)
 
     async def CancelTransfer(self, request: pb.CancelTransferRequest, _context: Context) -> pb.CancelTransferResponse:
         """Ends a transfer that has not."""
         self._core.ledger.perform(Kind.CANCEL_TRANSFER, request)
-        self._core.blocks_changed()
+        self._returned(request.transfer.transfer_id)
         _log.info("transfer cancelled", transfer_id=request.transfer.transfer_id)
         return pb.CancelTransferResponse(incarnation=self._core.incarnation)
 
@@ -141,6 +141,12 @@ class TransferService:
             transfers=map(_to_wire, transfers),
             next_page_token=core.convert.page_token(transfers[-1].transfer_id) if len(transfers) == size else "",
         )
+
+    def _returned(self, transfer_id: int) -> None:
+        """Tells all who look after the blocks of a transfer that it has ended."""
+        if self._nixl is not None:
+            self._nixl.returned(transfer_id)  # who was to read over NIXL may not have come
+        self._core.blocks_changed()
 
     # Acts
 
