@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import structlog
 
@@ -11,18 +10,18 @@ from statepool.errors import PeerUntrustedError, StatepoolError
 from statepool_server.access.callers import Caller
 from statepool_server.access.rules import AccessFile
 from statepool_server.access.watched import LOOK_SECONDS
+from statepool_server.service.endable import Endable
 
 _log = structlog.get_logger("statepool.access")
 
 
-class _Stream:
+class _Stream(Endable):
     """A stream, and how to find out again who has opened it."""
 
     def __init__(self, caller: Caller, known: Callable[[], Caller]) -> None:
-        self.refusal: StatepoolError | None = None
+        super().__init__()
         self._caller = caller
         self._known = known
-        self._handler: asyncio.Task[Any] | None = asyncio.current_task()
 
     def check(self) -> None:
         """Ends the stream if its caller may not go on."""
@@ -30,9 +29,8 @@ class _Stream:
             if self._known().tenant != self._caller.tenant:
                 raise PeerUntrustedError(f"{self._caller.name} acts for another tenant now")
         except StatepoolError as error:
-            if self.refusal is None and self._handler is not None:
-                self.refusal = error
-                self._handler.cancel()
+            if self.error is None:
+                self.end(error)
                 _log.info("stream ended", caller=self._caller.name, reason=error.reason)
 
 
@@ -62,11 +60,8 @@ class Revocation:
         stream = _Stream(caller, known)
         self._streams.add(stream)
         try:
-            yield
-        except asyncio.CancelledError:
-            if stream.refusal is None:
-                raise
-            raise stream.refusal from None
+            with stream:
+                yield
         finally:
             self._streams.discard(stream)
 

@@ -10,6 +10,7 @@ from statepool.errors import StatepoolError, StreamReplacedError
 from statepool.v1 import sequence_pb2 as pb
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
+from statepool_server.service.endable import Endable
 from statepool_server.service.stalls import Stalls
 
 RELIEF = 2
@@ -23,10 +24,11 @@ _TAKEN_BACK = {
 """What each notice says is true no longer; so a client that reads slowly has two notices before it at most."""
 
 
-class ScheduleStream:
+class ScheduleStream(Endable):
     """One open stream."""
 
     def __init__(self, core: Core, session: tuple[int, int], context: Context, stalls: Stalls) -> None:
+        super().__init__()
         self._core = core
         self._context = context
         self._stalls = stalls
@@ -34,9 +36,7 @@ class ScheduleStream:
         self._alarm = Alarm()
         self._news: deque[pb.Notice.Kind.ValueType] = deque()
         self._is_told = asyncio.Event()
-        self._handler = asyncio.current_task()
         self.session = session
-        self.error: StatepoolError | None = None
 
     async def send(self, message: pb.ScheduleResponse) -> None:
         """Writes a message; answers and notices take turns.
@@ -72,12 +72,6 @@ class ScheduleStream:
     def closed(self) -> None:
         """Gives the stream's timer back."""
         self._alarm.stop()
-
-    def end(self, error: StatepoolError) -> None:
-        """Ends the stream with a status, also while it waits for its client."""
-        if self.error is None and self._handler is not None:
-            self.error = error
-            self._handler.cancel()
 
 
 class ScheduleStreams:
@@ -117,11 +111,8 @@ class ScheduleStreams:
         notices = asyncio.create_task(stream.write_notices())
         notices.add_done_callback(stream.notices_ended)
         try:
-            yield stream
-        except asyncio.CancelledError:
-            if stream.error is None:
-                raise
-            raise stream.error from None
+            with stream:
+                yield stream
         finally:
             if self._open.get(session[0]) is stream:
                 del self._open[session[0]]

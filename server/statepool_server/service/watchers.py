@@ -16,6 +16,7 @@ from statepool.v1 import pool_pb2 as pb
 from statepool_server.service.block_news import BlockNews, encoded
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
+from statepool_server.service.endable import Endable
 from statepool_server.service.stalls import Stalls
 
 PROGRESS_SECONDS = 1.0
@@ -43,7 +44,7 @@ class _Turns:
             await asyncio.sleep(at - now)
 
 
-class Watcher:
+class Watcher(Endable):
     """One open stream.
 
     Attributes:
@@ -52,6 +53,7 @@ class Watcher:
     """
 
     def __init__(self, news: BlockNews, incarnation: int, context: Context, stalls: Stalls, turns: _Turns) -> None:
+        super().__init__()
         self.sequence: int | None = None
         self.losses = 0
         self._news = news
@@ -60,8 +62,6 @@ class Watcher:
         self._stalls = stalls
         self._turns = turns
         self._alarm = Alarm()
-        self._handler = asyncio.current_task()
-        self._error: StatepoolError | None = None
 
     async def run(self, sequence: int | None) -> NoReturn:
         """Tells everything behind a batch, for as long as the stream is open.
@@ -74,20 +74,11 @@ class Watcher:
         """
         self.sequence = sequence
         try:
-            while True:
-                await self._go_on()
-        except asyncio.CancelledError:
-            if self._error is None:
-                raise
-            raise self._error from None
+            with self:
+                while True:
+                    await self._go_on()
         finally:
             self._alarm.stop()
-
-    def end(self, error: StatepoolError) -> None:
-        """Ends the stream with a status, also while it waits for its client."""
-        if self._error is None and self._handler is not None:
-            self._error = error
-            self._handler.cancel()
 
     async def _go_on(self) -> None:
         log = self._news.log
