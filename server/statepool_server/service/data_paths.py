@@ -158,7 +158,8 @@ class GrpcPath:
                 await self._put_away(stream, place, sink, pinned)
             except (UnavailableError, TimeoutError) as error:
                 if place.nbytes > before:
-                    backoff, alive_at = Backoff(), time.monotonic()
+                    backoff.worked()
+                    alive_at = time.monotonic()
                 if time.monotonic() - alive_at >= self._patience:
                     raise PeerLostError(f"the source gives nothing any more: {error}", field="source") from error
                 await asyncio.sleep(backoff.broke())
