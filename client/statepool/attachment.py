@@ -11,24 +11,17 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from statepool.errors import (
-    FeatureUnavailableError,
-    LayoutMismatchError,
-    PeerUntrustedError,
-    StatepoolError,
-    UnavailableError,
-)
+from statepool.errors import FeatureUnavailableError, LayoutMismatchError, StatepoolError, UnavailableError
 from statepool.fences import Fence, Fences
-from statepool.framing import MAX_FRAME_BYTES, MAX_SERVER_FRAME_BYTES, FrameReader, frame
+from statepool.framing import MAX_FRAME_BYTES, frame
+from statepool.greeting import DETACH, Greeted, greet, leave
 from statepool.lease import tell
 from statepool.mapping import Mapping as FileMapping
-from statepool.status import error_from_wire
 from statepool.v1 import attach_pb2 as pb
 from statepool.v1 import pool_pb2
 
@@ -40,8 +33,6 @@ FIRST_PAUSE_SECONDS = 0.02
 """Pause before the first attempt to connect again."""
 LONGEST_PAUSE_SECONDS = 1.0
 """Longest pause between two of them."""
-_DESCRIPTORS = 2
-_DETACH = frame(pb.WorkerFrame(detach=pb.Detach()))
 _all: "weakref.WeakSet[ArenaAttachment]" = weakref.WeakSet()
 
 
@@ -68,13 +59,6 @@ def import_file(descriptor: int, attached: pb.Attached, read_only: bool) -> Mapp
 
 HOST_IMPORTERS: Mapping[int, Importer] = MappingProxyType({pool_pb2.ARENA_EXPORT_FILE: import_file})
 """How to map each kind of export that needs no torch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Welcome:
-    attached: pb.Attached
-    arena: int
-    lock: int
 
 
 class ArenaAttachment:
@@ -133,31 +117,25 @@ class ArenaAttachment:
         self._synchronize = synchronize
         self._pid = os.getpid()
         self._sending = threading.Lock()
-        self._frames = FrameReader(MAX_SERVER_FRAME_BYTES)
         self._socket_path, self._timeout, self._reattach_within = socket_path, timeout, reattach_within
         self._leaving = threading.Event()
-        self._stream = _connect(socket_path, timeout)
-        self._early: list[bytes] = []
+        greeted = greet(socket_path, pb.Hello(token=token), timeout)
+        self._take(greeted)
+        attached, (arena, lock) = greeted.attached, greeted.descriptors
+        known = zip(attached.session_ids, attached.epochs, strict=True)
+        self._fences = Fences(attached.last_session_id, dict(known))
+        self._lock_descriptor = lock
+        self.attachment_id = attached.attachment_id
         try:
-            welcome = self._hello(token)
+            if attached.arena_bytes != nbytes:
+                raise LayoutMismatchError(f"the arena has {attached.arena_bytes} bytes, not {nbytes}")
+            self._mapping = _importer(importers, attached)(arena, attached, read_only)
         except BaseException:
-            self._leave()
-            raise
-        known = zip(welcome.attached.session_ids, welcome.attached.epochs, strict=True)
-        self._fences = Fences(welcome.attached.last_session_id, dict(known))
-        self._lock_descriptor = welcome.lock
-        self.attachment_id, self.incarnation = welcome.attached.attachment_id, welcome.attached.incarnation
-        try:
-            if welcome.attached.arena_bytes != nbytes:
-                raise LayoutMismatchError(f"the arena has {welcome.attached.arena_bytes} bytes, not {nbytes}")
-            self._mapping = _importer(importers, welcome.attached)(welcome.arena, welcome.attached, read_only)
-        except BaseException:
-            os.close(welcome.lock)
-            self._leave()
+            os.close(lock)
+            leave(self._stream)
             raise
         finally:
-            os.close(welcome.arena)
-        self._stream.settimeout(None)
+            os.close(arena)
         _all.add(self)
         self._listener = threading.Thread(target=self._listen, name="statepool-fences", daemon=True)
         self._listener.start()
@@ -195,7 +173,7 @@ class ArenaAttachment:
         self._lose(UnavailableError("this process has detached"), told=False)
         self._mapping.detach()
         with contextlib.suppress(OSError), self._sending:
-            self._stream.sendall(_DETACH)
+            self._stream.sendall(DETACH)
         if is_told:  # the server ends the connection when it has taken note
             self._listener.join(DETACH_SECONDS)
             is_told = not self._listener.is_alive()
@@ -210,43 +188,10 @@ class ArenaAttachment:
         if os.getpid() != self._pid:
             raise RuntimeError(f"the attachment belongs to process {self._pid}; attach again after a fork")
 
-    def _hello(self, token: bytes) -> _Welcome:
-        """Presents the token and takes what comes for it."""
-        descriptors: list[int] = []
-        try:
-            with contextlib.suppress(BrokenPipeError):  # refused before it was read; the answer says why
-                self._stream.sendall(frame(pb.WorkerFrame(hello=pb.Hello(token=token))))
-            messages: list[bytes] = []
-            while not messages:
-                data, received, _, _ = socket.recv_fds(
-                    self._stream, MAX_FRAME_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-                )
-                descriptors += received
-                if not data:
-                    raise UnavailableError("the server ended the connection")
-                messages += self._frames.feed(data)
-            return self._welcome(pb.ServerFrame.FromString(messages.pop(0)), messages, descriptors)
-        except BaseException as error:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            if isinstance(error, (OSError, ValueError, DecodeError)):
-                raise UnavailableError(f"the attach socket: {error}") from error
-            raise
-
-    def _welcome(self, answer: pb.ServerFrame, early: list[bytes], descriptors: list[int]) -> _Welcome:
-        if answer.HasField("refused"):
-            raise error_from_wire(answer.refused.error)
-        if not answer.HasField("attached") or len(descriptors) != _DESCRIPTORS:
-            raise PeerUntrustedError("whatever listens there does not speak the attach protocol")
-        self._early = early
-        arena, lock = descriptors
-        return _Welcome(attached=answer.attached, arena=arena, lock=lock)
-
-    def _leave(self) -> None:
-        """Hangs up on the way in: the server may have attached this process, which has nothing of it."""
-        with contextlib.suppress(OSError):
-            self._stream.sendall(_DETACH)
-        self._stream.close()
+    def _take(self, greeted: Greeted) -> None:
+        """Goes on over a connection."""
+        self._stream, self._frames, self._early = greeted.stream, greeted.frames, greeted.early
+        self.incarnation = greeted.attached.incarnation
 
     def _listen(self) -> None:
         """Takes fences, over one connection after the other, until there is none any more."""
@@ -284,37 +229,19 @@ class ArenaAttachment:
         while time.monotonic() < deadline and not self._leaving.wait(pause):
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             try:
-                self._hello_again()
+                self._greet_again()
             except UnavailableError as refusal:  # nobody there yet, or it has not noticed that we were gone
                 error = refusal
                 continue
             return
         raise error
 
-    def _hello_again(self) -> None:
-        stream = _connect(self._socket_path, self._timeout)
-        frames = FrameReader(MAX_SERVER_FRAME_BYTES)
-        try:
-            stream.sendall(frame(pb.WorkerFrame(hello=pb.Hello(token=self.token, attachment_id=self.attachment_id))))
-            messages: list[bytes] = []
-            while not messages:
-                data = stream.recv(MAX_FRAME_BYTES)
-                if not data:
-                    raise UnavailableError("the server ended the connection")
-                messages += frames.feed(data)
-            answer = pb.ServerFrame.FromString(messages.pop(0))
-            if answer.HasField("refused"):
-                raise error_from_wire(answer.refused.error)
-            stream.settimeout(None)
-        except BaseException as error:
-            stream.close()
-            if isinstance(error, (OSError, ValueError, DecodeError)):
-                raise UnavailableError(f"the attach socket: {error}") from error
-            raise
+    def _greet_again(self) -> None:
+        hello = pb.Hello(token=self.token, attachment_id=self.attachment_id)
+        greeted = greet(self._socket_path, hello, self._timeout)
         with self._sending:
             self._stream.close()
-            self._stream, self._frames, self._early = stream, frames, messages
-        self.incarnation = answer.attached.incarnation
+            self._take(greeted)
 
     def _told(self, message: pb.ServerFrame) -> None:
         if message.HasField("fence"):
@@ -362,17 +289,6 @@ def _importer(importers: Mapping[int, Importer], attached: pb.Attached) -> Impor
         name = next((name for name, value in kinds if value == attached.export), str(attached.export))
         raise FeatureUnavailableError(f"this process cannot map an arena that is exported as {name}")
     return importer
-
-
-def _connect(path: str, timeout: float) -> socket.socket:
-    stream = socket.socket(socket.AF_UNIX)
-    try:
-        stream.settimeout(timeout)
-        stream.connect(path)
-    except OSError as error:
-        stream.close()
-        raise UnavailableError(f"attach socket {path}: {error}") from error
-    return stream
 
 
 def _abandon_all() -> None:

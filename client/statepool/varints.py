@@ -1,5 +1,9 @@
 """Variable-length integers, as messages have their tags and lengths."""
 
+from google.protobuf.message import DecodeError
+
+_MOST_BITS = 64
+
 
 def varint(value: int) -> bytes:
     """Writes a number that is not negative."""
@@ -19,9 +23,12 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
 
     Raises:
         IndexError: The bytes end before it does.
+        DecodeError: It is longer than any number of 64 bits.
     """
     value = shift = 0
     while data[position] & 0x80:
+        if shift + 7 >= _MOST_BITS:
+            raise DecodeError("a number is longer than ten bytes")
         value |= (data[position] & 0x7F) << shift
         position, shift = position + 1, shift + 7
     return value | data[position] << shift, position + 1

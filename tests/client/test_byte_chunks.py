@@ -57,6 +57,16 @@ def test_noise_is_refused_or_read(noise: bytes) -> None:
     assert (chunk.block_index, bytes(chunk.data)) == (message.block_index, message.data)
 
 
+@pytest.mark.parametrize("field", [b"\x08", b"\x1a", b""])
+def test_endless_numbers_are_refused(field: bytes) -> None:
+    """A value, a length or a tag that goes on and on costs no more than one of ten bytes."""
+    longest = b"\x08" + b"\xff" * 9 + b"\x01"
+
+    assert decode_chunk(longest).block_index == PullBlocksResponse.FromString(longest).block_index
+    with pytest.raises(DecodeError, match="ten bytes"):
+        decode_chunk(field + b"\xff" * 2**20 + b"\x01")
+
+
 def test_cut_messages_are_refused() -> None:
     """A message that ends within its bytes is none."""
     written = encode_chunk(PullBlocksResponse(), np.arange(100, dtype=np.uint8).data)

@@ -52,6 +52,17 @@ def test_noise_is_told() -> None:
         assert judgements.count("noise") >= 15
 
 
+def test_noise_is_of_both_runs() -> None:
+    """Each run is resampled by itself: one that is compared with itself varies, too."""
+    report = report_of(1.0, seed=1)
+    report.options = replace(report.options, seed=-1)
+
+    for ratio in compare(report, report):
+        if ratio.interval is not None:
+            assert ratio.ratio == 1.0
+            assert ratio.interval[0] < 1.0 < ratio.interval[1]
+
+
 def test_too_little_to_tell() -> None:
     """With few slices nothing is said, with few operations nothing about the highest percentiles."""
     short = compare(report_of(1.0, 1, seconds=4), report_of(3.0, 2, seconds=4))

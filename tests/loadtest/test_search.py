@@ -9,7 +9,7 @@ from loadtest.test_report import MILLISECOND, OPTIONS
 from statepool.loadtest.options import LoadOptions
 from statepool.loadtest.record import Recorder
 from statepool.loadtest.report import Report
-from statepool.loadtest.search import MOST_PROBES, PRECISION, RateSearch, find_max
+from statepool.loadtest.search import FEWEST_ARRIVALS, MOST_PROBES, PRECISION, RateSearch, find_max
 from statepool.loadtest.thresholds import Threshold
 from statepool.loadtest.verdicts import Probe
 
@@ -66,6 +66,14 @@ def test_it_finds_the_rate(fast: float, rate: float) -> None:
     assert told[-1].is_confirmation
     assert all(not probe.holds for probe in told if probe.rate > report.options.rate)
     assert len({options.namespace for options in server.asked}) == len(server.asked)
+
+
+def test_it_begins_where_enough_arrives() -> None:
+    """A rate at which nothing may arrive in the time that is measured is not where it begins."""
+    report, told = search(Server(fast=37.0, most=1000.0), rate=0.001)
+
+    assert told[0].rate == FEWEST_ARRIVALS / report.options.duration
+    assert 37.0 / PRECISION / 1.01 <= report.options.rate <= 37.0
 
 
 def test_what_is_not_served_does_not_hold() -> None:

@@ -1,6 +1,7 @@
 """Guarantee: a directory knows what each of its servers has, and how old that is, whatever becomes of servers."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from statepool import AsyncClient, Client, DeadlineExceededError, IncarnationMis
 from statepool.disagg import AsyncPrefixDirectory, DirectoryHit, PrefixDirectory
 
 HASHES = [b"1", b"2", b"3"]
+FAR_AWAY = "far.example:50051"
 
 
 @pytest.fixture
@@ -166,3 +168,20 @@ def test_a_connection_of_the_callers_choice(two: list[Server]) -> None:
     assert len(made) == 1
     with pytest.raises(RuntimeError, match="closed"):
         made[0].get_pool()
+
+
+async def test_a_server_that_cannot_be_connected_to(two: list[Server]) -> None:
+    """It is told at once, by both directories, and nobody is followed behind the caller's back."""
+    with pytest.raises(ValueError, match="insecure=True"):
+        PrefixDirectory([two[0].target, FAR_AWAY])
+    with pytest.raises(ValueError, match="insecure=True"):
+        AsyncPrefixDirectory([two[0].target, FAR_AWAY])
+
+    assert not [thread for thread in threading.enumerate() if thread.name.endswith(two[0].target)]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    with PrefixDirectory([two[0].target]) as directory, pytest.raises(ValueError, match="insecure=True"):
+        directory.add(FAR_AWAY)
+    async with AsyncPrefixDirectory([two[0].target]) as following:
+        with pytest.raises(ValueError, match="insecure=True"):
+            following.add(FAR_AWAY)
+        assert list(following.servers) == [two[0].target]

@@ -31,14 +31,14 @@ class AsyncPrefixDirectory(Directory):
         self._connect = connect
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
-        for target in targets:
-            self.add(target)
+        clients = {target: connect(target) for target in targets}  # nobody is followed where one of them cannot be
+        for target, client in clients.items():
+            self._begin(target, client)
 
     def add(self, target: str) -> None:
         """Follows another server; see `PrefixDirectory.add`."""
         if target not in self._tasks:
-            self._followed[target] = followed = Followed(target)
-            self._tasks[target] = asyncio.create_task(self._follow(followed), name=f"statepool directory of {target}")
+            self._begin(target, self._connect(target))
 
     async def remove(self, target: str) -> None:
         """Follows a server no longer, and forgets what it has told; see `PrefixDirectory.remove`."""
@@ -63,8 +63,13 @@ class AsyncPrefixDirectory(Directory):
         for target in list(self._tasks):
             await self.remove(target)
 
-    async def _follow(self, followed: Followed) -> None:
-        async with self._connect(followed.target) as client:
+    def _begin(self, target: str, client: AsyncClient) -> None:
+        self._followed[target] = followed = Followed(target)
+        following = self._follow(followed, client)
+        self._tasks[target] = asyncio.create_task(following, name=f"statepool directory of {target}")
+
+    async def _follow(self, followed: Followed, client: AsyncClient) -> None:
+        async with client:
             while True:
                 try:
                     await self._watch(followed, client)

@@ -27,22 +27,21 @@ class PrefixDirectory(Directory):
 
         Args:
             targets: The servers, in gRPC's naming.
-            connect: Makes a client of a target: with credentials, or another timeout.
+            connect: Makes a client of a target: with credentials, or another timeout. What it raises is raised here and
+                by `add`.
         """
         super().__init__()
         self._connect = connect
         self._followers: dict[str, _Follower] = {}
         self._changed = threading.Condition()
-        for target in targets:
-            self.add(target)
+        clients = {target: connect(target) for target in targets}  # nobody is followed where one of them cannot be
+        for target, client in clients.items():
+            self._follow(target, client)
 
     def add(self, target: str) -> None:
         """Follows another server; one that is followed already goes on being so."""
         if target not in self._followers:
-            follower = _Follower(Followed(target), self._connect(target), self._tell)
-            self._followed[target], self._followers[target] = follower.followed, follower
-            follower.start()
-            self._tell()
+            self._follow(target, self._connect(target))
 
     def remove(self, target: str) -> None:
         """Follows a server no longer, and forgets what it has told; one that is not followed does not matter."""
@@ -69,6 +68,12 @@ class PrefixDirectory(Directory):
         """Follows nobody any more, and knows nothing; closing twice does nothing."""
         for target in list(self._followers):
             self.remove(target)
+
+    def _follow(self, target: str, client: Client) -> None:
+        follower = _Follower(Followed(target), client, self._tell)
+        self._followed[target], self._followers[target] = follower.followed, follower
+        follower.start()
+        self._tell()
 
     def _tell(self) -> None:
         with self._changed:

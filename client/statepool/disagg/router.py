@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from statepool.aio.session import AsyncSession
 from statepool.disagg.async_moves import move_async
 from statepool.disagg.moves import DEFAULT_SECONDS
 from statepool.disagg.prefixes import Directory
 from statepool.disagg.states import RELEASE_SECONDS, Moved
+from statepool.errors import StatepoolError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -114,21 +115,18 @@ class Router(Generic[Result]):
     @asynccontextmanager
     async def _placed(self, request: Request) -> "AsyncIterator[PrefillWorker]":
         """Finds the worker whose pool has the deepest prefix, which is held there until the prompt is computed."""
-        workers, hashes = self._candidates(request), request.prefix_hashes
-        async with asyncio.TaskGroup() as tasks:
-            lookups = [
-                tasks.create_task(worker.session.lookup_prefix(hashes, namespace=request.namespace))
-                for worker in workers
-            ]
-            rooms = [tasks.create_task(_room(worker.session)) for worker in workers]
-        hits = [lookup.result() for lookup in lookups]
+        workers = self._candidates(request)
+        lookups = [
+            asyncio.ensure_future(worker.session.lookup_prefix(request.prefix_hashes, namespace=request.namespace))
+            for worker in workers
+        ]
         try:
-            ranks = [(_depth(hit), room.result()) for hit, room in zip(hits, rooms, strict=True)]
+            rooms, _ = await asyncio.gather(_rooms(workers), asyncio.wait(lookups))
+            ranks = [(_depth(lookup.result()), room) for lookup, room in zip(lookups, rooms, strict=True)]
             yield workers[ranks.index(max(ranks))]
         finally:
-            for worker, hit in zip(workers, hits, strict=True):
-                if hit is not None:
-                    await asyncio.shield(worker.session.free_blocks(hit.block, timeout=RELEASE_SECONDS))
+            pairs = zip(workers, lookups, strict=True)
+            await asyncio.shield(asyncio.gather(*(_give_back(worker.session, lookup) for worker, lookup in pairs)))
 
     def _candidates(self, request: Request) -> Sequence[PrefillWorker]:
         """Selects the workers that may have the deepest prefix; all of them where nothing is known of any."""
@@ -139,12 +137,24 @@ class Router(Generic[Result]):
         return [worker for worker in self._prefill if worker.session.target in deepest] or self._prefill
 
     async def _roomiest(self) -> DecodeWorker[Result]:
-        rooms = await asyncio.gather(*(_room(worker.session) for worker in self._decode))
+        rooms = await _rooms(self._decode)
         return self._decode[rooms.index(max(rooms))]
 
 
 def _depth(hit: "Hit | None") -> int:
     return -1 if hit is None else hit.hash_index
+
+
+async def _give_back(session: AsyncSession, lookup: "asyncio.Future[Hit | None]") -> None:
+    """Frees what a lookup has found, as well as it can; one that is under way still may find something yet."""
+    with suppress(StatepoolError):
+        hit = await lookup
+        if hit is not None:
+            await session.free_blocks(hit.block, timeout=RELEASE_SECONDS)
+
+
+async def _rooms(workers: "Sequence[PrefillWorker | DecodeWorker[Any]]") -> list[float]:
+    return await asyncio.gather(*(_room(worker.session) for worker in workers))
 
 
 async def _room(session: AsyncSession) -> float:

@@ -38,7 +38,11 @@ def check_tls(deployment: Deployment) -> Iterator[Finding]:
     host, _, port = deployment.target.removeprefix("dns:///").rpartition(":")
     name = deployment.tls.server_name or host.strip("[]")
     try:
-        met = _shake_hands((host.strip("[]"), int(port)), name, deployment.tls, deployment.timeout)
+        context = _context(deployment.tls)
+    except OSError:
+        return  # which the check of the files says
+    try:
+        met = _shake_hands((host.strip("[]"), int(port)), name, context, deployment.timeout)
     except ssl.SSLError as error:
         yield _fault(deployment.target, name, error)
     except (OSError, ValueError):
@@ -72,17 +76,26 @@ class _Met:
     """Whether the server has gone on: it refuses a caller only when TLS 1.3 has begun."""
 
 
-def _shake_hands(place: tuple[str, int], name: str, tls: Tls, timeout: float) -> _Met:
+def _context(tls: Tls) -> ssl.SSLContext:
+    """Loads the files of the caller.
+
+    Raises:
+        OSError: One of them cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_default_certs() if tls.ca is None else context.load_verify_locations(tls.ca)
+    if tls.cert is not None:
+        context.load_cert_chain(tls.cert, tls.key, password="")  # without one, it would ask at the terminal
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _shake_hands(place: tuple[str, int], name: str, context: ssl.SSLContext, timeout: float) -> _Met:
     """Connects, and waits for a word of the server.
 
     Raises:
         OSError: There is no connection, or no trust.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_default_certs() if tls.ca is None else context.load_verify_locations(tls.ca)
-    if tls.cert is not None:
-        context.load_cert_chain(tls.cert, tls.key)
-    context.set_alpn_protocols(["h2"])
     with (
         socket.create_connection(place, timeout) as plain,
         context.wrap_socket(plain, server_hostname=name) as stream,

@@ -65,12 +65,15 @@ def read_shifted_image(
         end = min(offset + length, spec.image_offset + state.nbytes)
         if first < end:
             block = temporal_block_id if state.kind is StateKind.TEMPORAL else block_id
-            start = spec.arena_offset + block * spec.block_stride
-            data = read(start, state.nbytes)
+            start, begin, size = spec.arena_offset + block * spec.block_stride, first - spec.image_offset, end - first
             if state.kind is StateKind.CONV and token_bias:
-                source, data = data, np.zeros_like(data)
-                copy_shifted(source, data, state, token_bias, layout.block.conv_layout)
-            image[first - offset : end - offset] = data[first - spec.image_offset : end - spec.image_offset].data
+                source = read(start, state.nbytes)
+                shifted = np.zeros_like(source)
+                copy_shifted(source, shifted, state, token_bias, layout.block.conv_layout)
+                data = shifted[begin : begin + size]
+            else:
+                data = read(start + begin, size)
+            image[first - offset : end - offset] = data.data
     return bytes(image)
 
 

@@ -113,7 +113,7 @@ def differences(before: Report, after: Report) -> list[str]:
 def compare(before: Report, after: Report) -> list[Ratio]:
     """Compares what was measured in both runs, operation by operation."""
     names = sorted(before.total().histograms.keys() & after.total().histograms.keys())
-    return [ratio for name in [*names, ALL] for ratio in _ratios(name, _Run(before, name), _Run(after, name))]
+    return [ratio for name in [*names, ALL] for ratio in _ratios(name, _Run(before, name, 0), _Run(after, name, 1))]
 
 
 class _Run:
@@ -124,11 +124,11 @@ class _Run:
         count: Operations.
     """
 
-    def __init__(self, report: Report, operation: str) -> None:
+    def __init__(self, report: Report, operation: str, place: int) -> None:
         counts = np.stack([bucket_counts(each.latencies(operation)) for each in report.slices or [Slice()]])
         used = np.flatnonzero(counts.any(axis=0))
         self.slices, self.count, self._seconds = len(counts), int(counts.sum()), report.options.duration
-        random = np.random.default_rng(report.options.seed)
+        random = np.random.default_rng(place)  # samples of the same slices in both runs would vary together
         weights = random.multinomial(self.slices, np.full(self.slices, 1 / self.slices), SAMPLES)
         weights = np.concatenate([np.ones((1, self.slices)), weights])  # the run itself comes first
         self._values = bucket_values()[used] / 1e9

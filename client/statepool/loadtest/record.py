@@ -1,7 +1,7 @@
 """What a client process measures, slice by slice: latencies in HDR histograms, errors, counts, verifications."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,13 +24,17 @@ class Recorder:
         mismatches: What the first `MAX_MISMATCHES` of them were about.
     """
 
-    def __init__(self, slices: int = 1, slice_seconds: float = 1.0) -> None:
+    def __init__(
+        self, slices: int = 1, slice_seconds: float = 1.0, now_ns: Callable[[], int] = time.perf_counter_ns
+    ) -> None:
         """Builds a recorder.
 
         Args:
             slices: Slices of the time that is measured.
             slice_seconds: Length of each; what ends after the last one belongs to it.
+            now_ns: Tells the time in nanoseconds.
         """
+        self._now_ns = now_ns
         self._num_slices = slices
         self._slice_ns = round(slice_seconds * 1e9)
         self._slices = [Slice()]
@@ -47,7 +51,7 @@ class Recorder:
 
     def start(self) -> None:
         """Ends the warm-up."""
-        now_ns = time.perf_counter_ns()
+        now_ns = self._now_ns()
         self._recording = True
         self._started = now_ns, time.process_time()
         self._ends_ns = now_ns + self._slice_ns
@@ -61,13 +65,13 @@ class Recorder:
     @contextmanager
     def timed(self, operation: str, due_ns: int | None = None) -> Iterator[None]:
         """Records what the block takes, from when it was due (None: now), or the `StatepoolError` that it raises."""
-        start_ns = time.perf_counter_ns() if due_ns is None else due_ns
+        start_ns = self._now_ns() if due_ns is None else due_ns
         try:
             yield
         except StatepoolError as error:
             self.error(operation, error)
             raise
-        self.latency(operation, time.perf_counter_ns() - start_ns)
+        self.latency(operation, self._now_ns() - start_ns)
 
     def error(self, operation: str, error: Exception) -> None:
         """Records one operation that failed; one of the warm-up, which is news too, belongs to the first slice."""
@@ -107,7 +111,7 @@ class Recorder:
     def to_json(self) -> dict[str, Any]:
         """Gives everything in a form that `json` writes."""
         started_ns, started_cpu = self._started
-        seconds = (time.perf_counter_ns() - started_ns) / 1e9
+        seconds = (self._now_ns() - started_ns) / 1e9
         return {
             "slices": [*self._packed, *(each.to_json() for each in self._slices)],
             "cpu_share": (time.process_time() - started_cpu) / seconds,
@@ -118,7 +122,7 @@ class Recorder:
 
     def _now(self) -> Slice:
         """Gives the slice that is under way."""
-        while time.perf_counter_ns() >= self._ends_ns:
+        while self._now_ns() >= self._ends_ns:
             if len(self._packed) + len(self._slices) == self._num_slices:
                 self._ends_ns = float("inf")
                 break

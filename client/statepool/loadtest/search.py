@@ -73,7 +73,8 @@ def find_max(
     A search that has found one ends with its confirmation.
 
     Args:
-        options: Of every probe; its rate is where to begin, 0: at half of what a closed loop reaches.
+        options: Of every probe; its rate is where to begin, or the lowest that makes sense where it is below that; 0:
+            at half of what a closed loop reaches.
         thresholds: What must hold, beside what goes without saying.
         measure: Runs a load test.
         on_probe: Called after each probe.
@@ -81,7 +82,8 @@ def find_max(
     Returns:
         The report of the last probe, with all probes: that of the rate that is found, where one is.
     """
-    search, probes = RateSearch(options.rate, FEWEST_ARRIVALS / options.duration), list[Probe]()
+    lowest, probes = FEWEST_ARRIVALS / options.duration, list[Probe]()
+    search = RateSearch(max(options.rate, lowest), lowest)
 
     def note(probe: Probe) -> None:
         probes.append(probe)

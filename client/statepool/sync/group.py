@@ -51,6 +51,7 @@ class Group(GroupHandle[Scheduler]):
                 member.open(timeout=max(0.0, deadline - time.monotonic()))
             except StatepoolError as error:
                 failures[index] = error
+                break  # those behind it are not to blame that it took their time
         self._end_for(failures or self._standing())
 
     def step(
