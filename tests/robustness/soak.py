@@ -40,8 +40,8 @@ class Sample:
 
     seconds: float
     """Since the soak began."""
-    rss_mib: float
-    """Resident memory, the touched part of the arenas included."""
+    private_mib: float
+    """Resident memory of the server's own: what it shares, arenas and journal, is as large as it was told to be."""
     descriptors: int
     """Open file descriptors."""
     threads: int
@@ -96,9 +96,9 @@ class Soak:
                     asyncio.run(self._round(round_seconds))
 
     def slope_mib_per_hour(self) -> float:
-        """Fits a line through the resident memory of the second half of the samples."""
+        """Fits a line through the private memory of the second half of the samples."""
         half = self.samples[len(self.samples) // 2 :]
-        slope = np.polyfit([sample.seconds for sample in half], [sample.rss_mib for sample in half], 1)[0]
+        slope = np.polyfit([sample.seconds for sample in half], [sample.private_mib for sample in half], 1)[0]
         return float(slope * 3600)
 
     def close(self) -> None:
@@ -164,9 +164,10 @@ class Soak:
     def _sample(self) -> Sample:
         free_blocks = self._client.get_pool().usage.free_blocks
         with self._process.oneshot():
-            rss = self._process.memory_info().rss / _MIB
+            memory = self._process.memory_info()
+            private = (memory.rss - memory.shared) / _MIB
             threads, descriptors = self._process.num_threads(), self._process.num_fds()
-        return Sample(time.monotonic() - self._began, rss, descriptors, threads, free_blocks)
+        return Sample(time.monotonic() - self._began, private, descriptors, threads, free_blocks)
 
 
 def main() -> int:
@@ -189,14 +190,16 @@ def main() -> int:
 
 
 def _print_table(soak: Soak, before: Sample, after: Sample) -> None:
-    peak = [max(sample.rss_mib for sample in soak.samples), max(sample.descriptors for sample in soak.samples)]
+    peak = [max(sample.private_mib for sample in soak.samples), max(sample.descriptors for sample in soak.samples)]
     peak += [max(sample.threads for sample in soak.samples), min(sample.free_blocks for sample in soak.samples)]
-    print(f"{'':<10}{'RSS MiB':>10}{'descriptors':>13}{'threads':>9}{'free blocks':>13}")
-    print(f"{'before':<10}{before.rss_mib:>10.1f}{before.descriptors:>13}{before.threads:>9}{before.free_blocks:>13}")
+    print(f"{'':<10}{'own MiB':>10}{'descriptors':>13}{'threads':>9}{'free blocks':>13}")
+    print(
+        f"{'before':<10}{before.private_mib:>10.1f}{before.descriptors:>13}{before.threads:>9}{before.free_blocks:>13}"
+    )
     print(f"{'under load':<10}{peak[0]:>10.1f}{peak[1]:>13}{peak[2]:>9}{peak[3]:>13}")
-    print(f"{'after':<10}{after.rss_mib:>10.1f}{after.descriptors:>13}{after.threads:>9}{after.free_blocks:>13}")
+    print(f"{'after':<10}{after.private_mib:>10.1f}{after.descriptors:>13}{after.threads:>9}{after.free_blocks:>13}")
     print(f"{soak.operations:,} operations, {soak.errors} errors, {len(soak.mismatches)} mismatches")
-    print(f"resident memory under load: {soak.slope_mib_per_hour():+.1f} MiB an hour (second half of the samples)")
+    print(f"private memory under load: {soak.slope_mib_per_hour():+.1f} MiB an hour (second half of the samples)")
 
 
 if __name__ == "__main__":
