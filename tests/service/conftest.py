@@ -49,9 +49,15 @@ class _Ender:
 
 
 @pytest.fixture
-def server(servers: Servers) -> Server:
-    """Gives the server that most tests share: two ranks, 16 blocks, conv layout SD, block_major."""
-    return servers.shared()
+def server(servers: Servers) -> Iterator[Server]:
+    """Gives the server that most tests share: two ranks, 16 blocks, conv layout SD, block_major.
+
+    Proves that the test left no session behind and no block that cannot be had back.
+    """
+    shared = servers.shared()
+    yield shared
+    with shared.client() as client:
+        empty(client)
 
 
 @pytest.fixture
@@ -68,10 +74,9 @@ def tight(servers: Servers) -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[Client]:
-    """Connects to the shared server, and proves that the test left no block behind that cannot be had back."""
+    """Connects to the shared server."""
     with server.client() as client:
         yield client
-        empty(client)
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ import pytest
 
 import statepool
 from security.authority import Authority
+from service.conftest import plain_stubs
 from service.servers import CAPACITY, Server, Servers
 from service.test_readme import names_after
 from statepool import PoolExhaustedError, Session, prefix_hashes
 from statepool.rpc import RPCS
+from statepool.v1 import session_pb2
 
 _ROOT = Path(__file__).parents[2]
 CLIENT = (_ROOT / "client" / "README.md").read_text(encoding="utf-8")
@@ -75,8 +77,8 @@ def test_without_the_client_library(server: Server) -> None:
     names = names_after(RAW, server)
 
     assert len(names["blocks"]) == 1
-    with server.client() as client:
-        client.release_quarantine()
+    with plain_stubs(server) as stubs:
+        stubs.sessions.DeleteSession(session_pb2.DeleteSessionRequest(session=names["session"].ref))
 
 
 def test_what_is_listed() -> None:

@@ -120,6 +120,19 @@ class AlignModel(ModelPool):
                         pass
             raise exhausted
 
+    def lend_sequence(
+        self, session_id: int, epoch: int, sequence_id: int, token: bytes, expires: int
+    ) -> tuple[int, set[int]]:
+        """Lends the state of a sequence that stands still; returns the transfer's id and what is pinned for it."""
+        self.owned(session_id, epoch)
+        steps = self.steps.get(session_id, ModelSteps())
+        ask(sequence_id in steps.sequences, errors.SequenceNotFoundError)
+        sequence = steps.sequences[sequence_id]
+        ask(sequence.outstanding is None and sequence.num_computed > 0, errors.StepOutOfOrderError)
+        ask(sequence.touched <= steps.settled_step, errors.StepOutOfOrderError)
+        image = sequence.state(self.block_tokens)
+        return self.lend(session_id, [image], sequence.num_computed, token, expires)
+
     def finish_work(self, work: ModelWork, unpinned: list[int]) -> None:
         """Takes note that copies are done.
 
@@ -359,12 +372,7 @@ class _Step:
     def _schedules(self) -> None:
         rows = self._schedule_rows()
         model, copies = self.model, []
-        for _, sequence, _ in rows:
-            ask(sequence.outstanding is None, errors.StepOutOfOrderError)
-        for _, sequence, step in rows:
-            ask(step.tokens >= 1, errors.BadFieldError)
-            ask(step.drafts == 0 or step.drafts == step.tokens - 1 <= model.spec, errors.BadFieldError)
-            ask(sequence.num_computed + step.tokens <= MAX_TOKENS, errors.BadFieldError)
+        self._check_schedules(rows)
         dropped = []
         for _, sequence, _ in rows:
             dropped += [(sequence.touched, block) for block in sequence.retire(model.block_tokens)]
@@ -391,6 +399,21 @@ class _Step:
             raise self.exhausted
         for _, sequence, step in rows:
             sequence.outstanding, sequence.touched = step, self.request.step
+
+    def _check_schedules(self, rows: list[tuple[int, ModelSequence, ModelPass]]) -> None:
+        for _, sequence, _ in rows:
+            ask(sequence.outstanding is None, errors.StepOutOfOrderError)
+        for _, _, step in rows:
+            ask(step.tokens >= 1, errors.BadFieldError)
+            ask(step.drafts == 0 or step.drafts == step.tokens - 1 <= self.model.spec, errors.BadFieldError)
+        self._check_not_lent([sequence for _, sequence, _ in rows])
+        for _, sequence, step in rows:
+            ask(sequence.num_computed + step.tokens <= MAX_TOKENS, errors.BadFieldError)
+
+    def _check_not_lent(self, sequences: list[ModelSequence]) -> None:
+        lent = {block for transfer in self.model.transfers.values() for block in transfer.pin[0]}
+        written = {block for block in lent if not self.before.blocks[block].committed}
+        ask(not any(written.intersection(sequence.table) for sequence in sequences), errors.BlockBusyError)
 
     def _schedule_rows(self) -> list[tuple[int, ModelSequence, ModelPass]]:
         schedules = self.request.schedules

@@ -44,6 +44,14 @@ class ModelSequence:
         """Shows the running column and the blocks from there on that a pass may write."""
         return None if self.running is None else (self.running, self.table[self.running : self.running + 1 + spec])
 
+    def state(self, block_tokens: int) -> tuple[int, int, int]:
+        """Tells where its state stands: blocks of the conv and temporal states, and rows that are left out."""
+        bias = self.num_accepted - 1
+        column = (self.num_computed - 1) // block_tokens if self.running is None else self.running
+        image = (self.table[column], self.table[column + bias], bias)
+        assert NULL not in image[:2]
+        return image
+
     def commit(self, accepted: int, block_tokens: int) -> tuple[int | None, ModelCopy | None]:
         """Takes the result of the outstanding pass; returns the boundary reached, if any, and the copy it needs."""
         assert self.outstanding is not None

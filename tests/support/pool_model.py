@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from statepool import errors
 from statepool_server.answers import Usage
+from statepool_server.transfers import TransferEnd
 
 BLOCK_TOKENS = 4
 CONDEMNED = 0
@@ -38,11 +39,28 @@ class ModelSession:
     expires: int
 
 
+@dataclass
+class ModelTransfer:
+    """States that are lent."""
+
+    token: bytes
+    expires: int
+    images: list[tuple[int, int, int]]
+    """Block of the conv states, block of the temporal states, and rows of the conv states that are left out."""
+    num_tokens: int
+    pin: tuple[set[int], set[int]]
+
+
 class ModelPool:
     """The rules of the pool, one `if` at a time."""
 
     def __init__(
-        self, block_count: int, max_sessions: int, block_tokens: int = BLOCK_TOKENS, max_attachments: int = 64
+        self,
+        block_count: int,
+        max_sessions: int,
+        block_tokens: int = BLOCK_TOKENS,
+        max_attachments: int = 64,
+        max_transfers: int = 2,
     ) -> None:
         self.block_tokens = block_tokens
         self.blocks = {block: ModelBlock() for block in range(1, block_count)}
@@ -56,6 +74,10 @@ class ModelPool:
         self.awaited: dict[int, set[int]] = {}  # fences that stand, and the attachments that have not answered
         self.max_attachments = max_attachments
         self.last_attachment = self.last_fence = 0
+        self.transfers: dict[int, ModelTransfer] = {}
+        self.ends: dict[int, tuple[bytes, TransferEnd]] = {}
+        self.max_transfers = max_transfers
+        self.last_transfer = 0
 
     # Sessions
 
@@ -380,6 +402,58 @@ class ModelPool:
         for block_id in writers:
             self.blocks[block_id].writing = True
         return readers, set(writers)
+
+    # Transfers
+
+    def lend_blocks(
+        self, session_id: int, epoch: int, refs: list[tuple[int, int]], token: bytes, expires: int
+    ) -> tuple[int, set[int]]:
+        self.owned(session_id, epoch)
+        ids = self.check(refs)
+        if any(not self.blocks[i].committed and any(self.in_sequences(s, i) for s in self.sessions) for i in ids):
+            raise errors.BlockInSequenceError("")
+        return self.lend(session_id, [(block_id, block_id, 0) for block_id in ids], 0, token, expires)
+
+    def lend(
+        self, session_id: int, images: list[tuple[int, int, int]], num_tokens: int, token: bytes, expires: int
+    ) -> tuple[int, set[int]]:
+        """Opens a transfer; returns its id and what is pinned for it."""
+        if len(self.transfers) == self.max_transfers:
+            raise errors.QuotaExceededError("")
+        named = [block_id for conv, temporal, _ in images for block_id in (conv, temporal)]
+        pin = self.mark(self._sources(session_id, [(i, self.blocks[i].generation) for i in named]), [])
+        self.last_transfer += 1
+        self.transfers[self.last_transfer] = ModelTransfer(token, expires, images, num_tokens, pin)
+        return self.last_transfer, pin[0]
+
+    def end_transfer(self, transfer_id: int, token: bytes, end: TransferEnd) -> None:
+        if self.ends.get(transfer_id) != (token, end):
+            self.transfer(transfer_id, token)
+            self._end(transfer_id, end)
+
+    def expire_transfers(self, now: int) -> list[int]:
+        due = [transfer_id for transfer_id, transfer in self.transfers.items() if transfer.expires <= now]
+        for transfer_id in due:
+            self._end(transfer_id, TransferEnd.EXPIRED)
+        return due
+
+    def check_transfer(self, transfer_id: int, token: bytes) -> ModelTransfer:
+        transfer = self.transfer(transfer_id, token)
+        for conv, temporal, _ in transfer.images:
+            self._check_clear([conv, temporal])
+        return transfer
+
+    def transfer(self, transfer_id: int, token: bytes) -> ModelTransfer:
+        transfer = self.transfers.get(transfer_id)
+        if transfer is None or transfer.token != token:
+            raise errors.TransferNotFoundError("")
+        return transfer
+
+    def _end(self, transfer_id: int, end: TransferEnd) -> None:
+        transfer = self.transfers.pop(transfer_id)
+        self.ends[transfer_id] = (transfer.token, end)
+        self.unpin(transfer.pin)
+        self.settle_after_unpin(sorted(transfer.pin[0]))
 
     # What is there
 

@@ -16,6 +16,7 @@ from statepool_server.blocks import BlockState
 from statepool_server.integrity import check_integrity
 from statepool_server.journal.encoding import decode, encode
 from statepool_server.pool import Pool, PoolConfig
+from statepool_server.transfers import LendingTerms, TransferEnd
 from statepool_server.view import PoolState
 from support.folding import Folded
 from support.pool_model import BLOCK_TOKENS, ModelPool
@@ -23,9 +24,11 @@ from support.pool_model import BLOCK_TOKENS, ModelPool
 BLOCK_COUNT = 7
 MAX_SESSIONS = 3
 MAX_ATTACHMENTS = 3
+MAX_TRANSFERS = 2
 T = TypeVar("T")
 Pairs = list[tuple[int, int]]
 
+TOKENS = [b"t" * 16, b"u" * 16]
 HASHES = [b"a", b"b", b"c", b"d", b"e", b"f"]
 hashes = st.lists(st.sampled_from(HASHES), max_size=4)
 namespaces = st.sampled_from(["m", "m", "n"])
@@ -48,11 +51,12 @@ class PoolMachine(RuleBasedStateMachine):
             block_tokens=BLOCK_TOKENS,
             max_sessions=MAX_SESSIONS,
             max_attachments=MAX_ATTACHMENTS,
+            max_transfers=MAX_TRANSFERS,
         )
         self.folded = Folded()
         self.pool = Pool(self.config, self.folded.apply)
         self.twin = Pool(self.config)
-        self.model = ModelPool(BLOCK_COUNT, MAX_SESSIONS, max_attachments=MAX_ATTACHMENTS)
+        self.model = ModelPool(BLOCK_COUNT, MAX_SESSIONS, max_attachments=MAX_ATTACHMENTS, max_transfers=MAX_TRANSFERS)
         self.now = 0
         self.seen: Pairs = [(0, 0), (1, 0), (BLOCK_COUNT, 1), (-1, 1)]  # every ref ever handed out, and bad ones
         self.sessions: list[tuple[int, int]] = [(0, 1), (99, 1)]
@@ -144,9 +148,13 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(passed=st.sampled_from([0, 0, 1, 5, 60]))
     def expire_sessions(self, passed: int) -> None:
         self.now += passed
-        expected_next = min((session.expires for session in self.model.sessions.values()), default=None)
-        assert self.pool.next_expiry_ns == expected_next
+        leases = [session.expires for session in self.model.sessions.values()]
+        terms = [transfer.expires for transfer in self.model.transfers.values()]
+        assert self.pool.next_expiry_ns == min(leases + terms, default=None)
         answers = self.ask(lambda pool: pool.expire_sessions(self.now), lambda: self.model.expire(self.now))
+        assert answers is not None
+        assert answers[0] == answers[1] == answers[2]
+        answers = self.ask(lambda pool: pool.expire_transfers(self.now), lambda: self.model.expire_transfers(self.now))
         assert answers is not None
         assert answers[0] == answers[1] == answers[2]
 
@@ -278,6 +286,45 @@ class PoolMachine(RuleBasedStateMachine):
         self.model.unpin(expected)
         self.model.settle_after_unpin([*pin.readers.tolist(), *pin.writers.tolist()])
 
+    @rule(session=who, indices=rows, ttl=st.sampled_from([0, 5, 200]))
+    def lend(self, session: int, indices: list[int], ttl: int) -> None:
+        who = self.session(session)
+        pairs = self.pairs(who, indices)
+        terms = LendingTerms(TOKENS[self.now % 2], "decode", self.now + ttl)
+        answers = self.ask(
+            lambda pool: pool.lend_blocks(*who, refs_of(pairs), terms),
+            lambda: self.model.lend_blocks(*who, pairs, terms.token, terms.expires_ns),
+        )
+        if answers:
+            transfer, twin, expected = answers
+            assert (transfer.transfer_id, set(transfer.pin.readers.tolist())) == expected
+            assert (twin.transfer_id, set(twin.pin.readers.tolist())) == expected
+
+    @rule(index=st.integers(0, 5), token=st.sampled_from(TOKENS), is_complete=st.booleans())
+    def end_transfer(self, index: int, token: bytes, is_complete: bool) -> None:
+        """Ends a transfer; index 5 names one that has ended, or was never there."""
+        transfer_id = self.transfer(index)
+        end = TransferEnd.COMPLETED if is_complete else TransferEnd.CANCELLED
+        self.ask(
+            lambda pool: (pool.complete_transfer if is_complete else pool.cancel_transfer)(transfer_id, token),
+            lambda: self.model.end_transfer(transfer_id, token, end),
+        )
+
+    @rule(index=st.integers(0, 5), token=st.sampled_from(TOKENS))
+    def check_transfer(self, index: int, token: bytes) -> None:
+        transfer_id = self.transfer(index)
+        answers = self.ask(
+            lambda pool: pool.check_transfer(transfer_id, token),
+            lambda: self.model.check_transfer(transfer_id, token),
+        )
+        if answers:
+            transfer, _, expected = answers
+            assert transfer.states.blocks.block_ids.tolist() == [conv for conv, _, _ in expected.images]
+
+    def transfer(self, index: int) -> int:
+        live = list(self.model.transfers)
+        return live[index % len(live)] if index < 5 and live else (self.now + index) % (self.model.last_transfer + 2)
+
     @rule(read_only=st.sampled_from([False, False, True]))
     def attach(self, read_only: bool) -> None:
         answers = self.ask(lambda pool: pool.attach(0, read_only), lambda: self.model.attach(read_only))
@@ -350,6 +397,9 @@ class PoolMachine(RuleBasedStateMachine):
             if model.generation
         }
         assert self.folded.quarantined == {block for block, model in self.model.blocks.items() if model.fences}
+        assert {i: set(t.pin.readers.tolist()) for i, t in self.pool.transfers.live.items()} == {
+            i: t.pin[0] for i, t in self.model.transfers.items()
+        }
         assert self.folded.sessions == {i: (s.epoch, s.owner_key) for i, s in self.model.sessions.items()}
 
 

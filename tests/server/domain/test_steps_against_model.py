@@ -20,9 +20,10 @@ from statepool_server.journal.encoding import decode, encode
 from statepool_server.pool import Pool, PoolConfig
 from statepool_server.sequences.outcomes import StepOutcome
 from statepool_server.sequences.requests import StepRequest
+from statepool_server.transfers import LendingTerms, TransferEnd
 from statepool_server.view import PoolState
 from statepool_server.work import MemoryWork
-from support.align_model import AlignModel, ModelOutcome, ModelWork
+from support.align_model import AlignModel, ModelOutcome, ModelSteps, ModelWork
 from support.folding import Folded
 from support.step_choices import CORRUPTIONS, Choices, StepDraft, Tokens
 from support.steps import block_table, copy_rows, ints, refs_of
@@ -32,6 +33,8 @@ Pairs = list[tuple[int, int]]
 
 MAX_SESSIONS = 3
 MAX_SEQUENCES = 11
+MAX_TRANSFERS = 2
+TOKEN = b"t" * 16
 who = st.integers(0, 19)
 rows = st.lists(st.integers(0, 29), min_size=1, max_size=3, unique=True)
 choices = st.binary(min_size=64, max_size=64)
@@ -44,7 +47,12 @@ class StepMachine(RuleBasedStateMachine):
     def begin(self, sizes: tuple[int, int], blocks: int) -> None:
         """Opens two sessions: one lets the server copy, the other the worker."""
         block_tokens, spec = sizes
-        self.config = PoolConfig(blocks, block_tokens, MAX_SESSIONS, num_spec=spec, max_sequences=MAX_SEQUENCES)
+        self.config = PoolConfig(
+            *(blocks, block_tokens, MAX_SESSIONS),
+            num_spec=spec,
+            max_sequences=MAX_SEQUENCES,
+            max_transfers=MAX_TRANSFERS,
+        )
         self.folded = Folded()
         self.pool, self.twin = Pool(self.config, self.folded.apply), Pool(self.config)
         self.model = AlignModel(blocks, MAX_SESSIONS, block_tokens, spec, MAX_SEQUENCES)
@@ -157,6 +165,47 @@ class StepMachine(RuleBasedStateMachine):
         self.twin.load(decode(encode(former.dump()), PoolState))
         assert self.twin.digest() == former.digest()
 
+    # Those who read states elsewhere
+
+    @rule(session=who, index=st.integers(0, MAX_SEQUENCES), ttl=st.sampled_from([0, 5, 200]), data=choices)
+    def lend_sequence(self, session: int, index: int, ttl: int, data: bytes) -> None:
+        """Lends the state of a sequence; what it may write cannot be scheduled meanwhile."""
+        who, terms = self.session(session), LendingTerms(TOKEN, "decode", self.now + ttl)
+        known = list(self.model.steps.get(who[0], ModelSteps()).sequences)
+        sequence_id = known[index % len(known)] if known else index
+        answers = self.ask(
+            lambda pool: pool.lend_sequence(*who, sequence_id, terms),
+            lambda: self.model.lend_sequence(*who, sequence_id, TOKEN, terms.expires_ns),
+        )
+        if answers:
+            transfer, _, expected = answers
+            assert (transfer.transfer_id, set(transfer.pin.readers.tolist())) == expected
+            states, lent = transfer.states, self.model.transfers[transfer.transfer_id]
+            columns = states.blocks.block_ids, states.temporal_blocks.block_ids, states.token_biases
+            assert list(zip(*(column.tolist() for column in columns), strict=True)) == lent.images
+            assert states.num_tokens == lent.num_tokens
+            self._step(who, data, spoilt=False)
+
+    @rule(session=who, indices=rows, ttl=st.sampled_from([0, 5, 200]))
+    def lend_blocks(self, session: int, indices: list[int], ttl: int) -> None:
+        who, terms = self.session(session), LendingTerms(TOKEN, "decode", self.now + ttl)
+        pairs = self.pairs(who, indices)
+        refs = refs_of(pairs)
+        answers = self.ask(
+            lambda pool: pool.lend_blocks(*who, refs, terms),
+            lambda: self.model.lend_blocks(*who, pairs, TOKEN, terms.expires_ns),
+        )
+        assert answers is None or answers[0].transfer_id == answers[2][0]
+
+    @rule(index=st.integers(0, 2))
+    def complete_transfer(self, index: int) -> None:
+        known = [*self.model.transfers, 0]
+        transfer_id = known[index % len(known)]
+        self.ask(
+            lambda pool: pool.complete_transfer(transfer_id, TOKEN),
+            lambda: self.model.end_transfer(transfer_id, TOKEN, TransferEnd.COMPLETED),
+        )
+
     # Those who share the pool
 
     @rule(key=st.sampled_from(["x", "y", "", "z"]), ttl=st.integers(50, 400), take_over=st.booleans())
@@ -182,6 +231,9 @@ class StepMachine(RuleBasedStateMachine):
     def expire_sessions(self, passed: int) -> None:
         self.now += passed
         answers = self.ask(lambda pool: pool.expire_sessions(self.now), lambda: self.model.expire(self.now))
+        assert answers is not None
+        assert answers[0] == answers[2]
+        answers = self.ask(lambda pool: pool.expire_transfers(self.now), lambda: self.model.expire_transfers(self.now))
         assert answers is not None
         assert answers[0] == answers[2]
 
