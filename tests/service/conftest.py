@@ -74,9 +74,10 @@ def tight(servers: Servers) -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[Client]:
-    """Connects to the shared server."""
+    """Connects to the server, and proves that the test left no block behind that cannot be had back."""
     with server.client() as client:
         yield client
+        empty(client)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """Guarantee: a request that comes again under its id gets the same bytes again and changes nothing."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -24,16 +26,19 @@ from statepool.v1 import pool_pb2, session_pb2, transfer_pb2
 
 Act = Callable[[Message], Message]
 """Sends a request."""
+Requests = dict[str, tuple[Act, Message, Message]]
+"""By RPC: how it is called, a request that takes effect, and another one that may not have its id."""
 
 
-def _requests(server: Server, session: Session, stubs: Stubs) -> dict[str, tuple[Act, Message, Message]]:
+@pytest.fixture
+def requests(server: Server, session: Session, stubs: Stubs) -> Iterator[Requests]:
     """Lists each mutating RPC with a request that takes effect and another one that may not have its id."""
     ref, blocks = ref_of(session), session.allocate_blocks(5)
     committed, one, more = blocks[:1], refs(blocks[1:2]), refs(blocks[2:4])
     session.commit_blocks(committed, prefix_hashes=[b"h"], boundary_tokens=16, written_through_tokens=16)
     commit: dict[str, Any] = {"session": ref, "boundary_tokens": [16], "written_through_tokens": [16]}
     ttl = Duration(nanos=50_000_000)
-    lent = session.create_transfer(blocks[4:], ttl=1.0)  # a server may receive from itself
+    lent = session.create_transfer(blocks[4:], ttl=60.0)  # a server may receive from itself
     lent_ref = transfer_pb2.TransferRef(transfer_id=lent.transfer_id, token=lent.token)
     receive: dict[str, Any] = {"session": ref, "source": server.target, "transfer": lent_ref}
     table: dict[str, tuple[Any, Message, Message]] = {
@@ -88,7 +93,9 @@ def _requests(server: Server, session: Session, stubs: Stubs) -> dict[str, tuple
             transfer_pb2.ReceiveTransferRequest(block_count=2, **receive),
         ),
     }
-    return {name: (act, _with_id(request), _with_id(other)) for name, (act, request, other) in table.items()}
+    yield {name: (act, _with_id(request), _with_id(other)) for name, (act, request, other) in table.items()}
+    with contextlib.suppress(grpc.RpcError):  # where the test has received it, it is over
+        stubs.transfers.CancelTransfer(transfer_pb2.CancelTransferRequest(transfer=lent_ref))
 
 
 def _with_id(request: Any, request_id: str = "the-id") -> Any:
@@ -125,12 +132,12 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_repeated_request_gets_the_same_bytes_and_changes_nothing(
-    server: Server, session: Session, stubs: Stubs, name: str
+    requests: Requests, session: Session, stubs: Stubs, name: str
 ) -> None:
     """The second answer is the first, byte for byte, and the pool is as the first left it."""
     witness = session.allocate_blocks(1)
     session.write_blocks(witness, np.arange(256, dtype=np.uint8)[None])
-    act, request, _ = _requests(server, session, stubs)[name]
+    act, request, _ = requests[name]
 
     first = act(request)
     world = _world(stubs, session, witness)
@@ -140,7 +147,7 @@ def test_repeated_request_gets_the_same_bytes_and_changes_nothing(
     assert _world(stubs, session, witness) == world
 
 
-def test_every_mutating_rpc_is_repeated_here(server: Server, session: Session, stubs: Stubs) -> None:
+def test_every_mutating_rpc_is_repeated_here(requests: Requests) -> None:
     """Every RPC whose request has a request_id is in the table of this file."""
     modules = (pb, pool_pb2, session_pb2, transfer_pb2)
     mutating = {
@@ -151,13 +158,13 @@ def test_every_mutating_rpc_is_repeated_here(server: Server, session: Session, s
         if "request_id" in method.input_type.fields_by_name
     }
 
-    assert mutating == set(NAMES) == set(_requests(server, session, stubs))
+    assert mutating == set(NAMES) == set(requests)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reused_id_is_refused(server: Server, session: Session, stubs: Stubs, name: str) -> None:
+def test_reused_id_is_refused(requests: Requests, session: Session, name: str) -> None:
     """The id of one request with another payload is REQUEST_ID_REUSED."""
-    act, request, other = _requests(server, session, stubs)[name]
+    act, request, other = requests[name]
     request_id = f"reused-{session.session_id}-{name}"
     act(_with_id(request, request_id))
 
