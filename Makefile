@@ -15,6 +15,7 @@ MINUTES ?= 10
 SEED ?= 1
 DOCS ?= build/docs
 PUBLIC := statepool $(addprefix statepool.,convert disagg errors layout models shapes torch)
+MACHINES := $(wildcard tests/*/test_*_against_*.py tests/*/*/test_*_against_*.py) tests/copy/test_engines.py
 PROTOS := $(wildcard protos/statepool/v1/*.proto)
 
 .PHONY: help demo test check fix generate generated-is-current unit slow floor bench overload robustness soak gpu image prometheus \
@@ -64,8 +65,9 @@ generated-is-current: generate
 unit: .venv/ready
 	$(BIN)/pytest -n 2 -m "not slow"
 
-slow: .venv/ready ## Runs the tests that `make test` leaves out: crashes at every moment, robustness, soak, deployment.
+slow: .venv/ready ## Runs the tests that `make test` leaves out: crashes, robustness, soak, state machines at length.
 	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n 2 --hypothesis-profile=thorough $(MACHINES)
 
 floor: .venv-floor/ready
 	$(FLOOR)/python -m pytest -q tests/client --ignore=tests/client/test_cli_shapes.py

@@ -7,6 +7,7 @@ from hypothesis import settings
 
 # Examples are measured by what they find, not by how long they take on a busy machine.
 settings.register_profile("statepool", deadline=None, print_blob=True)
+settings.register_profile("thorough", settings.get_profile("statepool"), max_examples=1000)
 settings.load_profile("statepool")
 
 # Arenas of tests lie in host memory, where Triton's kernels run only in its interpreter; read when triton is imported.
@@ -15,6 +16,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 _SLOW = (
     *("robustness/test_soak.py", "robustness/test_twin.py", "robustness/test_field.py"),
     *("deploy/test_doctor.py", "deploy/test_guide.py", "deploy/test_health.py", "attach/test_cuda_memory.py"),
+    "deploy/test_readme_commands.py::test_commands",
     *(
         "service/test_crashes.py",
         "service/test_floods.py",
@@ -33,5 +35,5 @@ _SLOW = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what is slow."""
     for item in items:
-        if any(f"tests/{path}" in item.path.as_posix() for path in _SLOW):
+        if any(f"tests/{path}" in item.nodeid for path in _SLOW):
             item.add_marker(pytest.mark.slow)

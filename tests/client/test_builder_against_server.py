@@ -178,5 +178,7 @@ class BuilderMachine(RuleBasedStateMachine):
         assert self.server.sequences == {}
 
 
-BuilderMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+BuilderMachine.TestCase.settings = settings(
+    max_examples=2 * settings().max_examples, stateful_step_count=40, deadline=None
+)
 TestBuilder = BuilderMachine.TestCase

@@ -28,7 +28,7 @@ def run(engine: str, layout: ArenaLayout, plan: CopyPlan) -> tuple["np.ndarray",
 @pytest.mark.parametrize("engine", ENGINE_NAMES)
 @pytest.mark.parametrize(("conv_layout", "arrangement"), LAYOUTS)
 @given(plan=plans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=settings().max_examples // 3, deadline=None)
 def test_any_plan(engine: str, conv_layout: ConvLayout, arrangement: Arrangement, plan: CopyPlan) -> None:
     """A plan of any shape leaves every state byte of every block, the null block included, as the oracle says."""
     layout = layout_of(conv_layout, arrangement)

@@ -266,6 +266,7 @@ class Servers:
             with contextlib.ExitStack() as stack:
                 for server in servers:
                     if server.process.returncode is None:
+                        server.terminate()
                         stack.callback(server.stop)
         except BaseException as error:
             for target, log in self.log_ends():

@@ -410,7 +410,7 @@ def sets(pin: Pin) -> tuple[set[int], set[int]]:
 
 
 StepMachine.TestCase.settings = settings(
-    max_examples=500,
+    max_examples=2 * settings().max_examples,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

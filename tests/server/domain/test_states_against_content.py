@@ -108,7 +108,7 @@ class ContentMachine(RuleBasedStateMachine):
 
 
 ContentMachine.TestCase.settings = settings(
-    max_examples=300,
+    max_examples=2 * settings().max_examples,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
