@@ -92,7 +92,7 @@ async def serving(
     if assembly.nixl is not None:
         supervisor.run("nixl", "states neither come nor go over NIXL", assembly.nixl.run())
     if plan.access.is_given:
-        supervisor.run("access", "streams of callers who may not any more go on", assembly.calls.revocation.run())
+        supervisor.run("access", "streams of callers who may not any more go on", assembly.calls.lasting.run())
     if journal is not None:
         full = JournalWatch(journal, core.ledger, health)
         supervisor.run("journal", "the journal is no longer shortened", full.run())
@@ -118,9 +118,7 @@ async def serving(
     finally:
         drain.begin(stop_within=config.drain_timeout)
         await drain.drained.wait()
-        drain.over.set()
-        assembly.streams.end(draining_error())
-        assembly.watchers.end(draining_error())
+        assembly.calls.lasting.end(draining_error())
         await listeners.stop(drain.seconds_left)
         await supervisor.close()
         await web.close()

@@ -151,7 +151,7 @@ class Assembly:
             "BlockService": BlockService(core, stalls, verifier),
             "PoolService": PoolService(core, processes, watchers),
             "SequenceService": SequenceService(core, steps, streams, stalls),
-            "SessionService": SessionService(core, reaper.lease_changed, drain.over, stalls),
+            "SessionService": SessionService(core, reaper.lease_changed, stalls),
             "TransferService": TransferService(core, reaper.lease_changed, stalls, receiver, nixl),
         }
         return cls(

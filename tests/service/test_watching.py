@@ -4,6 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import grpc
 import psutil
 import pytest
 
+from service.conftest import plain_stubs
 from service.proxy import between
 from service.raw import Stubs, refusal_of
 from service.servers import BLOCK_TOKENS, DEADLINE_SECONDS, Server, Servers, until
@@ -19,6 +21,7 @@ from statepool import (
     BadFieldError,
     BlockRefs,
     BlockState,
+    CancelledError,
     ChangeKind,
     Client,
     DrainingError,
@@ -296,6 +299,20 @@ def test_a_stopping_server_ends_its_watches(servers: Servers) -> None:
 
         with pytest.raises(DrainingError):
             list(watch)
+    assert server.wait() == 0
+
+
+def test_a_server_that_stops_while_watches_open(servers: Servers) -> None:
+    """A watch that has just begun, or is about to, holds no server up either."""
+    server = servers.start().wait_until_ready()
+    with plain_stubs(server) as stubs:
+        watches = [stubs.pool.WatchBlocks(pool_pb2.WatchBlocksRequest()) for _ in range(60)]
+        next(watches[0])
+        server.terminate()
+
+        ends = [refusal_of(partial(list, watch)) for watch in watches]
+
+    assert {type(end) for end in ends} <= {DrainingError, CancelledError}
     assert server.wait() == 0
 
 

@@ -24,8 +24,8 @@ from statepool_server.logs import CALL
 from statepool_server.service.admission import Gate
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
+from statepool_server.service.lasting import LastingStreams
 from statepool_server.service.permissions import PERMISSIONS
-from statepool_server.service.revocation import Revocation
 from statepool_server.service.tenancy import Tenancy
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -66,7 +66,7 @@ class Calls:
     Attributes:
         counts: Calls answered, by (full method name, status code name).
         seconds: What calls took, by full method name; streams that last as long as their client are left out.
-        revocation: Ends such streams when who opened them may not any more.
+        lasting: Those streams.
     """
 
     def __init__(self, core: Core, draining: asyncio.Event) -> None:
@@ -78,7 +78,7 @@ class Calls:
         """
         self.counts: Counter[tuple[str, str]] = Counter()
         self.seconds: dict[str, Histogram] = {}
-        self.revocation = Revocation(core.access)
+        self.lasting = LastingStreams(core.access)
         self._core = core
         self._draining = draining
         self._tenancy = Tenancy(core.access, core.pool, core.quotas)
@@ -129,7 +129,7 @@ class Calls:
         is_beginning, gate = method.name in _BEGINNINGS, self._core.admission.gate(method)
         seconds = None if gate.is_lasting else self.seconds.setdefault(name, Histogram())
         admitted = self._streamed(handler) if method.client_streaming else self._decoded(method, gate, handler)
-        quotas, over = self._core.quotas, self.revocation.over
+        quotas, lasting = self._core.quotas, self.lasting
 
         def known(context: Context) -> Caller:
             caller = door(context)
@@ -144,9 +144,11 @@ class Calls:
                     raise draining_error()
                 gate.enter()
                 try:
+                    if gate.is_lasting:  # now: a first message that is cut off would send it again, which gRPC refuses
+                        await context.send_initial_metadata(())
                     with (
                         quotas.call(caller.tenant, is_first=gate.is_first) if caller.tenant else _UNBOUNDED,
-                        over(caller, partial(known, context)) if gate.is_lasting else _UNBOUNDED,
+                        lasting.opened(caller, partial(known, context)) if gate.is_lasting else _UNBOUNDED,
                     ):
                         response = await admitted(request, context, caller)
                     failpoints.reach("answer")

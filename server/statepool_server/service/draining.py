@@ -33,7 +33,6 @@ class Drain:
         begun: Set when nothing may begin any more.
         drained: Set when no sequence is left, or the time is over in which a server that is to stop waits for them.
         stop: Set when the process is to end.
-        over: Set when streams that wait for their client have to end.
         on_begin: Called when draining begins.
     """
 
@@ -45,7 +44,7 @@ class Drain:
             health: Told that the server is not ready.
             stop: Set by signals too, and by `begin` when all is done.
         """
-        self.begun, self.drained, self.over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.begun, self.drained = asyncio.Event(), asyncio.Event()
         self.stop = stop
         self.on_begin: list[Callable[[], None]] = []
         self._core = core

@@ -142,11 +142,6 @@ class ScheduleStreams:
         for stream in self._open.values():
             stream.tell(pb.Notice.KIND_GOING_AWAY)
 
-    def end(self, error: StatepoolError) -> None:
-        """Ends every stream with a status."""
-        for stream in list(self._open.values()):
-            stream.end(error)
-
     def _tell_news(self, stream: ScheduleStream) -> None:
         if self._is_scarce:
             stream.tell(pb.Notice.KIND_PRESSURE)

@@ -1,6 +1,5 @@
 """SessionService: leases."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,7 +14,6 @@ from statepool_server import convert
 from statepool_server.answers import SessionInfo
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
-from statepool_server.service.draining import draining_error
 from statepool_server.service.ledger import Kind, MessageCodec
 from statepool_server.service.replays import Replays, Reply, Ticket
 from statepool_server.service.stalls import Stalls
@@ -27,18 +25,16 @@ _log = structlog.get_logger("statepool.sessions")
 class SessionService:
     """Handlers of ``statepool.v1.SessionService``."""
 
-    def __init__(self, core: Core, lease_changed: Callable[[], None], over: asyncio.Event, stalls: Stalls) -> None:
+    def __init__(self, core: Core, lease_changed: Callable[[], None], stalls: Stalls) -> None:
         """Builds the handlers.
 
         Args:
             core: What the services share.
             lease_changed: Called when a lease may now be the next to end.
-            over: Set when streams that wait for their client have to end.
             stalls: Bounds how long a peer may stand still.
         """
         self._core = core
         self._lease_changed = lease_changed
-        self._over = over
         self._stalls = stalls
         core.ledger.register(Kind.CREATE_SESSION, MessageCodec(pb.CreateSessionRequest), self._create)
         core.ledger.register(Kind.KEEP_ALIVE, MessageCodec(pb.KeepAliveRequest), self._keep_alive, can_be_refused=False)
@@ -64,7 +60,7 @@ class SessionService:
 
     async def KeepAlive(self, requests: AsyncIterator[pb.KeepAliveRequest], context: Context) -> None:
         """Renews leases for as long as the client likes."""
-        async for request in self._until_over(requests):
+        async for request in requests:
             self._core.convert.batch(len(request.sessions), "sessions")
             response = self._core.ledger.perform(Kind.KEEP_ALIVE, request)
             self._lease_changed()
@@ -119,24 +115,6 @@ class SessionService:
         self._core.forget_sessions([session_id])
         return pb.DeleteSessionResponse(incarnation=self._core.incarnation, released_references=released)
 
-    async def _until_over(self, requests: AsyncIterator[pb.KeepAliveRequest]) -> AsyncIterator[pb.KeepAliveRequest]:
-        """Passes requests on; without it a stream that waits for its client would hold the end of the server up."""
-        over = asyncio.ensure_future(self._over.wait())
-        try:
-            while True:
-                coming = asyncio.ensure_future(anext(requests, None))
-                coming.add_done_callback(_seen)
-                await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    coming.cancel()
-                    raise draining_error()
-                request = coming.result()
-                if request is None:
-                    return
-                yield request
-        finally:
-            over.cancel()
-
     def _renew(self, ref: types_pb2.SessionRef, now_ns: int) -> pb.KeepAliveResult:
         try:
             session_id, epoch = self._core.convert.session(ref, self._core.continued_incarnations)
@@ -157,12 +135,6 @@ class SessionService:
             block_count=session.block_count,
             tenant=session.tenant,
         )
-
-
-def _seen(coming: "asyncio.Future[Any]") -> None:
-    """Takes note of how a read ended that nobody waits for any more, for example since the server has stopped."""
-    if not coming.cancelled():
-        coming.exception()
 
 
 def _ticket(request: pb.CreateSessionRequest) -> Ticket:

@@ -10,7 +10,6 @@ from statepool.errors import (
     EventCursorCompactedError,
     IncarnationMismatchError,
     QuotaExceededError,
-    StatepoolError,
 )
 from statepool.v1 import pool_pb2 as pb
 from statepool_server.service.block_news import BlockNews, encoded
@@ -175,11 +174,6 @@ class Watchers:
         finally:
             self._open.remove(watcher)
             self._past_losses += watcher.losses
-
-    def end(self, error: StatepoolError) -> None:
-        """Ends every stream with a status."""
-        for watcher in list(self._open):
-            watcher.end(error)
 
     def _place(self, cursor: pb.WatchCursor) -> int:
         """Finds the place of a cursor."""

@@ -1,4 +1,7 @@
-"""Streams that last end when who opened them may not any more: the access file can change while they are open."""
+"""Streams that last as long as their client: they end with the server, and when who opened them may not any more.
+
+The access file can change while they are open.
+"""
 
 import asyncio
 import contextlib
@@ -34,8 +37,8 @@ class _Stream(Endable):
                 _log.info("stream ended", caller=self._caller.name, reason=error.reason)
 
 
-class Revocation:
-    """Looks at all streams that last whenever the access file has changed; calls are looked at as they come."""
+class LastingStreams:
+    """All streams that last; whenever the access file has changed they are looked at, as calls are when they come."""
 
     def __init__(self, access: AccessFile) -> None:
         """Begins without a stream.
@@ -45,18 +48,21 @@ class Revocation:
         """
         self._access = access
         self._streams: set[_Stream] = set()
+        self._ended_with: StatepoolError | None = None
 
     @contextlib.contextmanager
-    def over(self, caller: Caller, known: Callable[[], Caller]) -> Iterator[None]:
-        """Watches over the stream that the present task handles.
+    def opened(self, caller: Caller, known: Callable[[], Caller]) -> Iterator[None]:
+        """Keeps the stream that the present task handles in the list.
 
         Args:
             caller: Who has opened it.
             known: Finds out again; raises StatepoolError where the caller may not go on.
 
         Raises:
-            StatepoolError: What `known` has raised.
+            StatepoolError: What `known` has raised, or what all streams were ended with.
         """
+        if self._ended_with is not None:
+            raise self._ended_with
         stream = _Stream(caller, known)
         self._streams.add(stream)
         try:
@@ -64,6 +70,12 @@ class Revocation:
                 yield
         finally:
             self._streams.discard(stream)
+
+    def end(self, error: StatepoolError) -> None:
+        """Ends every stream with a status, those that are yet to come too."""
+        self._ended_with = error
+        for stream in list(self._streams):
+            stream.end(error)
 
     async def run(self) -> None:
         """Goes on for ever."""
