@@ -29,7 +29,7 @@ class FrameReader:
             limit: Longest message in bytes.
         """
         self._limit = limit
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Takes bytes as they come.
@@ -48,5 +48,6 @@ class FrameReader:
             end = _LENGTH.size + length
             if len(self._rest) < end:
                 return
-            message, self._rest = self._rest[_LENGTH.size : end], self._rest[end:]
+            message = bytes(self._rest[_LENGTH.size : end])
+            del self._rest[:end]
             yield message

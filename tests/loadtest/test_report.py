@@ -161,6 +161,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"version": 2}, "version 2; this program reads version 1"),
         ({"slices": [{}]}, "damaged"),
         ({"options": {"workload": {"name": "other"}}}, "damaged"),
+        ({"slices": [{"histograms": {"read": "HISTFAAAABgAAA=="}, "errors": {}, "counts": {}}]}, "damaged"),
         ({"slices": [{"histograms": {"read": "no base64"}, "errors": {}, "counts": {}}]}, "damaged"),
     ],
 )

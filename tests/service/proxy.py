@@ -35,7 +35,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._open: dict[socket.socket, socket.socket] = {}
         self._said: deque[bytearray] = deque(maxlen=_REMEMBERED)
-        self._stalled_until = 0.0
+        self._stalled_until = self._held_until = 0.0
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -71,6 +71,10 @@ class Proxy:
         """Passes nothing on for a while."""
         self._stalled_until = time.monotonic() + seconds
 
+    def hold_answers(self, seconds: float) -> None:
+        """Passes nothing on that the server says, for a while."""
+        self._held_until = time.monotonic() + seconds
+
     def close(self) -> None:
         """Breaks every connection, and takes no more."""
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -101,7 +105,8 @@ class Proxy:
             while data := source.recv(_CHUNK_BYTES):
                 if said is not None and len(said) < _MOST_BYTES:
                     said += data
-                time.sleep(max(0.0, self._stalled_until - time.monotonic()))
+                until = self._stalled_until if said is not None else max(self._stalled_until, self._held_until)
+                time.sleep(max(0.0, until - time.monotonic()))
                 sink.sendall(data)
         except OSError:
             pass

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.proxy import between
 from service.servers import BLOCK_TOKENS, CAPACITY, Server, Servers, until
 from statepool import (
     Admission,
@@ -142,6 +143,31 @@ async def test_a_cancelled_task(
             await taker.close()
     until(lambda: there.get_pool().usage.free_blocks == CAPACITY, "the blocks to be free")
     until(lambda: not list(here.list_transfers()), "the transfer to end")
+
+
+@pytest.mark.parametrize("state", ["prefix", "blocks"])
+async def test_a_task_that_is_cancelled_while_a_call_is_on_its_way(
+    here: Client, lender: Session, taker: Session, source: Server, destination: Server, tmp_path: Path, state: str
+) -> None:
+    """What the server gives to a task that waits no longer is given back: hits and leases."""
+    blocks = lender.allocate_blocks(1)
+    lender.commit_blocks(blocks, prefix_hashes=[b"a"], boundary_tokens=[16], written_through_tokens=[16])
+    lender.free_blocks(blocks)
+    with between(tmp_path, source.socket) as proxy:
+        async with AsyncClient(proxy.target) as near, AsyncClient(destination.target) as far:
+            owner, other = await near.create_session(LONG), await far.create_session(LONG)
+            what = Prefix([b"a"]) if state == "prefix" else await owner.allocate_blocks(1)
+            await owner.get_pool()
+            held = here.get_pool().usage.held_blocks
+            proxy.hold_answers(0.3)
+            moving = asyncio.create_task(move_async(what, source=owner, destination=other, address=source.target))
+            await asyncio.sleep(0.1)
+            moving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await moving
+
+            assert not list(here.list_transfers())
+            assert here.get_pool().usage.held_blocks == held
 
 
 class Engine:

@@ -485,6 +485,8 @@ def test_the_thread_dies(
     assert np.array_equal(images(taker, received.blocks), expected)
     with destination.client() as client:
         assert client.get_server_info().background["nixl"].startswith("FailpointError")
+    taker.receive_transfer(lender.create_transfer(blocks), source=source.target)
+    assert _metric(destination, "statepool_data_path_failures_total", data_path="nixl") == 1  # it is not tried any more
     assert not _metric(destination, "statepool_ready")
     taker.delete()
     destination.kill()  # its log tells of the death, as none may of a server that ends well

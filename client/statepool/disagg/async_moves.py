@@ -4,6 +4,9 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
 
 from statepool.aio.session import AsyncSession
 from statepool.disagg.moves import DEFAULT_SECONDS
@@ -21,6 +24,8 @@ from statepool.disagg.states import (
 from statepool.errors import StatepoolError
 from statepool.refs import BlockRefs
 from statepool.transfers import Transfer
+
+T = TypeVar("T")
 
 
 async def move_async(
@@ -52,20 +57,40 @@ async def _lend(
 ) -> tuple[Transfer, int, bytes]:
     """Lends a state; tells its tokens and its hash as well, where they are known."""
     ttl = deadline.left + SPARE_SECONDS
+
+    async def lend(what: BlockRefs | int) -> Transfer:
+        blocks, sequence_id = (what, None) if isinstance(what, BlockRefs) else (None, what)
+        lending = source.create_transfer(blocks, sequence_id=sequence_id, ttl=ttl, timeout=deadline.left)
+        return await _or_undone(lending, partial(source.cancel_transfer, timeout=RELEASE_SECONDS))
+
     if isinstance(state, BlockRefs):
-        return await source.create_transfer(state, ttl=ttl, timeout=deadline.left), 0, b""
+        return await lend(state), 0, b""
     if not isinstance(state, Prefix):
-        transfer = await source.create_transfer(sequence_id=state, ttl=ttl, timeout=deadline.left)
+        transfer = await lend(state)
         return transfer, transfer.num_tokens, b""
-    hit = await source.lookup_prefix(state.hashes, namespace=state.namespace, timeout=deadline.left)
+    block_tokens = (await source.get_pool(timeout=deadline.left)).block_tokens
+    free = partial(source.free_blocks, timeout=RELEASE_SECONDS)
+    looking_up = source.lookup_prefix(state.hashes, namespace=state.namespace, timeout=deadline.left)
+    hit = await _or_undone(looking_up, lambda hit: free(hit.block) if hit else asyncio.sleep(0))
     if hit is None:
         raise PrefixNotFoundError(f"none of {len(state.hashes)} prefixes is known at {source.target}")
     try:
-        transfer = await source.create_transfer(hit.block, ttl=ttl, timeout=deadline.left)
+        transfer = await lend(hit.block)
     finally:
-        await source.free_blocks(hit.block, timeout=RELEASE_SECONDS)
-    block_tokens = (await source.get_pool(timeout=deadline.left)).block_tokens
+        await asyncio.shield(free(hit.block))
     return transfer, (hit.hash_index + 1) * block_tokens, hit.prefix_hash
+
+
+async def _or_undone(call: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[object]]) -> T:
+    """Awaits a call to its end, also where the task is cancelled meanwhile: then what it has given is given back."""
+    calling = asyncio.create_task(call)
+    try:
+        return await asyncio.shield(calling)
+    except asyncio.CancelledError:
+        with contextlib.suppress(StatepoolError, TimeoutError):
+            async with asyncio.timeout(RELEASE_SECONDS):
+                await undo(await calling)
+        raise
 
 
 async def _carry(
@@ -83,7 +108,9 @@ async def _carry(
 
 async def _relay(transfer: Transfer, source: AsyncSession, destination: AsyncSession, deadline: Deadline) -> BlockRefs:
     plan = Relay(await source.get_pool(timeout=deadline.left), await destination.get_pool(timeout=deadline.left))
-    blocks = await destination.allocate_blocks(transfer.block_count, zero=False, timeout=deadline.left)
+    free = partial(destination.free_blocks, timeout=RELEASE_SECONDS)
+    allocating = destination.allocate_blocks(transfer.block_count, zero=False, timeout=deadline.left)
+    blocks = await _or_undone(allocating, free)
     try:
         for index, block in enumerate(blocks):
             pulled = {rank: await _pull(transfer, source, rank, index, deadline) for rank in plan.source_ranks}
@@ -92,7 +119,7 @@ async def _relay(transfer: Transfer, source: AsyncSession, destination: AsyncSes
         await source.complete_transfer(transfer, timeout=deadline.left)  # refused if what was read may be torn
     except BaseException:
         with contextlib.suppress(StatepoolError):
-            await asyncio.shield(destination.free_blocks(blocks, timeout=RELEASE_SECONDS))
+            await asyncio.shield(free(blocks))
         raise
     return blocks
 

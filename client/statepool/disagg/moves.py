@@ -71,6 +71,7 @@ def _lend(state: int | Prefix | BlockRefs, source: Session, deadline: Deadline) 
     if not isinstance(state, Prefix):
         transfer = source.create_transfer(sequence_id=state, ttl=ttl, timeout=deadline.left)
         return transfer, transfer.num_tokens, b""
+    block_tokens = source.get_pool(timeout=deadline.left).block_tokens
     hit = source.lookup_prefix(state.hashes, namespace=state.namespace, timeout=deadline.left)
     if hit is None:
         raise PrefixNotFoundError(f"none of {len(state.hashes)} prefixes is known at {source.target}")
@@ -78,7 +79,6 @@ def _lend(state: int | Prefix | BlockRefs, source: Session, deadline: Deadline) 
         transfer = source.create_transfer(hit.block, ttl=ttl, timeout=deadline.left)
     finally:
         source.free_blocks(hit.block, timeout=RELEASE_SECONDS)
-    block_tokens = source.get_pool(timeout=deadline.left).block_tokens
     return transfer, (hit.hash_index + 1) * block_tokens, hit.prefix_hash
 
 

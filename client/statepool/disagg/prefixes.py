@@ -82,6 +82,7 @@ class KnownPrefixes:
             self._remove(block)
         rows = zip(changes.listed.block_ids.tolist(), changes.namespaces, changes.prefix_hashes, strict=True)
         for block, namespace, value in rows:
+            self._remove(block)
             self._names[block] = namespace, value
             self._blocks.setdefault(namespace, {})[value] = block
 
@@ -91,7 +92,8 @@ class KnownPrefixes:
             return
         namespace, value = self._names.pop(block)
         known = self._blocks[namespace]
-        del known[value]
+        if known[value] == block:
+            del known[value]
         if not known:
             del self._blocks[namespace]
 

@@ -117,7 +117,7 @@ class Report:
                 verdicts=_verdicts(values["thresholds"]),
                 probes=[_probe(probe) for probe in values["probes"]],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # whatever a damaged file brings about, in a histogram's decoder too
             raise ReportFileError(f"damaged: {type(error).__name__} {error}") from error
 
 

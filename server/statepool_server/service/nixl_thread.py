@@ -49,6 +49,11 @@ class NixlThread:
         self._is_closed = False
 
     @property
+    def is_alive(self) -> bool:
+        """Whether it still does what it is asked for; once it has died, it never does again."""
+        return self._thread.is_alive()
+
+    @property
     def reads(self) -> int:
         """Reads whose bytes may still land."""
         return len(self._reads)

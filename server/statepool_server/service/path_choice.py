@@ -66,8 +66,9 @@ class PathChoice:
             FeatureUnavailableError: There is none that may be taken.
         """
         ways: list[Path] = []
-        if self._allowed != "grpc" and self._nixl and NIXL_FEATURE in theirs.features and is_direct(self._core, theirs):
-            ways.append(NixlPath(self._core, self._nixl, check, self._patience))
+        nixl = None if self._allowed == "grpc" else self._nixl
+        if nixl is not None and nixl.is_alive and NIXL_FEATURE in theirs.features and is_direct(self._core, theirs):
+            ways.append(NixlPath(self._core, nixl, check, self._patience))
         if self._allowed != "nixl":
             ways.append(GrpcPath(check, self._patience))
         if not ways:

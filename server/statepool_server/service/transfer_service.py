@@ -177,6 +177,8 @@ class TransferService:
         transfer = self._core.pool.check_transfer(ref.transfer_id, ref.token)
         if self._nixl is None:
             raise FeatureUnavailableError("the server was started without --nixl-devices", field="transfer")
+        if not self._nixl.is_alive:
+            raise FeatureUnavailableError("the thread of NIXL has died; a restart mends it", field="transfer")
         if not transfer.states.are_whole_blocks:
             raise FeatureUnavailableError("a state is spread over two blocks", field="transfer")
         return self._nixl, transfer
