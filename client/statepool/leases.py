@@ -18,6 +18,17 @@ from statepool.errors import (
 )
 from statepool.lease import LOSING_ERRORS, Lease
 
+_forks = 0
+"""Forks that lie between this process and the one that began as this program: quicker to tell than the process id."""
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
 
 class Leases:
     """The leases of one client, and the server process that granted them.
@@ -37,7 +48,7 @@ class Leases:
         self._lock = threading.Lock()
         self._live: set[Lease] = set()
         self._past_incarnations: set[int] = set()
-        self._pid = os.getpid()
+        self._pid, self._forks = os.getpid(), _forks
 
     def live(self) -> list[Lease]:
         """Lists the leases that are neither lost nor given back."""
@@ -84,7 +95,7 @@ class Leases:
 
     def is_foreign(self) -> bool:
         """Tells whether this process was forked from the one that made the client."""
-        return os.getpid() != self._pid
+        return self._forks != _forks
 
     def lose(self, leases: Iterable[Lease], error: StatepoolError) -> None:
         """Marks leases as lost and tells their owners; a lease that is lost already keeps its first error."""

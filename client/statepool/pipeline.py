@@ -29,6 +29,8 @@ class _Asked:
     request: ScheduleRequest
     span: tracing.CallSpan | None = None
     """Its span, in a program that traces; one that is never answered is never told."""
+    is_common: bool = False
+    """Whether its message can be used again for the next one like it."""
     is_doomed: bool = False
     """Whether the step before it was refused, so that this one is refused too."""
 
@@ -47,6 +49,7 @@ class Pipeline:
         self._next_step = 0
         self._asked: deque[_Asked] = deque()
         self._answers: deque[tuple[int, StepOutcome | StatepoolError]] = deque()
+        self._used: list[ScheduleRequest] = []  # messages of the commonest step that were answered
 
     @property
     def next_step(self) -> int:
@@ -88,11 +91,16 @@ class Pipeline:
             raise RuntimeError("the scheduler is not open")
         if len(self._answers) + len(self._asked) >= MAX_UNRECEIVED:
             raise RuntimeError(f"steps {self.unreceived} were not received yet")
-        request = calls.sequences.schedule_step(number, self._execution, arguments)
+        is_common = calls.sequences.is_one_each(arguments)
+        if is_common:  # written over the message of one before, which is quicker than a new one
+            request = self._used.pop() if self._used else calls.sequences.one_each(self._execution)
+            calls.sequences.renumber(request, number)
+        else:
+            request = calls.sequences.schedule_step(number, self._execution, arguments)
         span = tracing.begin(rpc.SCHEDULE)
         if span is not None:
             request.traceparent = span.traceparent
-        self._asked.append(_Asked(number, request, span))
+        self._asked.append(_Asked(number, request, span, is_common))
         self._next_step = number + 1
         return number, request
 
@@ -133,6 +141,8 @@ class Pipeline:
             self._answers.append((number, calls.sequences.outcome(response.outcome)))
             if asked.span is not None:
                 asked.span.end()
+            elif asked.is_common:
+                self._used.append(asked.request)
 
     def _refused(self, number: int, error: StatepoolError) -> None:
         due = self._due(number)

@@ -65,7 +65,7 @@ class StepConvert:
             partial_admission=message.partial_admission,
             block_room=block_room,
             commits=self._commits(message.commits) if message.HasField("commits") else _NO_COMMITS,
-            finishes=self._finishes(message.finishes) if len(message.finishes) else NO_INTS,
+            finishes=self._finishes(message.finishes) if message.finishes else NO_INTS,
             admissions=self._admissions(message.admissions) if message.HasField("admissions") else _NO_ADMISSIONS,
             schedules=self._schedules(message.schedules) if message.HasField("schedules") else _NO_SCHEDULES,
         )

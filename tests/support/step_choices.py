@@ -170,7 +170,7 @@ Corruption = Callable[[StepRequest, Choices], StepRequest]
 def _numbers(request: StepRequest, choices: Choices) -> StepRequest:
     off = choices.pick([1, -1, 7])
     return (
-        replace(request, step=request.step + off) if choices.below(2) else replace(request, settled_step=request.step)
+        request._replace(step=request.step + off) if choices.below(2) else request._replace(settled_step=request.step)
     )
 
 
@@ -180,8 +180,8 @@ def _commit_rows(request: StepRequest, choices: Choices) -> StepRequest:
     bad = [[*ids, 99], [*ids, *ids[:1]], [*ids, *(i for i in IDS if i not in ids)]]
     accepted = [*commits.accepted_tokens.tolist(), 1, 1, 1, 1, 1, 1, 1]
     chosen = choices.pick(bad)
-    return replace(
-        request, commits=replace(commits, sequence_ids=ints(chosen), accepted_tokens=ints(accepted[: len(chosen)]))
+    return request._replace(
+        commits=replace(commits, sequence_ids=ints(chosen), accepted_tokens=ints(accepted[: len(chosen)]))
     )
 
 
@@ -192,29 +192,28 @@ def _accepted(request: StepRequest, choices: Choices) -> StepRequest:
         accepted = np.append(accepted, [1, 1])
     else:
         accepted[choices.below(len(accepted))] += choices.pick([1, -1, 5, -(2**40)])
-    return replace(request, commits=replace(commits, accepted_tokens=accepted))
+    return request._replace(commits=replace(commits, accepted_tokens=accepted))
 
 
 def _hashes(request: StepRequest, choices: Choices) -> StepRequest:
     """Names a boundary of one row: perhaps the wrong one, perhaps of no row."""
     row, boundary = choices.pick([0, 3, 90]), choices.pick([4, 1, 16, 0])
-    return replace(
-        request,
+    return request._replace(
         commits=replace(request.commits, hash_rows=ints([row]), boundary_tokens=ints([boundary]), prefix_hashes=[b"x"]),
     )
 
 
 def _finishes(request: StepRequest, choices: Choices) -> StepRequest:
     finishes = request.finishes.tolist()
-    return replace(request, finishes=ints([*finishes, *choices.pick([[99], finishes, list(IDS)])]))
+    return request._replace(finishes=ints([*finishes, *choices.pick([[99], finishes, list(IDS)])]))
 
 
 def _admission_rows(request: StepRequest, choices: Choices) -> StepRequest:
     admissions = request.admissions
     if not len(admissions):
         known = request.schedules.sequence_ids
-        return replace(
-            request, admissions=admissions_of([Admit(int(known[0]) if known is not None and len(known) else -1)])
+        return request._replace(
+            admissions=admissions_of([Admit(int(known[0]) if known is not None and len(known) else -1)])
         )
     row = choices.below(len(admissions))
     column, value = choices.pick(
@@ -228,7 +227,7 @@ def _admission_rows(request: StepRequest, choices: Choices) -> StepRequest:
     values = getattr(admissions, column).copy()
     if len(values):
         values[row % len(values)] = value
-    return replace(request, admissions=replace(admissions, **{column: values}))
+    return request._replace(admissions=replace(admissions, **{column: values}))
 
 
 def _imports(request: StepRequest, choices: Choices) -> StepRequest:
@@ -236,21 +235,21 @@ def _imports(request: StepRequest, choices: Choices) -> StepRequest:
     admissions = request.admissions
     if not len(admissions) or len(admissions.import_rows):
         refs = admissions.imported_blocks
-        return replace(
-            request, admissions=replace(admissions, imported_blocks=BlockRefs(refs.block_ids, refs.generations + 2))
+        return request._replace(
+            admissions=replace(admissions, imported_blocks=BlockRefs(refs.block_ids, refs.generations + 2))
         )
     rows = [
         Admit(i, 5, imported=(3, (1 + choices.below(12), 1 + 2 * choices.below(4))))
         for i in admissions.sequence_ids.tolist()
     ]
-    return replace(request, admissions=admissions_of(rows))
+    return request._replace(admissions=admissions_of(rows))
 
 
 def _schedule_rows(request: StepRequest, choices: Choices) -> StepRequest:
     schedules = request.schedules
     ids = [] if schedules.sequence_ids is None else schedules.sequence_ids.tolist()
     chosen = choices.pick([[*ids, 99], [*ids, *ids[:1]], list(IDS), [*ids, *request.finishes.tolist()]])
-    return replace(request, schedules=schedules_of([Run(i) for i in chosen]))
+    return request._replace(schedules=schedules_of([Run(i) for i in chosen]))
 
 
 def _tokens(request: StepRequest, choices: Choices) -> StepRequest:
@@ -261,13 +260,13 @@ def _tokens(request: StepRequest, choices: Choices) -> StepRequest:
         values = np.append(values, [1, 1])
     else:
         values[choices.below(len(values))] += choices.pick([1, -1, 3, -(2**40), 2**31])
-    return replace(request, schedules=replace(schedules, **{column: values}))
+    return request._replace(schedules=replace(schedules, **{column: values}))
 
 
 def _all_running(request: StepRequest, choices: Choices) -> StepRequest:
     if choices.below(2):
-        return replace(request, schedules=replace(request.schedules, sequence_ids=None))
-    return replace(request, commits=replace(request.commits, sequence_ids=None))
+        return request._replace(schedules=replace(request.schedules, sequence_ids=None))
+    return request._replace(commits=replace(request.commits, sequence_ids=None))
 
 
 CORRUPTIONS: list[Corruption] = [

@@ -128,6 +128,7 @@ class AsyncScheduler(SchedulerHandle):
 
     async def _step(self, arguments: StepArguments) -> StepOutcome:
         await self._send(arguments)
+        await self._advance()  # what `_receive` checks first has just been checked
         return await self._receive()
 
     async def _send(self, arguments: StepArguments) -> int:

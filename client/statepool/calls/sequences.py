@@ -62,6 +62,27 @@ def schedule_step(number: int, execution: Execution, arguments: StepArguments) -
     return request
 
 
+def is_one_each(arguments: StepArguments) -> bool:
+    """Tells whether a step is the commonest of all: each running sequence has accepted a token and decodes another."""
+    commit, schedule = arguments["commit"], arguments["schedule"]
+    if commit is None or schedule is None or arguments["admit"] or not _is(arguments["finish"], ()):
+        return False
+    is_usual = arguments["settled_step"] is None and not arguments["partial_admission"]
+    return is_usual and _commits_each(commit) and _decodes_each(schedule)
+
+
+def one_each(execution: Execution) -> pb.ScheduleRequest:
+    """Builds such a step, whose number is to be written by `renumber`."""
+    step = pb.EngineStep(commits=_ONE_ACCEPTED, schedules=_ONE_TOKEN, execution=pb.Execution.ValueType(execution))
+    return pb.ScheduleRequest(step=step)
+
+
+def renumber(request: pb.ScheduleRequest, number: int) -> None:
+    """Makes a step another one that says the same, with all before it settled."""
+    step = request.step
+    step.step, step.settled_step = number, number - 1
+
+
 def outcome(message: pb.StepOutcome) -> StepOutcome:
     """Reads an outcome."""
     return StepOutcome(message)
@@ -84,7 +105,7 @@ def list_sequences(session_id: int, page_size: int, page_token: str) -> Call[tup
 
 def _write_step(step: pb.EngineStep, number: int, execution: Execution, arguments: StepArguments) -> None:
     settled, commit, schedule = arguments["settled_step"], arguments["commit"], arguments["schedule"]
-    step.step = _whole(number, "step")
+    step.step = number
     step.settled_step = number - 1 if settled is None else _whole(settled, "settled_step")
     step.execution = pb.Execution.ValueType(execution)
     step.partial_admission = arguments["partial_admission"]
@@ -99,8 +120,8 @@ def _write_step(step: pb.EngineStep, number: int, execution: Execution, argument
 
 
 def _write_commits(message: pb.Commits, commits: Commits) -> None:
-    if commits.sequence_ids is ALL_RUNNING and _is(commits.accepted_tokens, 1) and _is(commits.hash_rows, ()):
-        message.MergeFrom(_ONE_ACCEPTED)  # the commonest commit of all, for a tenth of the time
+    if _commits_each(commits):
+        message.MergeFrom(_ONE_ACCEPTED)
         return
     columns = {
         2: pack(commits.accepted_tokens, "commit.accepted_tokens", FIXED32),
@@ -116,8 +137,7 @@ def _write_commits(message: pb.Commits, commits: Commits) -> None:
 
 
 def _write_schedules(message: pb.Schedules, schedules: Schedules) -> None:
-    tokens, drafts = schedules.num_tokens, schedules.num_draft_tokens
-    if schedules.sequence_ids is ALL_RUNNING and _is(tokens, 1) and _is(drafts, 0):
+    if _decodes_each(schedules):
         message.MergeFrom(_ONE_TOKEN)
         return
     columns = {
@@ -129,6 +149,16 @@ def _write_schedules(message: pb.Schedules, schedules: Schedules) -> None:
     else:
         columns[1] = pack(schedules.sequence_ids, "schedule.sequence_ids", FIXED64)
     merge_columns(message, columns)
+
+
+def _commits_each(commits: Commits) -> bool:
+    tokens, rows = commits.accepted_tokens, commits.hash_rows
+    return commits.sequence_ids is ALL_RUNNING and _is(tokens, 1) and _is(rows, ())
+
+
+def _decodes_each(schedules: Schedules) -> bool:
+    tokens, drafts = schedules.num_tokens, schedules.num_draft_tokens
+    return schedules.sequence_ids is ALL_RUNNING and _is(tokens, 1) and _is(drafts, 0)
 
 
 def _is(values: ArrayLike, wanted: int | tuple[()]) -> bool:

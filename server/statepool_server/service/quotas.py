@@ -130,8 +130,10 @@ class Quotas:
     def room(self, session_id: int) -> int | None:
         """Tells how many more blocks a session's tenant may have; below 0: it has more than it may; None: no bound."""
         session = self._pool.sessions.find(session_id)
-        limit = None if session is None else self._of(session.tenant).max_blocks
-        if session is None or limit is None:
+        if session is None or not session.tenant:
+            return None
+        limit = self._of(session.tenant).max_blocks
+        if limit is None:
             return None
         return limit - self._pool.held_by(session.tenant)
 

@@ -38,8 +38,8 @@ class ScheduleStream(Endable):
         self._is_told = asyncio.Event()
         self.session = session
 
-    async def send(self, message: pb.ScheduleResponse) -> None:
-        """Writes a message; answers and notices take turns.
+    async def send(self, message: pb.ScheduleResponse | bytes) -> None:
+        """Writes a message, or the bytes of one; answers and notices take turns.
 
         Raises:
             StreamStalledError: The client takes nothing.

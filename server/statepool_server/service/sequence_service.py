@@ -12,6 +12,7 @@ from statepool.errors import (
 )
 from statepool.status import error_to_wire
 from statepool.v1 import sequence_pb2 as pb
+from statepool.varints import varint
 from statepool_server.logs import CALL
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
@@ -22,6 +23,8 @@ from statepool_server.step_convert import sequences_to_wire
 
 _ENDS_THE_STREAM = (SessionExpiredError, SessionFencedError, SessionNotFoundError, CopiesStalledError)
 """What is no refusal of a step: the session is lost, or the step may take effect yet and is to be asked again."""
+_OUTCOME_TAG = varint(pb.ScheduleResponse.OUTCOME_FIELD_NUMBER << 3 | 2)
+"""What stands before the length of an outcome in a response: its field, and that it is a message."""
 
 
 class SequenceService:
@@ -32,6 +35,7 @@ class SequenceService:
         self._stalls = stalls
         self._steps = steps
         self._streams = streams
+        self._head = pb.ScheduleResponse(incarnation=core.incarnation).SerializeToString() + _OUTCOME_TAG
 
     async def Step(self, request: pb.StepRequest, _context: Context) -> pb.StepResponse:
         """Applies one step."""
@@ -66,15 +70,15 @@ class SequenceService:
             response.next_page_token = core.convert.page_token(int(rows.sequence_ids[-1]) + 1)
         return response
 
-    async def _answer(self, session: tuple[int, int], step: pb.EngineStep) -> pb.ScheduleResponse:
-        incarnation = self._core.incarnation
+    async def _answer(self, session: tuple[int, int], step: pb.EngineStep) -> pb.ScheduleResponse | bytes:
         try:
-            return pb.ScheduleResponse(incarnation=incarnation, outcome=await self._steps.apply(session, step))
+            outcome = (await self._steps.apply(session, step)).SerializeToString()
+            return self._head + varint(len(outcome)) + outcome  # which another message would only copy
         except _ENDS_THE_STREAM:
             raise
         except StatepoolError as error:
             refusal = pb.StepRefusal(step=step.step, error=error_to_wire(self._core.refusal(error)))
-            return pb.ScheduleResponse(incarnation=incarnation, refusal=refusal)
+            return pb.ScheduleResponse(incarnation=self._core.incarnation, refusal=refusal)
 
     def _opened(self, session_id: int) -> pb.ScheduleResponse:
         last_step, settled_step = self._core.pool.last_steps(session_id)

@@ -1,6 +1,5 @@
 """Guarantee: sequences move their states exactly as the reference engine's align mode does."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,10 +87,10 @@ def test_trace(scenario: dict[str, Any], separate: bool) -> None:
             number += 1
             step = request_of(number, sequence, ask, request, block_tokens)
             if separate and ask.committed is not None:
-                committed = apply(pool, replace(step, schedules=Schedules(), finishes=ints()))
+                committed = apply(pool, step._replace(schedules=Schedules(), finishes=ints()))
                 assert counters(pool, sequence) == expected_counters(ask.committed)
                 number += 1
-                outcome = apply(pool, replace(step, step=number, settled_step=number - 1, commits=Commits()))
+                outcome = apply(pool, step._replace(step=number, settled_step=number - 1, commits=Commits()))
             else:
                 committed = outcome = apply(pool, step)
             usage = pool.usage()
