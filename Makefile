@@ -62,7 +62,9 @@ generated-is-current: generate
 	@test -z "$$(git status --porcelain -- client/statepool/v1)" || \
 	  { git status --short -- client/statepool/v1; echo 'Generated code is not current: commit the result of `make generate`.'; exit 1; }
 
+# Tests start programs by the hundred, each of which would compile its modules where Python may not keep bytecode itself.
 unit: .venv/ready
+	$(BIN)/python -m compileall -q client server tests
 	$(BIN)/pytest -n 2 -m "not slow"
 
 slow: .venv/ready ## Runs the tests that `make test` leaves out: crashes, robustness, soak, state machines at length.
