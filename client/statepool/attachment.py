@@ -16,13 +16,7 @@ from typing import Protocol, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from statepool.errors import (
-    FeatureUnavailableError,
-    LayoutMismatchError,
-    PeerUntrustedError,
-    StatepoolError,
-    UnavailableError,
-)
+from statepool.errors import FeatureUnavailableError, LayoutMismatchError, StatepoolError, UnavailableError
 from statepool.fences import Fence, Fences
 from statepool.framing import MAX_FRAME_BYTES, frame
 from statepool.greeting import DETACH, Greeted, greet, leave
@@ -128,10 +122,11 @@ class ArenaAttachment:
         greeted = greet(socket_path, pb.Hello(token=token), timeout)
         self._take(greeted)
         attached, (arena, lock) = greeted.attached, greeted.descriptors
+        known = zip(attached.session_ids, attached.epochs, strict=True)
+        self._fences = Fences(attached.last_session_id, dict(known))
         self._lock_descriptor = lock
         self.attachment_id = attached.attachment_id
         try:
-            self._fences = _fences(attached)
             if attached.arena_bytes != nbytes:
                 raise LayoutMismatchError(f"the arena has {attached.arena_bytes} bytes, not {nbytes}")
             self._mapping = _importer(importers, attached)(arena, attached, read_only)
@@ -285,17 +280,6 @@ class ArenaAttachment:
             with contextlib.suppress(OSError):
                 self._stream.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._stream.close()
-
-
-def _fences(attached: pb.Attached) -> Fences:
-    """Begins with the sessions that the server has told of.
-
-    Raises:
-        PeerUntrustedError: Its columns differ in length.
-    """
-    if len(attached.session_ids) != len(attached.epochs):
-        raise PeerUntrustedError("whatever listens there does not speak the attach protocol")
-    return Fences(attached.last_session_id, dict(zip(attached.session_ids, attached.epochs, strict=True)))
 
 
 def _importer(importers: Mapping[int, Importer], attached: pb.Attached) -> Importer:

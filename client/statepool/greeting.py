@@ -83,9 +83,11 @@ def _present(stream: socket.socket, hello: pb.Hello, descriptors: list[int]) -> 
     answer = pb.ServerFrame.FromString(messages.pop(0))
     if answer.HasField("refused"):
         raise error_from_wire(answer.refused.error)
-    if not answer.HasField("attached") or len(descriptors) != (0 if hello.attachment_id else _DESCRIPTORS):
+    attached, expected = answer.attached, 0 if hello.attachment_id else _DESCRIPTORS
+    fits = len(descriptors) == expected and len(attached.session_ids) == len(attached.epochs)
+    if not answer.HasField("attached") or not fits:
         raise PeerUntrustedError("whatever listens there does not speak the attach protocol")
-    return Greeted(stream=stream, frames=frames, early=messages, attached=answer.attached, descriptors=descriptors)
+    return Greeted(stream=stream, frames=frames, early=messages, attached=attached, descriptors=descriptors)
 
 
 def _connect(path: str, timeout: float) -> socket.socket:

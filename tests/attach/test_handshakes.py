@@ -7,12 +7,14 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from service.servers import Server, Servers, until
+from service.servers import DEADLINE_SECONDS, Server, Servers, until
 from statepool import (
     AttachmentNotFoundError,
     AttachOffer,
@@ -27,6 +29,7 @@ from statepool import (
 )
 from statepool.attachment import ArenaAttachment
 from statepool.framing import frame
+from statepool.greeting import greet
 from statepool.status import error_from_wire
 from statepool.torch import attach
 from statepool.v1 import attach_pb2 as pb
@@ -230,6 +233,29 @@ def test_layouts_that_do_not_fit(client: Client) -> None:
 
     assert refused.value.field == "max_element_offset"
     assert bad.value.field == "rank_index"
+
+
+def test_a_welcome_that_makes_no_sense(tmp_path: Path) -> None:
+    """Whoever answers with columns that do not fit is no server of ours, and the descriptors that came are closed."""
+    path = str(tmp_path / "s.sock")
+    with socket.socket(socket.AF_UNIX) as listener, (tmp_path / "arena").open("wb") as arena:
+        listener.bind(path)
+        listener.listen()
+
+        def welcome() -> None:
+            answer = frame(pb.ServerFrame(attached=pb.Attached(session_ids=[1], arena_bytes=1)))
+            with listener.accept()[0] as stream:
+                socket.send_fds(stream, [answer], [arena.fileno()] * 2)
+                while stream.recv(4096):
+                    continue
+
+        before = psutil.Process().num_fds()
+        server = threading.Thread(target=welcome)
+        server.start()
+        with pytest.raises(PeerUntrustedError, match="does not speak"):
+            greet(path, pb.Hello(token=bytes(16)), DEADLINE_SECONDS)
+        server.join(DEADLINE_SECONDS)
+        assert psutil.Process().num_fds() == before
 
 
 def test_no_descriptors_left(lone: Server) -> None:

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from statepool import ALL_RUNNING, StepBuilder, StepOutcome, prefix_hashes
 from statepool.v1 import sequence_pb2 as pb
+from support.machines import machine_settings
 
 BLOCK_TOKENS, SPEC = 4, 3
 IDS = st.integers(0, 3)
@@ -178,7 +178,5 @@ class BuilderMachine(RuleBasedStateMachine):
         assert self.server.sequences == {}
 
 
-BuilderMachine.TestCase.settings = settings(
-    max_examples=2 * settings().max_examples, stateful_step_count=40, deadline=None
-)
+BuilderMachine.TestCase.settings = machine_settings(40)
 TestBuilder = BuilderMachine.TestCase

@@ -105,7 +105,7 @@ def list_sequences(session_id: int, page_size: int, page_token: str) -> Call[tup
 
 def _write_step(step: pb.EngineStep, number: int, execution: Execution, arguments: StepArguments) -> None:
     settled, commit, schedule = arguments["settled_step"], arguments["commit"], arguments["schedule"]
-    step.step = number
+    step.step = _whole(number, "step")
     step.settled_step = number - 1 if settled is None else _whole(settled, "settled_step")
     step.execution = pb.Execution.ValueType(execution)
     step.partial_admission = arguments["partial_admission"]

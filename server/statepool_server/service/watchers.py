@@ -15,7 +15,6 @@ from statepool.v1 import pool_pb2 as pb
 from statepool_server.service.block_news import BlockNews, encoded
 from statepool_server.service.calls import Context
 from statepool_server.service.core import Core
-from statepool_server.service.endable import Endable
 from statepool_server.service.stalls import Stalls
 
 PROGRESS_SECONDS = 1.0
@@ -43,7 +42,7 @@ class _Turns:
             await asyncio.sleep(at - now)
 
 
-class Watcher(Endable):
+class Watcher:
     """One open stream.
 
     Attributes:
@@ -52,7 +51,6 @@ class Watcher(Endable):
     """
 
     def __init__(self, news: BlockNews, incarnation: int, context: Context, stalls: Stalls, turns: _Turns) -> None:
-        super().__init__()
         self.sequence: int | None = None
         self.losses = 0
         self._news = news
@@ -69,13 +67,12 @@ class Watcher(Endable):
             sequence: The batch; None: begins with a snapshot.
 
         Raises:
-            StatepoolError: What the stream was ended with.
+            StreamStalledError: The watcher takes nothing.
         """
         self.sequence = sequence
         try:
-            with self:
-                while True:
-                    await self._go_on()
+            while True:
+                await self._go_on()
         finally:
             self._alarm.stop()
 

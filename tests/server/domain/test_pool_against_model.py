@@ -5,7 +5,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -19,6 +18,7 @@ from statepool_server.pool import Pool, PoolConfig
 from statepool_server.transfers import LendingTerms, TransferEnd
 from statepool_server.view import PoolState
 from support.folding import Folded
+from support.machines import machine_settings
 from support.pool_model import BLOCK_TOKENS, ModelPool
 
 BLOCK_COUNT = 7
@@ -403,12 +403,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.folded.sessions == {i: (s.epoch, s.owner_key) for i, s in self.model.sessions.items()}
 
 
-PoolMachine.TestCase.settings = settings(
-    max_examples=2 * settings().max_examples,
-    stateful_step_count=50,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+PoolMachine.TestCase.settings = machine_settings(50)
 TestPoolAgainstModel = PoolMachine.TestCase
 
 

@@ -5,7 +5,6 @@ passes move them.
 """
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -13,6 +12,7 @@ from statepool.errors import PoolExhaustedError, StepOutOfOrderError
 from statepool.refs import BlockRefs
 from statepool_server.integrity import check_integrity
 from statepool_server.pool import Pool, PoolConfig
+from support.machines import machine_settings
 from support.step_choices import Choices, Tokens
 from support.symbolic_engine import SymbolicEngine
 from support.symbolic_memory import SymbolicMemory
@@ -107,12 +107,7 @@ class ContentMachine(RuleBasedStateMachine):
         check_integrity(self.pool)
 
 
-ContentMachine.TestCase.settings = settings(
-    max_examples=2 * settings().max_examples,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+ContentMachine.TestCase.settings = machine_settings(30)
 TestStatesByContent = ContentMachine.TestCase
 
 pytestmark = pytest.mark.timeout(400)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -25,6 +24,7 @@ from statepool_server.view import PoolState
 from statepool_server.work import MemoryWork
 from support.align_model import AlignModel, ModelOutcome, ModelSteps, ModelWork
 from support.folding import Folded
+from support.machines import machine_settings
 from support.step_choices import CORRUPTIONS, Choices, StepDraft, Tokens
 from support.steps import block_table, copy_rows, ints, refs_of
 
@@ -409,12 +409,7 @@ def sets(pin: Pin) -> tuple[set[int], set[int]]:
     return set(pin.readers.tolist()), set(pin.writers.tolist())
 
 
-StepMachine.TestCase.settings = settings(
-    max_examples=2 * settings().max_examples,
-    stateful_step_count=50,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+StepMachine.TestCase.settings = machine_settings(50)
 TestStepsAgainstModel = StepMachine.TestCase
 
 pytestmark = pytest.mark.timeout(400)
