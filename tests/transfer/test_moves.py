@@ -159,15 +159,20 @@ async def test_a_task_that_is_cancelled_while_a_call_is_on_its_way(
             what = Prefix([b"a"]) if state == "prefix" else await owner.allocate_blocks(1)
             await owner.get_pool()
             held = here.get_pool().usage.held_blocks
-            proxy.hold_answers(0.3)
+            proxy.hold_answers(0.5)
             moving = asyncio.create_task(move_async(what, source=owner, destination=other, address=source.target))
-            await asyncio.sleep(0.1)
+            await asyncio.to_thread(until, lambda: _gave(here, held), "the server to give what nobody hears of")
             moving.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await moving
 
             assert not list(here.list_transfers())
             assert here.get_pool().usage.held_blocks == held
+
+
+def _gave(client: Client, held: int) -> bool:
+    """Tells whether a server has lent something, or let somebody hold more blocks than before."""
+    return client.get_pool().usage.held_blocks > held or any(client.list_transfers())
 
 
 class Engine:
