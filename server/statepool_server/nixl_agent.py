@@ -22,8 +22,10 @@ MAX_PEERS = 64
 
 _log = structlog.get_logger("statepool.nixl")
 _PACKAGES = ("nixl_cu12", "nixl_cu13")
-_ENGINE_CONFIG = "NET_DEVICES={devices},TCP_TX_SEG_SIZE=64K"
-"""UCX listens on every interface unless told otherwise; segments of its own default size halve reads over TCP."""
+_SEGMENT = "2M"
+"""What UCX sends at once over TCP: with its own 8 KiB a read takes three times as long, with 64 KiB 1.3 times."""
+_ENGINE_CONFIG = f"NET_DEVICES={{devices}},TCP_TX_SEG_SIZE={_SEGMENT},TCP_RX_SEG_SIZE={_SEGMENT}"
+"""UCX listens on every interface unless told otherwise."""
 
 
 class NixlError(Exception):

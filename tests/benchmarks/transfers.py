@@ -1,6 +1,7 @@
 """Moves between two servers over gRPC and NIXL, beside a bare gRPC stream of the same chunks, bare NIXL and a memcpy.
 
-All in turns of one run. NIXL copies between processes of one machine; "over TCP" it is made to do as between machines.
+All in turns of one run. Between processes of one machine NIXL copies, and gRPC has Unix sockets; "over TCP" both are
+made to do as between machines.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ import xxhash
 
 from benchmarks.bare_nixl import BareNixl
 from benchmarks.rpc_floor import Row
+from security.authority import Authority, dns, uri
+from security.conftest import free_port
 from statepool import AsyncClient, AsyncSession, BlockRefs, Client
 from statepool.disagg import move_async
 from statepool.v1 import transfer_pb2 as pb
@@ -38,13 +41,18 @@ MODEL = ("--model-config", "falcon_h1", "--tp-size", "8", "--tp-ranks", "0", "--
 TCP = {"UCX_TLS": "tcp"}
 """Makes NIXL do between processes of one machine what it does between machines."""
 _NIXL = ("--nixl-devices", "lo")
-_SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+_GRPC = ("--data-path", "grpc")
+_OVER_NIXL: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "source": (_NIXL, {}),
-    "grpc": (("--data-path", "grpc"), {}),
     "nixl": (_NIXL, {}),
     "tcp-source": (_NIXL, TCP),
     "tcp": (_NIXL, TCP),
 }
+"""Flags and environment of each server."""
+
+GRPC, BARE_STREAM = "gRPC", "bare gRPC stream of the same chunks"
+GRPC_OVER_TCP, PLAIN_OVER_TCP = "gRPC over TCP with TLS", "gRPC over TCP in plain text"
+NIXL, NIXL_OVER_TCP = "NIXL", "NIXL over TCP"
 
 Bytes: TypeAlias = Callable[[], Awaitable[object]]
 """Moves the bytes of one turn."""
@@ -72,27 +80,34 @@ async def serve_chunks(address: str) -> None:
 class Pair:
     """Sessions at two servers, and blocks that move from the one to the other again and again."""
 
-    def __init__(self, lender: AsyncSession, taker: AsyncSession, blocks: BlockRefs) -> None:
+    def __init__(self, lender: AsyncSession, taker: AsyncSession, blocks: BlockRefs, source: str) -> None:
         self.lender = lender
         self.taker = taker
         self.blocks = blocks
+        self._source = source
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def of(cls, source: str, destination: str) -> AsyncIterator["Pair"]:
-        """Connects to both."""
+    async def of(cls, source: str, destination: str, between: str = "") -> AsyncIterator["Pair"]:
+        """Connects to both.
+
+        Args:
+            source: Address of the server that lends.
+            destination: Address of the server that receives.
+            between: Where the destination reaches the source; empty: at the same address.
+        """
         async with (
             AsyncClient(source, timeout=60) as here,
             AsyncClient(destination, timeout=60) as there,
             await here.create_session(60) as lender,
             await there.create_session(60) as taker,
         ):
-            yield cls(lender, taker, await lender.allocate_blocks(BLOCKS))
+            yield cls(lender, taker, await lender.allocate_blocks(BLOCKS), between or source)
 
     async def move(self) -> None:
         """Moves all blocks."""
         transfer = await self.lender.create_transfer(self.blocks)
-        received = await self.taker.receive_transfer(transfer, source=self.lender.target)
+        received = await self.taker.receive_transfer(transfer, source=self._source)
         await self.taker.free_blocks(received.blocks)
 
 
@@ -116,31 +131,42 @@ class BareStream:
             at += len(data)
 
 
-async def measure(sockets: Mapping[str, str], block_bytes: int) -> list[Row]:
-    """Measures everything, in turns."""
-    into, options = np.empty(BLOCKS * block_bytes, np.uint8), [("grpc.max_receive_message_length", 2 * CHUNK_BYTES)]
+async def measure(sockets: Mapping[str, str], between: Mapping[str, str], block_bytes: int) -> list[Row]:
+    """Measures everything, in turns.
+
+    Args:
+        sockets: Where this program reaches each server.
+        between: Where other servers reach those that lend over TCP.
+        block_bytes: Bytes of a block.
+    """
+    into, other = np.empty(BLOCKS * block_bytes, np.uint8), np.zeros(BLOCKS * block_bytes, np.uint8)
+    options = [("grpc.max_receive_message_length", 2 * CHUNK_BYTES)]
     async with (
         Pair.of(sockets["source"], sockets["grpc"]) as by_grpc,
+        Pair.of(sockets["plain-source"], sockets["grpc"], between["plain-source"]) as in_plain_text,
+        Pair.of(sockets["tls-source"], sockets["tls"], between["tls-source"]) as with_tls,
         grpc.aio.insecure_channel(sockets["bare"], options) as plain,
         grpc.aio.insecure_channel(sockets["bare-kept"], options) as kept,
     ):
 
         async def copy() -> None:
-            into.copy()
+            np.copyto(into, other)
 
         works = {
-            "between two servers, gRPC": by_grpc.move,
-            "bare gRPC stream of the same chunks": BareStream(plain, into).read,
+            GRPC: by_grpc.move,
+            GRPC_OVER_TCP: with_tls.move,
+            PLAIN_OVER_TCP: in_plain_text.move,
+            BARE_STREAM: BareStream(plain, into).read,
             "memcpy": copy,
         }
         async with contextlib.AsyncExitStack() as stack:
             if nixl_package() is not None:
-                for name, source, destination in (("", "source", "nixl"), (" over TCP", "tcp-source", "tcp")):
+                for name, source, destination in ((NIXL, "source", "nixl"), (NIXL_OVER_TCP, "tcp-source", "tcp")):
                     pair = await stack.enter_async_context(Pair.of(sockets[source], sockets[destination]))
-                    works[f"between two servers, NIXL{name}"] = pair.move
-                    bare = BareNixl(block_bytes, BLOCKS, TCP if name else {})
+                    works[name] = pair.move
+                    bare = BareNixl(block_bytes, BLOCKS, _OVER_NIXL[source][1])
                     stack.callback(bare.close)
-                    works[f"bare NIXL{name}"] = bare.read
+                    works[f"bare {name}"] = bare.read
             rows = await _throughput(into.nbytes, works)
         keep_freed_memory()
         both = [(await _seconds(by_grpc.move), await _seconds(BareStream(kept, into).read)) for _ in range(TURNS)]
@@ -150,19 +176,21 @@ async def measure(sockets: Mapping[str, str], block_bytes: int) -> list[Row]:
 
 
 async def _throughput(nbytes: int, works: Mapping[str, Bytes]) -> list[Row]:
-    turns = [{name: await _seconds(work) for name, work in works.items()} for _ in range(TURNS + 1)][1:]
+    turns = [{name: await _seconds_again(work) for name, work in works.items()} for _ in range(TURNS)]
 
-    def ratio(floor: str, mine: str) -> float:
-        return statistics.median(turn[floor] / turn[mine] for turn in turns)
+    def ratio(mine: str, floor: str, bar: str = "") -> Row:
+        return f"{mine} / {floor}", statistics.median(turn[floor] / turn[mine] for turn in turns), "x", bar
 
-    by_grpc = "between two servers, gRPC"
-    rows: list[Row] = [
-        ("gRPC / bare gRPC stream", ratio("bare gRPC stream of the same chunks", by_grpc), "x", ">= 0.9")
-    ]
-    for name, bar in (("NIXL", ">= 4"), ("NIXL over TCP", ">= 2.5")):
-        if f"bare {name}" in works:
-            rows.append((f"{name} / gRPC", ratio(by_grpc, f"between two servers, {name}"), "x", bar))
-            rows.append((f"{name} / bare", ratio(f"bare {name}", f"between two servers, {name}"), "x", ""))
+    rows = [ratio(GRPC, BARE_STREAM, ">= 0.9")]
+    if NIXL in works:
+        rows += [
+            ratio(NIXL, GRPC, ">= 4"),
+            ratio(NIXL_OVER_TCP, GRPC_OVER_TCP, ">= 2.5"),
+            ratio(NIXL_OVER_TCP, GRPC),
+            ratio(NIXL_OVER_TCP, PLAIN_OVER_TCP),
+            ratio(NIXL, f"bare {NIXL}"),
+            ratio(NIXL_OVER_TCP, f"bare {NIXL_OVER_TCP}"),
+        ]
     medians = {name: statistics.median(turn[name] for turn in turns) for name in works}
     return rows + [(f"  {name}", nbytes / seconds / 1e9, "GB/s", "") for name, seconds in medians.items()]
 
@@ -171,6 +199,12 @@ async def _seconds(work: Bytes) -> float:
     started = time.perf_counter()
     await work()
     return time.perf_counter() - started
+
+
+async def _seconds_again(work: Bytes) -> float:
+    """Measures what moves bytes when it has just done so: what others did in between is not its cost."""
+    await work()
+    return await _seconds(work)
 
 
 async def _latencies(lender: AsyncSession, taker: AsyncSession, blocks: BlockRefs) -> list[Row]:
@@ -192,8 +226,17 @@ async def _latencies(lender: AsyncSession, taker: AsyncSession, blocks: BlockRef
 
 def rows() -> list[Row]:
     """Starts all servers and measures; without NIXL, gRPC alone."""
-    servers = _SERVERS if nixl_package() else {"source": ((), {}), "grpc": ((), {})}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        authority = Authority(Path(folder) / "authority")
+        tls = authority.server_flags(dns("localhost"), uri("spiffe://cluster.test/statepool/worker"))
+        between = {name: f"localhost:{free_port()}" for name in ("plain-source", "tls-source")}
+        servers = {
+            "source": ((), {}),
+            "grpc": (_GRPC, {}),
+            "plain-source": (("--listen", between["plain-source"], "--insecure-loopback"), {}),
+            "tls-source": (("--listen", between["tls-source"], *tls), {}),
+            "tls": ((*_GRPC, *tls), {}),
+        } | (_OVER_NIXL if nixl_package() else {})
         sockets = {name: f"unix:{Path(folder) / name}.sock" for name in (*servers, "bare", "bare-kept")}
         program = Path(sys.executable).with_name("statepool-server")
         for name, (flags, environment) in servers.items():
@@ -207,7 +250,7 @@ def rows() -> list[Row]:
                 grpc.channel_ready_future(channel).result(timeout=60)
         with Client(sockets["source"]) as client:
             block_bytes = client.get_pool().block_bytes
-        return asyncio.run(measure(sockets, block_bytes))
+        return asyncio.run(measure(sockets, between, block_bytes))
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
