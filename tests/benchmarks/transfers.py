@@ -38,24 +38,25 @@ CONCURRENT = (1, 16, 64)
 STREAM = "/bench.Chunks/Stream"
 MODEL = ("--model-config", "falcon_h1", "--tp-size", "8", "--tp-ranks", "0", "--log-level", "warning")
 
+Servers: TypeAlias = dict[str, tuple[tuple[str, ...], dict[str, str]]]
+"""Flags and environment of each server."""
+Bytes: TypeAlias = Callable[[], Awaitable[object]]
+"""Moves the bytes of one turn."""
+
 TCP = {"UCX_TLS": "tcp"}
 """Makes NIXL do between processes of one machine what it does between machines."""
 _NIXL = ("--nixl-devices", "lo")
 _GRPC = ("--data-path", "grpc")
-_OVER_NIXL: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+_OVER_NIXL: Servers = {
     "source": (_NIXL, {}),
     "nixl": (_NIXL, {}),
     "tcp-source": (_NIXL, TCP),
     "tcp": (_NIXL, TCP),
 }
-"""Flags and environment of each server."""
 
 GRPC, BARE_STREAM = "gRPC", "bare gRPC stream of the same chunks"
 GRPC_OVER_TCP, PLAIN_OVER_TCP = "gRPC over TCP with TLS", "gRPC over TCP in plain text"
 NIXL, NIXL_OVER_TCP = "NIXL", "NIXL over TCP"
-
-Bytes: TypeAlias = Callable[[], Awaitable[object]]
-"""Moves the bytes of one turn."""
 
 
 async def serve_chunks(address: str) -> None:
@@ -186,8 +187,8 @@ async def _throughput(nbytes: int, works: Mapping[str, Bytes]) -> list[Row]:
         rows += [
             ratio(NIXL, GRPC, ">= 4"),
             ratio(NIXL_OVER_TCP, GRPC_OVER_TCP, ">= 2.5"),
-            ratio(NIXL_OVER_TCP, GRPC),
-            ratio(NIXL_OVER_TCP, PLAIN_OVER_TCP),
+            ratio(NIXL_OVER_TCP, GRPC, ">= 2.5"),
+            ratio(NIXL_OVER_TCP, PLAIN_OVER_TCP, ">= 2.5"),
             ratio(NIXL, f"bare {NIXL}"),
             ratio(NIXL_OVER_TCP, f"bare {NIXL_OVER_TCP}"),
         ]
@@ -230,7 +231,7 @@ def rows() -> list[Row]:
         authority = Authority(Path(folder) / "authority")
         tls = authority.server_flags(dns("localhost"), uri("spiffe://cluster.test/statepool/worker"))
         between = {name: f"localhost:{free_port()}" for name in ("plain-source", "tls-source")}
-        servers = {
+        servers: Servers = {
             "source": ((), {}),
             "grpc": (_GRPC, {}),
             "plain-source": (("--listen", between["plain-source"], "--insecure-loopback"), {}),
