@@ -184,7 +184,7 @@ class TransferTable:
             (t.transfer_id, t.session_id, t.tenant, t.terms.token, t.terms, t.pin.readers.tolist(), t.states.num_tokens)
             for t in self.live.values()
         ]
-        return live, list(self._ended), self._last_id
+        return live, [(transfer_id, it.token, it.end) for transfer_id, it in self._ended.items()], self._last_id
 
     def dump(self) -> TransfersState:
         """Shows everything."""

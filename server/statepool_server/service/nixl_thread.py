@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 HOT_SECONDS = 50e-6
 """Pause between two looks while something is read from here or from there."""
-IDLE_SECONDS = 5e-3
-"""Pause otherwise: what an agent that wants to connect waits, for a hundredth of a core."""
+IDLE_SECONDS = 50e-3
+"""Pause otherwise: nobody waits, since who connects does so to read what is lent."""
 
 _IMMORTAL: list[NixlAgent] = []
 """Agents end with the process: what they have begun may land until then, and their arenas must be there."""
