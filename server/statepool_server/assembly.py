@@ -130,7 +130,7 @@ class Assembly:
         peers = Peers(plan.peers)
         core.block_listeners += [streams.blocks_changed, drain.progressed]
         drain.on_begin.append(streams.going_away)
-        core.session_listeners += [streams.sessions_changed, lambda _ended: processes.fences_changed()]
+        core.session_listeners += [streams.sessions_changed, processes.fences_changed]
         nixl = None if config.nixl_devices is None else _nixl(core, config.nixl_devices)
         choice = PathChoice(core, nixl, config.data_path, config.stall_timeout)
         receiver = Receiver(core, peers, choice, config.stall_timeout)

@@ -1,6 +1,7 @@
 """Guarantee: a Schedule stream tells its client what it must know, and ends for a reason that its status names."""
 
 import signal
+from collections.abc import Callable
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -10,6 +11,7 @@ from service.raw import OpenSchedule, Stubs, ref_of
 from service.servers import BLOCK_TOKENS, CAPACITY, Servers
 from statepool import (
     BadFieldError,
+    BlockRefs,
     Client,
     DrainingError,
     IncarnationMismatchError,
@@ -33,6 +35,11 @@ def admission(*ids: int) -> pb.EngineStep:
         admissions=pb.Admissions(sequence_ids=ids, prompt_tokens=[BLOCK_TOKENS] * len(ids)),
         schedules=pb.Schedules(sequence_ids=ids, num_tokens=[BLOCK_TOKENS]),
     )
+
+
+def hash_of(row: int) -> bytes:
+    """Makes up a prefix hash."""
+    return row.to_bytes(8, "little")
 
 
 def notice_of(stream: OpenSchedule) -> "pb.Notice.Kind.ValueType":
@@ -67,6 +74,32 @@ def test_pressure_and_relief(servers: Servers) -> None:
 
     assert (scarce.kind, scarce.usage.free_blocks) == (pb.Notice.KIND_PRESSURE, 3)
     assert plenty == pb.Notice.KIND_RELIEF
+
+
+TAKING: dict[str, Callable[[Session, BlockRefs], object]] = {
+    "retain": lambda session, blocks: session.retain_blocks(blocks),
+    "look up": lambda session, blocks: [session.lookup_prefix([hash_of(row)]) for row in range(len(blocks))],
+}
+
+
+@pytest.mark.parametrize("way", TAKING)
+def test_pressure_by_use_of_what_was_evictable(servers: Servers, way: str) -> None:
+    """Blocks that could have been evicted, and are used again, run short as others do."""
+    server = servers.shared("--pressure", "0.25")
+    with plain_stubs(server) as stubs, server.client() as client, client.create_session(60.0) as session:
+        blocks = session.allocate_blocks(CAPACITY)
+        hashes = [hash_of(row) for row in range(CAPACITY)]
+        session.commit_blocks(blocks, prefix_hashes=hashes, boundary_tokens=16, written_through_tokens=16)
+        session.free_blocks(blocks)
+        stream = opened(stubs, ref_of(session))
+
+        TAKING[way](session, blocks)
+        kind = notice_of(stream)
+        stream.finish()
+        session.free_blocks(blocks)
+        session.evict_blocks(blocks)
+
+    assert kind == pb.Notice.KIND_PRESSURE
 
 
 def test_stream_that_opens_under_pressure(servers: Servers) -> None:

@@ -140,8 +140,7 @@ class AttachConnection:
         if not message.HasField("quiesced"):
             raise ValueError("a frame that is neither Quiesced nor Detach")
         answer = (self.attachment.attachment_id, message.quiesced.number)
-        if self._core.ledger.perform(Kind.QUIESCED, answer):
-            self._core.blocks_changed()
+        self._core.ledger.perform(Kind.QUIESCED, answer)
 
     async def _tell(self, stream: socket.socket) -> None:
         """Sends the process each fence that waits for it, once; one that reads nothing makes only this task wait."""

@@ -201,7 +201,6 @@ class AttachedProcesses:
         """
         cleared: int = self._core.ledger.perform(Kind.RELEASE_QUARANTINE, attachment_id)
         _log.warning("quarantine released", attachment_id=attachment_id, cleared_blocks=cleared)
-        self._core.blocks_changed()
         return cleared
 
     def fences_changed(self) -> None:
@@ -311,7 +310,6 @@ class AttachedProcesses:
         cleared: int = self._core.ledger.perform(Kind.DETACH, attachment_id)
         self._connections.pop(attachment_id).forget()
         _log.info("detached", attachment_id=attachment_id, why=f"the process {why}", cleared_blocks=cleared)
-        self._core.blocks_changed()
         return cleared
 
     def _lock_path(self, attachment_id: int) -> Path:

@@ -61,9 +61,7 @@ class BlockService(BlockStreams):
 
     async def FreeBlocks(self, request: pb.FreeBlocksRequest, _context: Context) -> Message:
         """Drops references."""
-        reply = self._core.once(Kind.FREE_BLOCKS, request)
-        self._core.blocks_changed()
-        return reply.response
+        return self._core.once(Kind.FREE_BLOCKS, request).response
 
     async def RetainBlocks(self, request: pb.RetainBlocksRequest, _context: Context) -> Message:
         """Takes references."""
@@ -83,9 +81,7 @@ class BlockService(BlockStreams):
 
     async def EvictBlocks(self, request: pb.EvictBlocksRequest, _context: Context) -> Message:
         """Takes blocks out of the prefix index."""
-        reply = self._core.once(Kind.EVICT_BLOCKS, request)
-        self._core.blocks_changed()
-        return reply.response
+        return self._core.once(Kind.EVICT_BLOCKS, request).response
 
     async def CopyBlocks(self, request: pb.CopyBlocksRequest, context: Context) -> Message:
         """Copies states between blocks and answers when it is done."""
@@ -132,7 +128,6 @@ class BlockService(BlockStreams):
                 core.copies.check_room(time_remaining(context))
             core.quotas.check_blocks(request.session.session_id, request.count)
             reply = core.ledger.perform(Kind.ALLOCATE_BLOCKS, request)
-            core.blocks_taken()
         return reply
 
     def _allocate(self, request: pb.AllocateBlocksRequest, _now_ns: int) -> tuple[Message, int]:

@@ -70,8 +70,8 @@ class Core:
         incarnation: Number of this server process.
         continued_incarnations: Numbers of the server processes whose state this one goes on with, the latest last;
             their sessions are resumed by renewing them.
-        block_listeners: Called when blocks were taken or given back.
-        session_listeners: Called with the ids of sessions that ended, or with none when one was taken over.
+        block_listeners: Called after acts that took blocks, gave blocks back, or began or ended sequences.
+        session_listeners: Called when sessions have ended or were taken over.
         forgetters: Called with the id of a session in the act that ends it.
         refusals: Errors that were answered, by reason.
         tracing: Makes calls and steps spans, where that is wished.
@@ -108,12 +108,14 @@ class Core:
         )
         self.turnover = Turnover(pool)
         self.ledger = Ledger(pool)
-        self.works = Works(self.ledger, pool, memory, copies, self.blocks_changed)
+        self.works = Works(self.ledger, pool, memory, copies)
         self.waiting: WaitingLine[Reply] = WaitingLine(limits.max_waiting_allocations, self.turnover.hint)
         self.block_listeners: list[Callable[[], None]] = [self.turnover.blocks_changed]
-        self.session_listeners: list[Callable[[Sequence[int]], None]] = []
+        self.session_listeners: list[Callable[[], None]] = []
         self.forgetters: list[Callable[[int], None]] = []
         self.refusals: Counter[str] = Counter()
+        self.ledger.then.append(self._tell_changes)
+        self._told = self._standing
         self.started_ns = time.time_ns()
         self._started_monotonic_ns = time.monotonic_ns()
 
@@ -193,30 +195,29 @@ class Core:
             for session_id in ended:
                 forget(session_id)
 
-    def blocks_changed(self) -> None:
-        """Serves those who wait for blocks, and tells who wants to know how many there are."""
-        self.waiting.serve()
-        self.blocks_taken()
-
-    def blocks_taken(self) -> None:
-        """Tells who wants to know how many blocks there are."""
-        for listener in self.block_listeners:
-            listener()
-
-    def sessions_changed(self, ended: Sequence[int] = ()) -> None:
-        """Refuses those who have lost their session.
-
-        Args:
-            ended: Sessions that have ended; others were taken over.
-        """
+    def sessions_changed(self) -> None:
+        """Refuses those who have lost their session: it has ended, or was taken over."""
         self.waiting.recheck()
         for listener in self.session_listeners:
-            listener(ended)
-        self.blocks_changed()
+            listener()
 
     def usage(self, usage: Usage | None = None) -> pool_pb2.PoolUsage:
         """Writes the counts of blocks and sessions, by default those of this moment; to be read, not to be changed."""
         return _usage_to_wire(self.pool.usage() if usage is None else usage, len(self.waiting))
+
+    @property
+    def _standing(self) -> tuple[int, int]:
+        """What others wait for: blocks that can be had, and the ends of sequences."""
+        blocks, sequences = self.pool.blocks, self.pool.sequences
+        return blocks.free_count + len(blocks.evictable), sequences.count
+
+    def _tell_changes(self) -> None:
+        """Serves those who wait for blocks, and tells who wants to know how many there are."""
+        if self._standing != self._told:  # most engine steps change nothing of it
+            self._told = self._standing
+            self.waiting.serve()
+            for listener in self.block_listeners:
+                listener()
 
 
 @functools.lru_cache(maxsize=1)  # most engine steps leave all counts as they are

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import structlog
 
@@ -78,8 +78,8 @@ class Drain:
             async with asyncio.timeout(seconds):
                 await self.drained.wait()
 
-    def progressed(self, _ended: Sequence[int] = ()) -> None:
-        """Notes that sequences or sessions may have ended."""
+    def progressed(self) -> None:
+        """Notes that sequences may have ended."""
         if self._task is not None:
             self._changed.set()
 

@@ -44,10 +44,9 @@ class Reaper:
         core = self._core
         if (core.pool.transfers.next_expiry_ns or now_ns + 1) <= now_ns:
             _log.info("transfers expired", transfer_ids=core.ledger.perform(Kind.EXPIRE_TRANSFERS, None))
-            core.blocks_changed()
         if (core.pool.sessions.next_expiry_ns or now_ns + 1) <= now_ns:
             expired = core.ledger.perform(Kind.EXPIRE_SESSIONS, None)
-            core.sessions_changed(expired)
+            core.sessions_changed()
             _log.info("sessions expired", session_ids=expired)
 
     def _expire_transfers(self, _request: None, now_ns: int) -> list[int]:

@@ -106,13 +106,11 @@ class Receiver:
         core, transfer = self._core, _transfer(request)
         core.quotas.check_blocks(request.session.session_id, request.block_count)
         number: int = core.ledger.perform(Kind.RECEIVE_TRANSFER, request)
-        core.blocks_taken()
         async with PinnedWork(core, number) as pinned:
             nbytes = await path.pull(source, transfer, sink(core.works.work(number).received_blocks), pinned)
             received = Received(number, request.SerializeToString(), nbytes, path.kind)
             reply: Reply = core.ledger.perform(Kind.TRANSFER_RECEIVED, received)
         self._choice.came(path.kind, nbytes)
-        core.blocks_changed()
         await self._tell(source, transfer)
         return reply
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 from statepool.aio.alarm import Alarm
 from statepool.errors import StatepoolError, StreamReplacedError
@@ -128,7 +128,7 @@ class ScheduleStreams:
             for stream in self._open.values():
                 stream.tell(pb.Notice.KIND_PRESSURE if self._is_scarce else pb.Notice.KIND_RELIEF)
 
-    def sessions_changed(self, _ended: Sequence[int]) -> None:
+    def sessions_changed(self) -> None:
         """Ends the streams whose sessions are lost."""
         for stream in list(self._open.values()):
             try:

@@ -84,10 +84,10 @@ class SessionService:
 
     async def DeleteSession(self, request: pb.DeleteSessionRequest, _context: Context) -> pb.DeleteSessionResponse:
         """Ends a session."""
-        session_id = request.session.session_id
         response: pb.DeleteSessionResponse = self._core.ledger.perform(Kind.DELETE_SESSION, request)
-        self._core.sessions_changed([session_id])
-        _log.info("session deleted", session_id=session_id, released_references=response.released_references)
+        self._core.sessions_changed()
+        session_id, released = request.session.session_id, response.released_references
+        _log.info("session deleted", session_id=session_id, released_references=released)
         return response
 
     def _create(self, request: pb.CreateSessionRequest, now_ns: int) -> Reply:

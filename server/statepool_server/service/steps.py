@@ -130,10 +130,7 @@ class Steps:
             if step.execution != pb.EXECUTION_WORKER:
                 self._core.copies.check_moving()
             room = self._core.quotas.room(session[0])
-            before = self._standing()
             answer = self._core.ledger.perform(Kind.STEP, (*session, ALL_ROOM if room is None else room, step))
-            if self._standing() != before:  # most steps change nothing that anybody waits for
-                self._core.blocks_changed()
         elif answer.request != step:
             raise StepOutOfOrderError(f"step {step.step} was applied with another content", field="step")
         if answer.work:
@@ -176,11 +173,6 @@ class Steps:
             answer.work = core.works.begin(outcome.work)
         self._keep(session_id, answer)
         return answer
-
-    def _standing(self) -> tuple[int, int]:
-        """Counts what others wait for: blocks that can be had, and the ends of sequences."""
-        blocks, sequences = self._core.pool.blocks, self._core.pool.sequences
-        return blocks.free_count + len(blocks.evictable), sequences.count
 
     def _line(self, session_id: int) -> _Line:
         line = self._lines.get(session_id)

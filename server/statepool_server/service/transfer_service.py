@@ -71,7 +71,6 @@ class TransferService:
             core.quotas.check_blocks(session_id, len(core.pool.committed_by_others(session_id, blocks)))
             reply = core.ledger.perform(Kind.CREATE_TRANSFER, request)
             self._lease_changed()
-            core.blocks_taken()
         return reply.response
 
     async def PullBlocks(self, request: pb.PullBlocksRequest, context: Context) -> None:
@@ -146,7 +145,6 @@ class TransferService:
         """Tells all who look after the blocks of a transfer that it has ended."""
         if self._nixl is not None:
             self._nixl.returned(transfer_id)  # who was to read over NIXL may not have come
-        self._core.blocks_changed()
 
     # Acts
 

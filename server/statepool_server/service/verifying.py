@@ -144,9 +144,7 @@ class Verifier:
         Returns:
             Blocks that left quarantine.
         """
-        cleared: int = self._core.ledger.perform(Kind.PARDON, None)
-        self._core.blocks_changed()
-        return cleared
+        return int(self._core.ledger.perform(Kind.PARDON, None))
 
     def _keep(self, table: NDArray[np.int64]) -> None:
         self._table = table
@@ -194,7 +192,6 @@ class Verifier:
         condemned: BlockRefs = self._core.ledger.perform(Kind.CONDEMN, refs)
         if len(condemned):
             _log.error("the bytes of committed blocks have changed", block_ids=condemned.block_ids.tolist())
-            self._core.blocks_changed()
         return condemned
 
     def _has_sum(self, refs: BlockRefs) -> NDArray[np.bool_]:

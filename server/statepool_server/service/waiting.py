@@ -44,6 +44,7 @@ class WaitingLine(Generic[T]):
         self._limit = limit
         self._hint = hint
         self._line: deque[_Waiter[T]] = deque()
+        self._is_serving = False
 
     def __len__(self) -> int:
         return sum(not waiter.answer.done() for waiter in self._line)
@@ -99,18 +100,15 @@ class WaitingLine(Generic[T]):
 
     def serve(self) -> None:
         """Serves from the head of the line as far as the blocks reach; called after anything that frees blocks."""
-        if not self._line:
+        if not self._line or self._is_serving:  # an attempt may free blocks too, and is called for that itself
             return
-        self._drop_gone()
-        while self._line:
-            waiter = self._line[0]
-            try:
-                waiter.answer.set_result(waiter.attempt())
-            except PoolExhaustedError:
-                return
-            except StatepoolError as error:
-                waiter.answer.set_exception(error)
+        self._is_serving = True
+        try:
             self._drop_gone()
+            while self._line and self._is_served(self._line[0]):
+                self._drop_gone()
+        finally:
+            self._is_serving = False
 
     def recheck(self) -> None:
         """Refuses those who have lost their right to wait, wherever they stand; called when sessions end or change."""
@@ -128,6 +126,15 @@ class WaitingLine(Generic[T]):
             if not waiter.answer.done():
                 waiter.answer.set_exception(error)
         self._line.clear()
+
+    def _is_served(self, waiter: _Waiter[T]) -> bool:
+        try:
+            waiter.answer.set_result(waiter.attempt())
+        except PoolExhaustedError:
+            return False
+        except StatepoolError as error:
+            waiter.answer.set_exception(error)
+        return True
 
     def _exhausted(self, message: str) -> PoolExhaustedError:
         return PoolExhaustedError(message, field="count", retry_after=self._hint(len(self) + 1))

@@ -66,15 +66,12 @@ class Works:
         ended: Called in the act that ends work, with its number and the count of blocks that it published.
     """
 
-    def __init__(
-        self, ledger: Ledger, pool: Pool, memory: Memory, copies: CopyThreads, blocks_changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, ledger: Ledger, pool: Pool, memory: Memory, copies: CopyThreads) -> None:
         self.ended: list[Callable[[int, int], None]] = []
         self._ledger = ledger
         self._pool = pool
         self._memory = memory
         self._copies = copies
-        self._blocks_changed = blocks_changed
         self._under_way: dict[int, WorkUnderWay] = {}
         self._waiters: dict[int, asyncio.Future[None]] = {}
         self._begun: list[WorkUnderWay] = []
@@ -104,7 +101,6 @@ class Works:
     def end(self, number: int, *, succeeded: bool = True) -> None:
         """Ends work, by an act of its own."""
         self._ledger.perform(Kind.WORK_ENDED, WorkEnded(number, succeeded))
-        self._blocks_changed()
 
     def finish(self, number: int) -> None:
         """Ends work that was done, in an act of another kind.
