@@ -158,8 +158,10 @@ class SessionTable:
         return bool(owner_key) and (tenant, owner_key) in self._by_owner_key
 
     def renew(self, session: Session, now_ns: int) -> None:
-        """Starts the lease anew."""
+        """Starts the lease anew; it may end earlier than before, where `prolong` has put its end off."""
         session.expires_ns = now_ns + session.ttl_ns
+        if session.expires_ns < session.noted_ns:
+            self._note(session)
 
     def close(self, session: Session, *, expired: bool) -> None:
         """Removes a session."""
@@ -247,8 +249,6 @@ class SessionTable:
         session.epoch += 1
         session.ttl_ns = ttl_ns
         self.renew(session, now_ns)
-        if session.expires_ns < session.noted_ns:
-            self._note(session)
         return session
 
     def _note(self, session: Session) -> None:

@@ -112,6 +112,11 @@ class ModelPool:
         self.owned(session_id, epoch)
         return self._close(session_id)
 
+    def prolong(self, until: int) -> None:
+        """Lets neither leases nor transfers end before a moment."""
+        for lease in (*self.sessions.values(), *self.transfers.values()):
+            lease.expires = max(lease.expires, until)
+
     def expire(self, now: int) -> list[int]:
         due = sorted((s.expires, i) for i, s in self.sessions.items() if s.expires <= now)
         for _, session_id in due:

@@ -158,6 +158,13 @@ class PoolMachine(RuleBasedStateMachine):
         assert answers is not None
         assert answers[0] == answers[1] == answers[2]
 
+    @rule(grace=st.sampled_from([50, 500]))
+    def prolong(self, grace: int) -> None:
+        """Puts off the ends of all leases, as a server does that goes on after another."""
+        for each in (self.pool, self.twin):
+            each.prolong_leases(self.now + grace)
+        self.model.prolong(self.now + grace)
+
     @rule(session=who, count=st.sampled_from([0, 1, 1, 1, 2, 2, 3, BLOCK_COUNT]))
     def allocate(self, session: int, count: int) -> None:
         who = self.session(session)

@@ -84,6 +84,22 @@ def test_a_renewal_to_a_former_end_expires_once() -> None:
     assert pool.expire_sessions(100) == [1]
 
 
+def test_a_renewal_after_leases_were_put_off() -> None:
+    """A renewal that brings the end of a lease forward counts, also where other leases end before it was to end."""
+    pool = Pool(PoolConfig(block_count=4, block_tokens=4))
+    for ttl in (100, 10):
+        pool.create_session("", ttl, False, 0)
+    pool.prolong_leases(300)
+    assert pool.next_expiry_ns == 300
+
+    pool.keep_alive(2, 1, 20)
+    pool.keep_alive(1, 1, 20)
+
+    assert pool.next_expiry_ns == 30
+    assert pool.expire_sessions(30) == [2]
+    assert pool.next_expiry_ns == 120
+
+
 def test_expired_is_told_from_unknown_for_the_last_ones() -> None:
     """A bounded number of expired ids is remembered; deleted ones are unknown."""
     pool = Pool(PoolConfig(block_count=2, block_tokens=1, remembered_sessions=1))
