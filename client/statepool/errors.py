@@ -25,10 +25,15 @@ without a reason (a refused connection is a bare ``UnavailableError``). A leaf s
 ``google.rpc.ErrorInfo.reason`` of domain ``statepool`` in the status details.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from types import MappingProxyType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from statepool.outcomes import StepOutcome
 
 DOMAIN = "statepool"
 """``google.rpc.ErrorInfo.domain`` of every error of this service."""
@@ -375,9 +380,30 @@ class ChecksumMismatchError(DataLossError):
 
 
 class StateLostError(DataLossError):
-    """The memory work of a step failed: the states of its sequences are gone, and these must be finished."""
+    """The server could not copy, zero or receive states: what their blocks hold is not what they should.
+
+    Where it comes from an engine step, the step was applied all the same, and its `outcome` holds for all sequences but
+    those that are lost: no pass may be run on these, and they can only be finished. With a field, a later step has
+    named such a sequence, and was not applied.
+
+    Attributes:
+        outcome: What the step has come to; None: no step was applied.
+    """
 
     reason = "STATE_LOST"
+    outcome: StepOutcome | None = None
+
+    @classmethod
+    def of(cls, outcome: StepOutcome) -> StateLostError:
+        """Builds the error of a step that was applied and has lost sequences."""
+        error = cls(f"the copies of step {outcome.step} failed: sequences {list(outcome.lost_sequence_ids)} are lost")
+        error.outcome = outcome
+        return error
+
+    @property
+    def sequence_ids(self) -> tuple[int, ...]:
+        """The lost sequences of the step, ascending."""
+        return () if self.outcome is None else self.outcome.lost_sequence_ids
 
 
 class UnauthenticatedError(StatepoolError):

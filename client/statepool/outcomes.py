@@ -157,6 +157,11 @@ class StepOutcome:
         return StepCopies(*columns_of_message(self._message.pre_copies, _COPIES).values())
 
     @property
+    def lost_sequence_ids(self) -> tuple[int, ...]:
+        """Sequences whose states are gone, since the server could not copy or zero them; see `StateLostError`."""
+        return tuple(self._message.lost_sequence_ids)
+
+    @property
     def is_planned(self) -> bool:
         """Whether there are copies or zeroing that the worker has to do (`Execution.WORKER`); else all is done."""
         return self._message.is_planned

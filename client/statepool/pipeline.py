@@ -138,7 +138,7 @@ class Pipeline:
         number = response.outcome.step
         asked = self._due(number)
         if asked is not None:
-            self._answers.append((number, calls.sequences.outcome(response.outcome)))
+            self._answers.append((number, calls.sequences.answer(response.outcome)))
             if asked.span is not None:
                 asked.span.end()
             elif asked.is_common:

@@ -29,7 +29,7 @@ from statepool_server.sequences.tables import NULL
 from statepool_server.sessions import Session
 from statepool_server.transfers import LendingTerms, LentStates, Transfer, TransferEnd
 from statepool_server.view import PoolConfig, PoolState, PoolView, info_of
-from statepool_server.work import MemoryWork
+from statepool_server.work import MemoryWork, WorkEnd
 
 __all__ = ["Pool", "PoolConfig"]
 
@@ -308,22 +308,21 @@ class Pool(PoolView):
         """
         return self._stepping.step(self.sessions.owned(session_id, epoch), request, self.usage)
 
-    def finish_work(self, work: MemoryWork, *, succeeded: bool = True) -> int:
+    def finish_work(self, work: MemoryWork, *, succeeded: bool = True) -> WorkEnd:
         """Tells that work has ended: what was copied can be found, and its pin is taken back.
 
         Args:
             work: The work.
-            succeeded: Whether it was done; else nothing of it can be found, and the session loses what it has received.
-
-        Returns:
-            Blocks that became findable.
+            succeeded: Whether it was done; else nothing of it can be found, the session loses what it has received, and
+                its sequences those states that were to be written.
         """
-        session = self.sessions.find(work.session_id)
-        if session is not None and not succeeded and len(work.received_blocks):
+        session, lost = self.sessions.find(work.session_id), list[int]()
+        if session is not None and not succeeded:
             counts = self.holdings.count(session, work.received_blocks)
             held = counts > 0  # its owner may have found them in a listing, and dropped them
             self._changes.drop(session, work.received_blocks[held], counts[held])
-        return self._step_changes.finish_work(session if succeeded else None, work)
+            lost = self.sequences.of(work.session_id, self._config.num_spec).lose(work.written_blocks())
+        return WorkEnd(self._step_changes.finish_work(session if succeeded else None, work), lost)
 
     # Transfers
 

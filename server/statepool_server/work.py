@@ -15,6 +15,16 @@ def _no_copies() -> CopyPlan:
     return CopyPlan(_NONE, _NONE, _NONE, _NONE)
 
 
+@dataclass(frozen=True, slots=True)
+class WorkEnd:
+    """What has come of memory work."""
+
+    published: int
+    """Blocks that became findable."""
+    lost_sequence_ids: list[int] = field(default_factory=list)
+    """Sequences whose states are gone since it failed, ascending."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryWork:
     """Work that the server does itself; its blocks are pinned until `Pool.finish_work`."""
@@ -33,3 +43,7 @@ class MemoryWork:
     """Blocks that the session loses unless the work succeeds: they are filled from elsewhere."""
     publication: Publication = NOTHING
     """States that are to be found when the work is done."""
+
+    def written_blocks(self) -> Column:
+        """Lists the blocks of sequences that it writes."""
+        return np.concatenate((self.post_copies.dst_blocks, self.zeroed_blocks, self.pre_copies.dst_blocks))

@@ -93,7 +93,7 @@ class Twin:
             return error
         answer = outcome_to_wire(outcome)
         if outcome.work is not None:
-            answer.published_blocks += self._pool.finish_work(outcome.work)
+            answer.published_blocks += self._pool.finish_work(outcome.work).published
         return answer
 
 

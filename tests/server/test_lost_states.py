@@ -59,7 +59,7 @@ def core() -> Core:
 
 
 async def test_failed_copies(core: Core) -> None:
-    """The step is answered by STATE_LOST, again when it is asked again, and the sequence can be finished."""
+    """The step tells which sequence is lost, again when it is asked again; that one can only be finished."""
     steps = Steps(core, asyncio.Event(), Verifier(core, "off", 1))
     session, _ = core.pool.create_session("", 10**12, False, 0)
     who = (session.session_id, session.epoch)
@@ -70,8 +70,10 @@ async def test_failed_copies(core: Core) -> None:
     moving = pb.EngineStep(step=2, settled_step=1, commits=commits, schedules=schedules)
 
     for _ in range(2):
-        with pytest.raises(StateLostError):
-            await steps.apply(who, moving)
+        assert list((await steps.apply(who, moving)).lost_sequence_ids) == [1]
+    going_on = pb.EngineStep(step=3, settled_step=2, commits=commits)
+    with pytest.raises(StateLostError, match="commits"):
+        await steps.apply(who, going_on)
     outcome = await steps.apply(who, pb.EngineStep(step=3, settled_step=2, finishes=[1]))
     await core.copies.close(5.0)
 

@@ -114,7 +114,8 @@ class ModelPool:
 
     def prolong(self, until: int) -> None:
         """Lets neither leases nor transfers end before a moment."""
-        for lease in (*self.sessions.values(), *self.transfers.values()):
+        leases: list[ModelSession | ModelTransfer] = [*self.sessions.values(), *self.transfers.values()]
+        for lease in leases:
             lease.expires = max(lease.expires, until)
 
     def expire(self, now: int) -> list[int]:

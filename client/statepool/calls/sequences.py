@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from statepool import rpc
 from statepool.columns import columns_of_message, merge_columns
+from statepool.errors import StateLostError
 from statepool.outcomes import SequencePage, StepOutcome
 from statepool.packing import FIXED32, FIXED64, pack
 from statepool.refs import BlockRefs
@@ -43,7 +44,7 @@ def step(session: SessionRef, number: int, execution: Execution, arguments: Step
     """
     request = pb.StepRequest(session=session)
     _write_step(request.step, number, execution, arguments)
-    return rpc.STEP.call(request, lambda response: StepOutcome(response.outcome))
+    return rpc.STEP.call(request, _applied)
 
 
 def schedule_open(session: SessionRef) -> pb.ScheduleRequest:
@@ -83,9 +84,10 @@ def renumber(request: pb.ScheduleRequest, number: int) -> None:
     step.step, step.settled_step = number, number - 1
 
 
-def outcome(message: pb.StepOutcome) -> StepOutcome:
-    """Reads an outcome."""
-    return StepOutcome(message)
+def answer(message: pb.StepOutcome) -> StepOutcome | StateLostError:
+    """Reads an outcome; where sequences are lost, as the error that tells which."""
+    outcome = StepOutcome(message)
+    return StateLostError.of(outcome) if message.lost_sequence_ids else outcome
 
 
 def notice(message: pb.Notice) -> Notice | None:
@@ -101,6 +103,13 @@ def list_sequences(session_id: int, page_size: int, page_token: str) -> Call[tup
     """Builds ListSequences for one page; the result carries the next page's token, empty after the last."""
     request = pb.ListSequencesRequest(session_id=session_id, page_size=page_size, page_token=page_token)
     return rpc.LIST_SEQUENCES.call(request, _page)
+
+
+def _applied(response: pb.StepResponse) -> StepOutcome:
+    outcome = answer(response.outcome)
+    if isinstance(outcome, StateLostError):
+        raise outcome
+    return outcome
 
 
 def _write_step(step: pb.EngineStep, number: int, execution: Execution, arguments: StepArguments) -> None:

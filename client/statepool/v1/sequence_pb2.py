@@ -26,15 +26,15 @@ from statepool.v1 import pool_pb2 as statepool_dot_v1_dot_pool__pb2
 from statepool.v1 import types_pb2 as statepool_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bstatepool/v1/sequence.proto\x12\x0cstatepool.v1\x1a\x17statepool/v1/pool.proto\x1a\x18statepool/v1/types.proto\"\x8b\x02\n\nEngineStep\x12\x0c\n\x04step\x18\x01 \x01(\x06\x12\x14\n\x0csettled_step\x18\x02 \x01(\x06\x12*\n\texecution\x18\x03 \x01(\x0e\x32\x17.statepool.v1.Execution\x12\x19\n\x11partial_admission\x18\x04 \x01(\x08\x12&\n\x07\x63ommits\x18\x05 \x01(\x0b\x32\x15.statepool.v1.Commits\x12\x10\n\x08\x66inishes\x18\x06 \x03(\x06\x12,\n\nadmissions\x18\x07 \x01(\x0b\x32\x18.statepool.v1.Admissions\x12*\n\tschedules\x18\x08 \x01(\x0b\x32\x17.statepool.v1.Schedules\"\x90\x01\n\x07\x43ommits\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x06\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x02 \x03(\x07\x12\x11\n\thash_rows\x18\x03 \x03(\x07\x12\x17\n\x0f\x62oundary_tokens\x18\x04 \x03(\x06\x12\x13\n\x0b\x61ll_running\x18\x05 \x01(\x08\x12\x15\n\rprefix_hashes\x18\x06 \x03(\x0c\"\xf2\x01\n\nAdmissions\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x06\x12\x15\n\rprompt_tokens\x18\x02 \x03(\x06\x12\x16\n\x0emax_hit_tokens\x18\x03 \x03(\x06\x12\x14\n\x0chash_offsets\x18\x04 \x03(\x07\x12\x13\n\x0bimport_rows\x18\x05 \x03(\x07\x12\x17\n\x0fimported_tokens\x18\x06 \x03(\x06\x12\x15\n\rprefix_hashes\x18\x07 \x03(\x0c\x12\x30\n\x0fimported_blocks\x18\x08 \x01(\x0b\x32\x17.statepool.v1.BlockRefs\x12\x12\n\nnamespaces\x18\t \x03(\t\"d\n\tSchedules\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x06\x12\x12\n\nnum_tokens\x18\x02 \x03(\x07\x12\x18\n\x10num_draft_tokens\x18\x03 \x03(\x07\x12\x13\n\x0b\x61ll_running\x18\x04 \x01(\x08\"\xd8\x02\n\x0bStepOutcome\x12\x0c\n\x04step\x18\x01 \x01(\x06\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x06\x12\x32\n\nadmissions\x18\x03 \x01(\x0b\x32\x1e.statepool.v1.AdmissionResults\x12*\n\x06tables\x18\x04 \x01(\x0b\x32\x1a.statepool.v1.TableChanges\x12-\n\x0bpost_copies\x18\x05 \x01(\x0b\x32\x18.statepool.v1.StepCopies\x12\x18\n\x10zeroed_block_ids\x18\x06 \x03(\x07\x12,\n\npre_copies\x18\x07 \x01(\x0b\x32\x18.statepool.v1.StepCopies\x12\x18\n\x10published_blocks\x18\x08 \x01(\r\x12&\n\x05usage\x18\t \x01(\x0b\x32\x17.statepool.v1.PoolUsage\x12\x12\n\nis_planned\x18\n \x01(\x08\"B\n\x10\x41\x64missionResults\x12\x1b\n\x13num_computed_tokens\x18\x01 \x03(\x06\x12\x11\n\tblock_ids\x18\x02 \x03(\x07\"]\n\x0cTableChanges\x12\x0c\n\x04rows\x18\x01 \x03(\x07\x12\x17\n\x0frunning_columns\x18\x02 \x03(\x07\x12\x11\n\tblock_ids\x18\x03 \x03(\x07\x12\x13\n\x0bgenerations\x18\x04 \x03(\x06\"\xa8\x01\n\nStepCopies\x12\x0c\n\x04rows\x18\x01 \x03(\x07\x12\x13\n\x0bsrc_columns\x18\x02 \x03(\x07\x12\x13\n\x0b\x64st_columns\x18\x03 \x03(\x07\x12\x14\n\x0ctoken_biases\x18\x04 \x03(\x07\x12\x15\n\rsrc_block_ids\x18\x05 \x03(\x07\x12\x1e\n\x16temporal_src_block_ids\x18\x06 \x03(\x07\x12\x15\n\rdst_block_ids\x18\x07 \x03(\x07\"`\n\x0bStepRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRef\x12&\n\x04step\x18\x02 \x01(\x0b\x32\x18.statepool.v1.EngineStep\"O\n\x0cStepResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12*\n\x07outcome\x18\x02 \x01(\x0b\x32\x19.statepool.v1.StepOutcome\"\x85\x01\n\x0fScheduleRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRefH\x00\x12(\n\x04step\x18\x02 \x01(\x0b\x32\x18.statepool.v1.EngineStepH\x00\x12\x13\n\x0btraceparent\x18\x03 \x01(\tB\t\n\x07message\"\xe6\x01\n\x10ScheduleResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12.\n\x06opened\x18\x02 \x01(\x0b\x32\x1c.statepool.v1.ScheduleOpenedH\x00\x12,\n\x07outcome\x18\x03 \x01(\x0b\x32\x19.statepool.v1.StepOutcomeH\x00\x12,\n\x07refusal\x18\x04 \x01(\x0b\x32\x19.statepool.v1.StepRefusalH\x00\x12&\n\x06notice\x18\x05 \x01(\x0b\x32\x14.statepool.v1.NoticeH\x00\x42\t\n\x07message\"9\n\x0eScheduleOpened\x12\x11\n\tlast_step\x18\x01 \x01(\x06\x12\x14\n\x0csettled_step\x18\x02 \x01(\x06\"?\n\x0bStepRefusal\x12\x0c\n\x04step\x18\x01 \x01(\x06\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x13.statepool.v1.Error\"\xb0\x01\n\x06Notice\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.statepool.v1.Notice.Kind\x12&\n\x05usage\x18\x02 \x01(\x0b\x32\x17.statepool.v1.PoolUsage\"U\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x11\n\rKIND_PRESSURE\x10\x01\x12\x0f\n\x0bKIND_RELIEF\x10\x02\x12\x13\n\x0fKIND_GOING_AWAY\x10\x03\"Q\n\x14ListSequencesRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"\xbf\x03\n\x15ListSequencesResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x14\n\x0csequence_ids\x18\x02 \x03(\x06\x12\x1b\n\x13num_computed_tokens\x18\x03 \x03(\x06\x12\x1b\n\x13num_accepted_tokens\x18\x04 \x03(\x07\x12\x1a\n\x12outstanding_tokens\x18\x05 \x03(\x07\x12 \n\x18outstanding_draft_tokens\x18\x06 \x03(\x07\x12\x17\n\x0fscheduled_steps\x18\x07 \x03(\x06\x12\x1b\n\x13running_column_ends\x18\x08 \x03(\x07\x12\x15\n\rtable_lengths\x18\t \x03(\x07\x12\x15\n\rentry_offsets\x18\n \x03(\x07\x12\x15\n\rentry_columns\x18\x0b \x03(\x07\x12\x17\n\x0f\x65ntry_block_ids\x18\x0c \x03(\x07\x12\x19\n\x11\x65ntry_generations\x18\r \x03(\x06\x12\x12\n\nnamespaces\x18\x0e \x03(\t\x12\x11\n\tlast_step\x18\x0f \x01(\x06\x12\x14\n\x0csettled_step\x18\x10 \x01(\x06\x12\x17\n\x0fnext_page_token\x18\x11 \x01(\t*R\n\tExecution\x12\x19\n\x15\x45XECUTION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45XECUTION_SERVER\x10\x01\x12\x14\n\x10\x45XECUTION_WORKER\x10\x02\x32\xf9\x01\n\x0fSequenceService\x12=\n\x04Step\x12\x19.statepool.v1.StepRequest\x1a\x1a.statepool.v1.StepResponse\x12M\n\x08Schedule\x12\x1d.statepool.v1.ScheduleRequest\x1a\x1e.statepool.v1.ScheduleResponse(\x01\x30\x01\x12X\n\rListSequences\x12\".statepool.v1.ListSequencesRequest\x1a#.statepool.v1.ListSequencesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bstatepool/v1/sequence.proto\x12\x0cstatepool.v1\x1a\x17statepool/v1/pool.proto\x1a\x18statepool/v1/types.proto\"\x8b\x02\n\nEngineStep\x12\x0c\n\x04step\x18\x01 \x01(\x06\x12\x14\n\x0csettled_step\x18\x02 \x01(\x06\x12*\n\texecution\x18\x03 \x01(\x0e\x32\x17.statepool.v1.Execution\x12\x19\n\x11partial_admission\x18\x04 \x01(\x08\x12&\n\x07\x63ommits\x18\x05 \x01(\x0b\x32\x15.statepool.v1.Commits\x12\x10\n\x08\x66inishes\x18\x06 \x03(\x06\x12,\n\nadmissions\x18\x07 \x01(\x0b\x32\x18.statepool.v1.Admissions\x12*\n\tschedules\x18\x08 \x01(\x0b\x32\x17.statepool.v1.Schedules\"\x90\x01\n\x07\x43ommits\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x06\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x02 \x03(\x07\x12\x11\n\thash_rows\x18\x03 \x03(\x07\x12\x17\n\x0f\x62oundary_tokens\x18\x04 \x03(\x06\x12\x13\n\x0b\x61ll_running\x18\x05 \x01(\x08\x12\x15\n\rprefix_hashes\x18\x06 \x03(\x0c\"\xf2\x01\n\nAdmissions\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x06\x12\x15\n\rprompt_tokens\x18\x02 \x03(\x06\x12\x16\n\x0emax_hit_tokens\x18\x03 \x03(\x06\x12\x14\n\x0chash_offsets\x18\x04 \x03(\x07\x12\x13\n\x0bimport_rows\x18\x05 \x03(\x07\x12\x17\n\x0fimported_tokens\x18\x06 \x03(\x06\x12\x15\n\rprefix_hashes\x18\x07 \x03(\x0c\x12\x30\n\x0fimported_blocks\x18\x08 \x01(\x0b\x32\x17.statepool.v1.BlockRefs\x12\x12\n\nnamespaces\x18\t \x03(\t\"d\n\tSchedules\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x06\x12\x12\n\nnum_tokens\x18\x02 \x03(\x07\x12\x18\n\x10num_draft_tokens\x18\x03 \x03(\x07\x12\x13\n\x0b\x61ll_running\x18\x04 \x01(\x08\"\xf3\x02\n\x0bStepOutcome\x12\x0c\n\x04step\x18\x01 \x01(\x06\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x06\x12\x32\n\nadmissions\x18\x03 \x01(\x0b\x32\x1e.statepool.v1.AdmissionResults\x12*\n\x06tables\x18\x04 \x01(\x0b\x32\x1a.statepool.v1.TableChanges\x12-\n\x0bpost_copies\x18\x05 \x01(\x0b\x32\x18.statepool.v1.StepCopies\x12\x18\n\x10zeroed_block_ids\x18\x06 \x03(\x07\x12,\n\npre_copies\x18\x07 \x01(\x0b\x32\x18.statepool.v1.StepCopies\x12\x18\n\x10published_blocks\x18\x08 \x01(\r\x12&\n\x05usage\x18\t \x01(\x0b\x32\x17.statepool.v1.PoolUsage\x12\x12\n\nis_planned\x18\n \x01(\x08\x12\x19\n\x11lost_sequence_ids\x18\x0b \x03(\x06\"B\n\x10\x41\x64missionResults\x12\x1b\n\x13num_computed_tokens\x18\x01 \x03(\x06\x12\x11\n\tblock_ids\x18\x02 \x03(\x07\"]\n\x0cTableChanges\x12\x0c\n\x04rows\x18\x01 \x03(\x07\x12\x17\n\x0frunning_columns\x18\x02 \x03(\x07\x12\x11\n\tblock_ids\x18\x03 \x03(\x07\x12\x13\n\x0bgenerations\x18\x04 \x03(\x06\"\xa8\x01\n\nStepCopies\x12\x0c\n\x04rows\x18\x01 \x03(\x07\x12\x13\n\x0bsrc_columns\x18\x02 \x03(\x07\x12\x13\n\x0b\x64st_columns\x18\x03 \x03(\x07\x12\x14\n\x0ctoken_biases\x18\x04 \x03(\x07\x12\x15\n\rsrc_block_ids\x18\x05 \x03(\x07\x12\x1e\n\x16temporal_src_block_ids\x18\x06 \x03(\x07\x12\x15\n\rdst_block_ids\x18\x07 \x03(\x07\"`\n\x0bStepRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRef\x12&\n\x04step\x18\x02 \x01(\x0b\x32\x18.statepool.v1.EngineStep\"O\n\x0cStepResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12*\n\x07outcome\x18\x02 \x01(\x0b\x32\x19.statepool.v1.StepOutcome\"\x85\x01\n\x0fScheduleRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.statepool.v1.SessionRefH\x00\x12(\n\x04step\x18\x02 \x01(\x0b\x32\x18.statepool.v1.EngineStepH\x00\x12\x13\n\x0btraceparent\x18\x03 \x01(\tB\t\n\x07message\"\xe6\x01\n\x10ScheduleResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12.\n\x06opened\x18\x02 \x01(\x0b\x32\x1c.statepool.v1.ScheduleOpenedH\x00\x12,\n\x07outcome\x18\x03 \x01(\x0b\x32\x19.statepool.v1.StepOutcomeH\x00\x12,\n\x07refusal\x18\x04 \x01(\x0b\x32\x19.statepool.v1.StepRefusalH\x00\x12&\n\x06notice\x18\x05 \x01(\x0b\x32\x14.statepool.v1.NoticeH\x00\x42\t\n\x07message\"9\n\x0eScheduleOpened\x12\x11\n\tlast_step\x18\x01 \x01(\x06\x12\x14\n\x0csettled_step\x18\x02 \x01(\x06\"?\n\x0bStepRefusal\x12\x0c\n\x04step\x18\x01 \x01(\x06\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x13.statepool.v1.Error\"\xb0\x01\n\x06Notice\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.statepool.v1.Notice.Kind\x12&\n\x05usage\x18\x02 \x01(\x0b\x32\x17.statepool.v1.PoolUsage\"U\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x11\n\rKIND_PRESSURE\x10\x01\x12\x0f\n\x0bKIND_RELIEF\x10\x02\x12\x13\n\x0fKIND_GOING_AWAY\x10\x03\"Q\n\x14ListSequencesRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"\xbf\x03\n\x15ListSequencesResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x14\n\x0csequence_ids\x18\x02 \x03(\x06\x12\x1b\n\x13num_computed_tokens\x18\x03 \x03(\x06\x12\x1b\n\x13num_accepted_tokens\x18\x04 \x03(\x07\x12\x1a\n\x12outstanding_tokens\x18\x05 \x03(\x07\x12 \n\x18outstanding_draft_tokens\x18\x06 \x03(\x07\x12\x17\n\x0fscheduled_steps\x18\x07 \x03(\x06\x12\x1b\n\x13running_column_ends\x18\x08 \x03(\x07\x12\x15\n\rtable_lengths\x18\t \x03(\x07\x12\x15\n\rentry_offsets\x18\n \x03(\x07\x12\x15\n\rentry_columns\x18\x0b \x03(\x07\x12\x17\n\x0f\x65ntry_block_ids\x18\x0c \x03(\x07\x12\x19\n\x11\x65ntry_generations\x18\r \x03(\x06\x12\x12\n\nnamespaces\x18\x0e \x03(\t\x12\x11\n\tlast_step\x18\x0f \x01(\x06\x12\x14\n\x0csettled_step\x18\x10 \x01(\x06\x12\x17\n\x0fnext_page_token\x18\x11 \x01(\t*R\n\tExecution\x12\x19\n\x15\x45XECUTION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45XECUTION_SERVER\x10\x01\x12\x14\n\x10\x45XECUTION_WORKER\x10\x02\x32\xf9\x01\n\x0fSequenceService\x12=\n\x04Step\x12\x19.statepool.v1.StepRequest\x1a\x1a.statepool.v1.StepResponse\x12M\n\x08Schedule\x12\x1d.statepool.v1.ScheduleRequest\x1a\x1e.statepool.v1.ScheduleResponse(\x01\x30\x01\x12X\n\rListSequences\x12\".statepool.v1.ListSequencesRequest\x1a#.statepool.v1.ListSequencesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'statepool.v1.sequence_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXECUTION']._serialized_start=2925
-  _globals['_EXECUTION']._serialized_end=3007
+  _globals['_EXECUTION']._serialized_start=2952
+  _globals['_EXECUTION']._serialized_end=3034
   _globals['_ENGINESTEP']._serialized_start=97
   _globals['_ENGINESTEP']._serialized_end=364
   _globals['_COMMITS']._serialized_start=367
@@ -44,33 +44,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULES']._serialized_start=758
   _globals['_SCHEDULES']._serialized_end=858
   _globals['_STEPOUTCOME']._serialized_start=861
-  _globals['_STEPOUTCOME']._serialized_end=1205
-  _globals['_ADMISSIONRESULTS']._serialized_start=1207
-  _globals['_ADMISSIONRESULTS']._serialized_end=1273
-  _globals['_TABLECHANGES']._serialized_start=1275
-  _globals['_TABLECHANGES']._serialized_end=1368
-  _globals['_STEPCOPIES']._serialized_start=1371
-  _globals['_STEPCOPIES']._serialized_end=1539
-  _globals['_STEPREQUEST']._serialized_start=1541
-  _globals['_STEPREQUEST']._serialized_end=1637
-  _globals['_STEPRESPONSE']._serialized_start=1639
-  _globals['_STEPRESPONSE']._serialized_end=1718
-  _globals['_SCHEDULEREQUEST']._serialized_start=1721
-  _globals['_SCHEDULEREQUEST']._serialized_end=1854
-  _globals['_SCHEDULERESPONSE']._serialized_start=1857
-  _globals['_SCHEDULERESPONSE']._serialized_end=2087
-  _globals['_SCHEDULEOPENED']._serialized_start=2089
-  _globals['_SCHEDULEOPENED']._serialized_end=2146
-  _globals['_STEPREFUSAL']._serialized_start=2148
-  _globals['_STEPREFUSAL']._serialized_end=2211
-  _globals['_NOTICE']._serialized_start=2214
-  _globals['_NOTICE']._serialized_end=2390
-  _globals['_NOTICE_KIND']._serialized_start=2305
-  _globals['_NOTICE_KIND']._serialized_end=2390
-  _globals['_LISTSEQUENCESREQUEST']._serialized_start=2392
-  _globals['_LISTSEQUENCESREQUEST']._serialized_end=2473
-  _globals['_LISTSEQUENCESRESPONSE']._serialized_start=2476
-  _globals['_LISTSEQUENCESRESPONSE']._serialized_end=2923
-  _globals['_SEQUENCESERVICE']._serialized_start=3010
-  _globals['_SEQUENCESERVICE']._serialized_end=3259
+  _globals['_STEPOUTCOME']._serialized_end=1232
+  _globals['_ADMISSIONRESULTS']._serialized_start=1234
+  _globals['_ADMISSIONRESULTS']._serialized_end=1300
+  _globals['_TABLECHANGES']._serialized_start=1302
+  _globals['_TABLECHANGES']._serialized_end=1395
+  _globals['_STEPCOPIES']._serialized_start=1398
+  _globals['_STEPCOPIES']._serialized_end=1566
+  _globals['_STEPREQUEST']._serialized_start=1568
+  _globals['_STEPREQUEST']._serialized_end=1664
+  _globals['_STEPRESPONSE']._serialized_start=1666
+  _globals['_STEPRESPONSE']._serialized_end=1745
+  _globals['_SCHEDULEREQUEST']._serialized_start=1748
+  _globals['_SCHEDULEREQUEST']._serialized_end=1881
+  _globals['_SCHEDULERESPONSE']._serialized_start=1884
+  _globals['_SCHEDULERESPONSE']._serialized_end=2114
+  _globals['_SCHEDULEOPENED']._serialized_start=2116
+  _globals['_SCHEDULEOPENED']._serialized_end=2173
+  _globals['_STEPREFUSAL']._serialized_start=2175
+  _globals['_STEPREFUSAL']._serialized_end=2238
+  _globals['_NOTICE']._serialized_start=2241
+  _globals['_NOTICE']._serialized_end=2417
+  _globals['_NOTICE_KIND']._serialized_start=2332
+  _globals['_NOTICE_KIND']._serialized_end=2417
+  _globals['_LISTSEQUENCESREQUEST']._serialized_start=2419
+  _globals['_LISTSEQUENCESREQUEST']._serialized_end=2500
+  _globals['_LISTSEQUENCESRESPONSE']._serialized_start=2503
+  _globals['_LISTSEQUENCESRESPONSE']._serialized_end=2950
+  _globals['_SEQUENCESERVICE']._serialized_start=3037
+  _globals['_SEQUENCESERVICE']._serialized_end=3286
 # @@protoc_insertion_point(module_scope)

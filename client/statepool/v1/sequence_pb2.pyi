@@ -289,6 +289,7 @@ class StepOutcome(_message.Message):
     PUBLISHED_BLOCKS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     IS_PLANNED_FIELD_NUMBER: _builtins.int
+    LOST_SEQUENCE_IDS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Its number."""
     digest: _builtins.int
@@ -325,6 +326,12 @@ class StepOutcome(_message.Message):
     def usage(self) -> _pool_pb2.PoolUsage:
         """Blocks and sessions after the step."""
 
+    @_builtins.property
+    def lost_sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Sequences whose states are gone, since the copies or the zeroing of the step failed: no pass may be run on them, and
+        from now on they can only be finished. Whatever else the step says holds.
+        """
+
     def __init__(
         self,
         *,
@@ -338,10 +345,11 @@ class StepOutcome(_message.Message):
         published_blocks: _builtins.int = ...,
         usage: _pool_pb2.PoolUsage | None = ...,
         is_planned: _builtins.bool = ...,
+        lost_sequence_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "post_copies", b"post_copies", "pre_copies", b"pre_copies", "tables", b"tables", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "digest", b"digest", "is_planned", b"is_planned", "post_copies", b"post_copies", "pre_copies", b"pre_copies", "published_blocks", b"published_blocks", "step", b"step", "tables", b"tables", "usage", b"usage", "zeroed_block_ids", b"zeroed_block_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "digest", b"digest", "is_planned", b"is_planned", "lost_sequence_ids", b"lost_sequence_ids", "post_copies", b"post_copies", "pre_copies", b"pre_copies", "published_blocks", b"published_blocks", "step", b"step", "tables", b"tables", "usage", b"usage", "zeroed_block_ids", b"zeroed_block_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,12 +56,14 @@ def plan_commits(plan: StepPlan, context: StepContext) -> None:
         BoundaryNotWrittenError: A hash for a boundary at which no state stands.
         ColumnLengthMismatchError: Columns of different lengths.
         BlockBusyError: A block that must be copied is in use, or one that is to be found is being written.
+        StateLostError: The state of a sequence is gone.
     """
     commits, table = plan.request.commits, plan.table
     if commits.sequence_ids is None:
         slots = table.running_slots
     else:
         slots = table.slots(commits.sequence_ids, "commits.sequence_ids")
+    table.check_not_lost(slots, "commits.sequence_ids")
     accepted = commits.accepted_tokens
     if len(accepted) not in (1, len(slots)):
         raise ColumnLengthMismatchError(

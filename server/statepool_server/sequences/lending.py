@@ -24,9 +24,11 @@ def state_of(table: SequenceTable, sequence_id: int, blocks: BlockTable, block_t
     Raises:
         SequenceNotFoundError: The session has no such sequence.
         StepOutOfOrderError: It has an outstanding step, or one that is not settled, or no state yet.
+        StateLostError: Its state is gone.
     """
     table.catch_up()
     slot = table.slots(np.array([sequence_id], np.int64), _FIELD)
+    table.check_not_lost(slot, _FIELD)
     _check_still(table, slot, sequence_id)
     running = table.running_column(slot, block_tokens)
     column = np.where(running >= 0, running, (table.num_computed[slot] - 1) // block_tokens)

@@ -26,10 +26,12 @@ def plan_schedules(plan: StepPlan, context: StepContext, passed_over: frozenset[
         BadFieldError: A number of tokens or drafts that cannot be.
         ColumnLengthMismatchError: Columns of different lengths.
         BlockBusyError: A block that must be copied is in use, or the state of a sequence is lent.
+        StateLostError: The state of a sequence is gone.
     """
     slots, tokens, drafts = _rows(plan, passed_over)
     if not len(slots):
         return
+    plan.table.check_not_lost(slots, "schedules.sequence_ids")
     row = first_true(plan.drafts[slots] != IDLE)
     if row >= 0:
         raise StepOutOfOrderError(

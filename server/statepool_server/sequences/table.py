@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from statepool.errors import BadFieldError, SequenceNotFoundError
+from statepool.errors import BadFieldError, SequenceNotFoundError, StateLostError
 from statepool_server.sequences.tables import NEVER, NO_COLUMN, NO_INTS, Ints, Tables
 from statepool_server.sequences.unsettled import Unsettled, UnsettledState
 
@@ -49,6 +49,8 @@ class SequencesState:
     """Its slots."""
     steady_steps: int
     """Steady steps that are left."""
+    lost: list[int]
+    """Slots of lost sequences, ascending."""
 
 
 class SequenceTable:
@@ -92,6 +94,7 @@ class SequenceTable:
         self.unsettled = Unsettled()
         self.running_ids = self.running_slots = self._column()
         self.steady_steps = 0
+        self._lost: set[int] = set()
         self._lag = 0
 
     def __len__(self) -> int:
@@ -134,6 +137,40 @@ class SequenceTable:
             )
         _check_distinct(slots, field)
         return slots
+
+    def lose(self, blocks: Ints) -> list[int]:
+        """Notes that blocks do not hold what they should: the sequences in whose tables they stand are lost.
+
+        Returns:
+            Ids of these sequences, ascending.
+        """
+        slots = self.in_order()
+        rows, _, named = self.tables.take(slots).entries()
+        lost = slots[np.unique(rows[np.isin(named, blocks)])]
+        self._lost.update(lost.tolist())
+        self.steady_steps = 0
+        ids: list[int] = self.ids[lost].tolist()
+        return ids
+
+    def check_not_lost(self, slots: Ints, field: str) -> None:
+        """Refuses to go on with lost sequences.
+
+        Args:
+            slots: Slots of those that are to go on, ``[n]``.
+            field: Request field whose rows they are.
+
+        Raises:
+            StateLostError: One is.
+        """
+        if not self._lost:
+            return
+        row = next((row for row, slot in enumerate(slots.tolist()) if slot in self._lost), None)
+        if row is not None:
+            raise StateLostError(
+                f"{field}[{row}]: the state of sequence {self.ids[slots[row]]} is gone, it can only be finished",
+                field=field,
+                row=row,
+            )
 
     def decode_each(self, step: int, settled_step: int) -> None:
         """Commits one token of each running sequence and schedules one more; `steady_steps` must be positive.
@@ -190,6 +227,7 @@ class SequenceTable:
         """
         for sequence_id in self.ids[finished].tolist():
             del self._slots[sequence_id]
+        self._lost.difference_update(finished.tolist())
         del self._free[len(self._free) - len(slots) :]
         self._free.extend(finished[::-1].tolist())
         self.ids[slots] = sequence_ids
@@ -220,6 +258,7 @@ class SequenceTable:
             (self.last_step, self.settled_step, self.digest),
             list(self.unsettled.facts()),
             self.running_ids.tolist(),
+            sorted(self._lost),
         )
 
     def dump(self) -> SequencesState:
@@ -238,6 +277,7 @@ class SequenceTable:
             running_ids=self.running_ids,
             running_slots=self.running_slots,
             steady_steps=self.steady_steps,
+            lost=sorted(self._lost),
         )
 
     def load(self, state: SequencesState) -> None:
@@ -250,6 +290,7 @@ class SequenceTable:
         self.unsettled.load(state.unsettled)
         self.running_ids, self.running_slots = state.running_ids, state.running_slots
         self.steady_steps = state.steady_steps
+        self._lost = set(state.lost)
 
     def _column(self) -> Ints:
         return np.empty(0, np.int64)

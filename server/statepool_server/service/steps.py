@@ -16,6 +16,7 @@ from statepool_server.service.draining import draining_error
 from statepool_server.service.ledger import Kind
 from statepool_server.service.verifying import Verifier
 from statepool_server.step_convert import StepConvert, outcome_to_wire
+from statepool_server.work import WorkEnd
 
 REMEMBERED = 2
 """Steps of a session whose answers are kept; a client has at most as many unanswered."""
@@ -110,7 +111,7 @@ class Steps:
         Raises:
             StepOutOfOrderError: The number was used for another step.
             ChecksumMismatchError: A state that an admission would begin with has changed; nothing was applied.
-            StateLostError: Its copies failed.
+            StateLostError: The state of a sequence that is to go on is gone.
             DrainingError: It admits sequences, and the server is shutting down.
             CopiesStalledError: Memory work stands still. Where the step was applied already, its copies will be done.
             StatepoolError: Whatever else the pool has against it.
@@ -135,7 +136,6 @@ class Steps:
             raise StepOutOfOrderError(f"step {step.step} was applied with another content", field="step")
         if answer.work:
             await works.until_ended(answer.work)
-            works.check(answer.work, f"step {step.step}", "step")
         self.seconds.observe(time.perf_counter() - started)
         return answer.outcome
 
@@ -185,11 +185,12 @@ class Steps:
         if answer.work:
             self._working[answer.work] = answer
 
-    def _work_ended(self, number: int, published: int) -> None:
+    def _work_ended(self, number: int, end: WorkEnd) -> None:
         """Completes an answer."""
         answer = self._working.pop(number, None)
         if answer is not None:
-            answer.outcome.published_blocks += published
+            answer.outcome.published_blocks += end.published
+            answer.outcome.lost_sequence_ids.extend(end.lost_sequence_ids)
             answer.outcome.usage.CopyFrom(self._core.usage())
 
     def _forget(self, session_id: int) -> None:

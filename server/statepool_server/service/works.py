@@ -17,7 +17,7 @@ from statepool_server.memory import Memory, Stage
 from statepool_server.pool import Pool
 from statepool_server.service.copying import Chore, CopyThreads
 from statepool_server.service.ledger import Kind, Ledger, ValueCodec
-from statepool_server.work import MemoryWork
+from statepool_server.work import MemoryWork, WorkEnd
 
 _REMEMBERED_FAILURES = 4096
 _log = structlog.get_logger("statepool.copying")
@@ -67,7 +67,7 @@ class Works:
     """
 
     def __init__(self, ledger: Ledger, pool: Pool, memory: Memory, copies: CopyThreads) -> None:
-        self.ended: list[Callable[[int, int], None]] = []
+        self.ended: list[Callable[[int, WorkEnd], None]] = []
         self._ledger = ledger
         self._pool = pool
         self._memory = memory
@@ -132,19 +132,18 @@ class Works:
             waiter = self._waiters.setdefault(number, asyncio.get_running_loop().create_future())
             await self._copies.wait(waiter)
 
-    def check(self, number: int, what: str, field: str = "") -> None:
+    def check(self, number: int, what: str) -> None:
         """Checks that work was done.
 
         Args:
             number: The work.
             what: What it was, for the message.
-            field: Field of the request that asked for it.
 
         Raises:
             StateLostError: It was not.
         """
         if number in self._failed:
-            raise StateLostError(f"the copies of {what} failed", field=field)
+            raise StateLostError(f"the copies of {what} failed")
 
     def resume(self) -> None:
         """Goes on with what another process has begun, ends what it can no longer do, and gives up what is unproven."""
@@ -205,13 +204,13 @@ class Works:
 
     def _work_ended(self, request: WorkEnded, _now_ns: int) -> None:
         begun = self._under_way.pop(request.number)
-        published = self._pool.finish_work(begun.work, succeeded=request.succeeded)
+        end = self._pool.finish_work(begun.work, succeeded=request.succeeded)
         if not request.succeeded:
             self._failed[request.number] = None
             if len(self._failed) > _REMEMBERED_FAILURES:
                 self._failed.popitem(last=False)
         for listener in self.ended:
-            listener(request.number, published)
+            listener(request.number, end)
         waiter = self._waiters.pop(request.number, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
