@@ -24,6 +24,8 @@ class HoldingsState:
     """``[block_count]``."""
     in_sequences: Ids
     """``[block_count]``."""
+    accounts: Ids
+    """``[block_count]``."""
 
 
 class Holdings:
@@ -36,12 +38,14 @@ class Holdings:
         holder: ``[block_count]``; session id, or `NOBODY`.
         held: ``[block_count]``; references of the holder.
         in_sequences: ``[block_count]``; references, among those of the sessions, that block tables hold.
+        accounts: ``[block_count]``; `Session.account` of the holder before.
     """
 
     def __init__(self, block_count: int) -> None:
         self.holder = np.zeros(block_count, np.int64)
         self.held = np.zeros(block_count, np.int64)
         self.in_sequences = np.zeros(block_count, np.int64)
+        self.accounts = np.zeros(block_count, np.int64)
 
     def give(self, session: Session, block_ids: Ids) -> None:
         """Makes a session the holder of blocks that nobody holds, with one reference each."""
@@ -88,7 +92,18 @@ class Holdings:
         self.held[block_ids] = left
         gone = block_ids[left == 0] if np.count_nonzero(left) else block_ids
         self.holder[gone] = NOBODY
+        self.accounts[gone] = session.account
         session.block_count -= len(gone)
+
+    def last_held_by(self, account: int, block_ids: Ids) -> Ids:
+        """Selects the blocks that nobody holds any more, and that were held last on an account."""
+        chosen: Ids = block_ids[(self.holder[block_ids] == NOBODY) & (self.accounts[block_ids] == account)]
+        return chosen
+
+    def foreign(self, session: Session, block_ids: Ids) -> Ids:
+        """Selects the blocks whose bytes may be another's, and that the session's tenant must not see as they are."""
+        account = session.account
+        return block_ids[self.accounts[block_ids] != account] if account else block_ids[:0]
 
     def blocks_of(self, session: Session) -> Ids:
         """Lists the blocks that a session holds, by id."""
@@ -106,11 +121,12 @@ class Holdings:
 
     def dump(self) -> HoldingsState:
         """Shows everything, without copying the columns."""
-        return HoldingsState(self.holder, self.held, self.in_sequences)
+        return HoldingsState(self.holder, self.held, self.in_sequences, self.accounts)
 
     def load(self, state: HoldingsState) -> None:
         """Takes a state over."""
-        self.holder[:], self.held[:], self.in_sequences[:] = state.holder, state.held, state.in_sequences
+        self.holder[:], self.held[:] = state.holder, state.held
+        self.in_sequences[:], self.accounts[:] = state.in_sequences, state.accounts
 
     def _drop_shared(self, session: Session, block_ids: Ids, counts: NDArray[np.int64]) -> None:
         for block, count in zip(block_ids.tolist(), counts.tolist(), strict=True):

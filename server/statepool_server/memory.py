@@ -133,7 +133,9 @@ class Memory:
             work: The work.
             number: Names what is saved for it, until `forget`.
         """
-        before = self._copy_stages(work.post_copies, number) if len(work.post_copies) else []
+        before = list[Stage]()
+        if len(work.wiped_blocks) or len(work.post_copies):
+            before = self._copy_stages(work.post_copies, number, work.wiped_blocks)
         if not len(work.zeroed_blocks) and not len(work.pre_copies):
             return before
         return before + self._copy_stages(work.pre_copies, number, work.zeroed_blocks)
@@ -150,7 +152,7 @@ class Memory:
                 if int(path.stem.partition("-")[2]) not in numbers:
                     path.unlink(missing_ok=True)
 
-    def _copy_stages(self, plan: CopyPlan, number: int, zeroed_blocks: Column = NO_BLOCKS) -> list[Stage]:
+    def _copy_stages(self, plan: CopyPlan, number: int, zeroed_blocks: Column) -> list[Stage]:
         risky, nbytes = overwriting(plan), self._written_bytes(plan, zeroed_blocks)
         if not risky.any():
             return [Stage(lambda: self._zero_and_copy(zeroed_blocks, plan), lambda: True, nbytes)]

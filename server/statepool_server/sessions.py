@@ -1,9 +1,12 @@
 """The table of sessions: leases, epochs, owner keys. Time enters as an argument, never from a clock."""
 
+import functools
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+import xxhash
 
 from statepool.errors import (
     OwnerKeyInUseError,
@@ -31,6 +34,12 @@ def ids_before(now_ns: int) -> int:
     return now_ns // 1_000_000 * _IDS_PER_MS
 
 
+@functools.lru_cache(maxsize=1024)
+def account_of(tenant: str) -> int:
+    """Numbers a tenant, the same in all servers; 0: nobody."""
+    return xxhash.xxh3_64_intdigest(tenant.encode()) >> 1 if tenant else 0
+
+
 @dataclass(slots=True)
 class Session:
     """A lease."""
@@ -53,6 +62,11 @@ class Session:
     """References to blocks whose first holder is another session: block id to count."""
     tenant: str = ""
     """On whose account it runs; empty: nobody's. Owner keys of tenants are apart."""
+
+    @property
+    def account(self) -> int:
+        """Number of its tenant; see `account_of`."""
+        return account_of(self.tenant)
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,7 @@ def outcome_to_wire(outcome: StepOutcome) -> pb.StepOutcome:
         message.zeroed_block_ids.extend(outcome.zeroed_blocks.tolist())
     if len(outcome.pre_copies.rows):
         message.pre_copies.CopyFrom(_copies(outcome.pre_copies))
-    if outcome.work is None and outcome.moves_states:
+    if outcome.by_worker and outcome.moves_states:
         message.is_planned = True
     return message
 

@@ -12,13 +12,14 @@ from statepool.refs import BlockRefs
 from statepool_server.answers import BlockRows, SequenceRows, SessionInfo, Usage
 from statepool_server.attachments import AttachmentsState, AttachmentTable
 from statepool_server.blocks import BlocksState, BlockState, BlockTable
+from statepool_server.events import NO_IDS
 from statepool_server.holdings import Holdings, HoldingsState
 from statepool_server.prefix import PrefixesState, PrefixIndex
 from statepool_server.recency import Ids
 from statepool_server.sequences.admissions import searched
 from statepool_server.sequences.requests import Admissions
 from statepool_server.sequences.table import IDLE, SequencesState, SequenceTables
-from statepool_server.sessions import Session, SessionsState, SessionTable
+from statepool_server.sessions import Session, SessionsState, SessionTable, account_of
 from statepool_server.tally import Tally
 from statepool_server.transfers import Transfer, TransfersState, TransferTable
 
@@ -205,19 +206,26 @@ class PoolView:
             self.blocks.check_clear(self.blocks.check(refs, "transfer"), "transfer")
         return transfer
 
+    def foreign(self, session_id: int, refs: BlockRefs) -> BlockRefs:
+        """Selects a session's new blocks whose bytes may be another's, and that its tenant must not see as they are."""
+        return self.blocks.refs(self.holdings.foreign(self.sessions.get(session_id), refs.block_ids))
+
     def held_by(self, tenant: str) -> int:
         """Counts the blocks on a tenant's account: those of its sessions, each once a session, and those it lends.
 
-        What is lent counts beside as far as no session of the tenant holds it any more.
+        What is lent counts beside as far as no session of the tenant holds it any more, and so do blocks that sessions
+        of the tenant have lost and that attached processes may still write.
         """
         sessions = [session for session in self.sessions if session.tenant == tenant]
-        held, lent = sum(session.block_count for session in sessions), self.transfers.of_tenant(tenant)
-        if not lent:
-            return held
-        blocks = np.unique(np.concatenate([transfer.pin.readers for transfer in lent]))
-        for session in sessions:
-            blocks = blocks[self.holdings.count(session, blocks) == 0]
-        return held + len(blocks)
+        held, beside = sum(session.block_count for session in sessions), NO_IDS
+        if self.blocks.quarantined_count > self.blocks.condemned_count:
+            fenced = np.flatnonzero(self.blocks.fences > self.blocks.condemned)
+            beside = self.holdings.last_held_by(account_of(tenant), fenced)
+        if lent := self.transfers.of_tenant(tenant):
+            beside = np.unique(np.concatenate([beside, *(transfer.pin.readers for transfer in lent)]))
+        for session in sessions if len(beside) else ():
+            beside = beside[self.holdings.count(session, beside) == 0]
+        return held + len(beside)
 
     def found(self, namespace: str, prefix_hashes: Sequence[bytes]) -> Ids:
         """Finds the block that `Pool.lookup` would hand out now, if there is one, ``[0 or 1]``."""

@@ -33,8 +33,10 @@ class MemoryWork:
     """Session that it is done for."""
     pin: Pin
     """The blocks."""
+    wiped_blocks: Column = field(default_factory=lambda: _NONE)
+    """Zeroed first: what they hold is another tenant's."""
     post_copies: CopyPlan = field(default_factory=_no_copies)
-    """Done first."""
+    """Done first as well."""
     zeroed_blocks: Column = field(default_factory=lambda: _NONE)
     """Zeroed when the post-copies are done."""
     pre_copies: CopyPlan = field(default_factory=_no_copies)
@@ -46,4 +48,5 @@ class MemoryWork:
 
     def written_blocks(self) -> Column:
         """Lists the blocks of sequences that it writes."""
-        return np.concatenate((self.post_copies.dst_blocks, self.zeroed_blocks, self.pre_copies.dst_blocks))
+        copied = self.post_copies.dst_blocks, self.pre_copies.dst_blocks
+        return np.concatenate((self.wiped_blocks, self.zeroed_blocks, *copied))

@@ -52,8 +52,8 @@ class StepChanges:
         self._give_up(session, plan, plan.finish_drops)
         self._admit(session, plan)
         self._give_up(session, plan, plan.retire_drops)
-        tables, pre_copies, zeroed = self._grow(session, plan)
-        work = None if plan.request.by_worker else self._work(session, plan, pre_copies, zeroed, pin)
+        tables, pre_copies, zeroed, foreign = self._grow(session, plan)
+        work = self._work(session, plan, pre_copies, zeroed, foreign, pin)
         self._write_back(plan)
         self._count(plan)
         counts = usage()
@@ -70,6 +70,7 @@ class StepChanges:
             published=published,
             usage=counts,
             work=work,
+            by_worker=plan.request.by_worker,
         )
 
     def apply_steady(self, table: SequenceTable, request: StepRequest, usage: Callable[[], Usage]) -> StepOutcome:
@@ -151,11 +152,11 @@ class StepChanges:
             self._changes.retain(session, hits)
         self._holdings.in_sequences[plan.admitted_blocks[plan.is_import]] += ONE
 
-    def _grow(self, session: Session, plan: StepPlan) -> tuple[TableChanges, Moves, Ints]:
-        """Allocates what tables need, and tells what changed and what must be copied and zeroed."""
+    def _grow(self, session: Session, plan: StepPlan) -> tuple[TableChanges, Moves, Ints, Ints]:
+        """Allocates what tables need; tells what changed, what must be copied and zeroed, and what was another's."""
         growth = plan.growth
         if growth is None:
-            return NO_CHANGES, NO_MOVES, NO_IDS
+            return NO_CHANGES, NO_MOVES, NO_IDS, NO_IDS
         missing = growth.tables.tail == NEW
         new = self._changes.allocate(session, int(np.count_nonzero(missing))) if missing.any() else BlockRefs.empty()
         growth.tables.tail[missing] = new.block_ids
@@ -164,7 +165,8 @@ class StepChanges:
         rows = plan.changed if plan.scheduled_rows is None else plan.scheduled_rows[plan.changed]
         pre_copies, zeroed = pull(growth, rows, plan.num_accepted[slots])
         plan.num_accepted[slots[growth.moved]] = 1
-        return self._table_changes(plan, growth, rows, slots), pre_copies, zeroed
+        foreign = self._holdings.foreign(session, new.block_ids)
+        return self._table_changes(plan, growth, rows, slots), pre_copies, zeroed, foreign
 
     def _table_changes(self, plan: StepPlan, growth: Growth, rows: Ints, slots: Ints) -> TableChanges:
         moved_on = plan.table.running_column(slots, self._block_tokens) != growth.targets
@@ -185,22 +187,27 @@ class StepChanges:
         return self._changes.pin(read, written)
 
     def _work(
-        self, session: Session, plan: StepPlan, pre_copies: Moves, zeroed: Ints, pin: Pin | None
+        self, session: Session, plan: StepPlan, pre_copies: Moves, zeroed: Ints, foreign: Ints, pin: Pin | None
     ) -> MemoryWork | None:
         """Puts together what the server has to do; pins the blocks that were allocated for it as well."""
         if pin is None:
-            return None
-        fresh = np.setdiff1d(np.concatenate((pre_copies.dst_blocks, zeroed)), pin.writers)
+            return self._wiping(session, foreign) if len(foreign) else None
+        fresh = np.setdiff1d(np.concatenate((pre_copies.dst_blocks, zeroed, foreign)), pin.writers)
         self._changes.pin(NO_IDS, fresh)
         copied = np.flatnonzero(plan.publication_steps == COPIED)
         return MemoryWork(
             session_id=session.session_id,
+            wiped_blocks=np.setdiff1d(foreign, zeroed),
             post_copies=copy_plan(plan.post_copies),
             zeroed_blocks=zeroed,
             pre_copies=copy_plan(pre_copies),
             pin=Pin(pin.readers, np.concatenate((pin.writers, fresh))),
             publication=plan.publication.take(copied),
         )
+
+    def _wiping(self, session: Session, foreign: Ints) -> MemoryWork:
+        """What the server has to do where all else is the worker's."""
+        return MemoryWork(session.session_id, self._changes.pin(NO_IDS, foreign), wiped_blocks=foreign)
 
     def _write_back(self, plan: StepPlan) -> None:
         table, scheduled, growth = plan.table, plan.scheduled_slots, plan.growth

@@ -54,6 +54,8 @@ class StepOutcome(NamedTuple):
     """Blocks that became findable by the step itself."""
     work: MemoryWork | None = None
     """What the server has to do before it answers; None: nothing."""
+    by_worker: bool = False
+    """Whether copies and zeroing are the worker's."""
 
     @property
     def moves_states(self) -> bool:

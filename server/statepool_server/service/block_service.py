@@ -124,7 +124,7 @@ class BlockService(BlockStreams):
         core = self._core
         reply = core.remembered(request)  # the same request may have been ahead in the line
         if reply is None:
-            if _zeroes(request):
+            if _zeroes(request) or core.pool.get_session(request.session.session_id).tenant:
                 core.copies.check_room(time_remaining(context))
             core.quotas.check_blocks(request.session.session_id, request.count)
             reply = core.ledger.perform(Kind.ALLOCATE_BLOCKS, request)
@@ -134,9 +134,10 @@ class BlockService(BlockStreams):
         core, work = self._core, 0
         session = core.convert.session(request.session)
         refs = core.pool.allocate(*session, request.count)
-        if _zeroes(request):
-            pin = core.pool.pin_write(*session, refs)
-            work = core.works.begin(MemoryWork(session[0], pin, zeroed_blocks=refs.block_ids))
+        zeroed = refs if _zeroes(request) else core.pool.foreign(session[0], refs)
+        if len(zeroed):
+            pin = core.pool.pin_write(*session, zeroed)
+            work = core.works.begin(MemoryWork(session[0], pin, zeroed_blocks=zeroed.block_ids))
         return pb.AllocateBlocksResponse(incarnation=core.incarnation, blocks=refs_to_wire(refs)), work
 
     def _free(self, request: pb.FreeBlocksRequest, _now_ns: int) -> tuple[Message, int]:

@@ -59,6 +59,21 @@ def test_blocks_of_a_deleted_session_wait_for_every_writer() -> None:
     check_integrity(pool)
 
 
+def test_lost_blocks_stay_on_the_tenants_account() -> None:
+    """As long as a worker may write them; a tenant that opens and deletes sessions takes no more than it may have."""
+    pool, attachment = _attached()
+    for lost in (0, 2):
+        session, _ = pool.create_session("", 100, False, 0, "acme")
+        pool.allocate(session.session_id, 1, 2)
+        assert (pool.held_by("acme"), pool.held_by("globex")) == (lost + 2, 0)
+        pool.delete_session(session.session_id, 1)
+        assert pool.held_by("acme") == lost + 2
+
+    pool.release_quarantine(attachment)
+
+    assert pool.held_by("acme") == 0
+
+
 def test_without_writers_nothing_is_quarantined() -> None:
     """Blocks of an expired session are free at once, though somebody reads."""
     pool, _ = _attached(read_only=True)
