@@ -14,10 +14,10 @@ from statepool_server.access.rules import AccessFile
 from statepool_server.assembly import Assembly
 from statepool_server.page.assets import asset_routes
 from statepool_server.planning import Plan
-from statepool_server.service.permissions import PERMISSIONS
+from statepool_server.service.policies import POLICIES
 from statepool_server.web import Guard, Page, Visitor, WebServer, open_to_all
 
-_NUMBERS = PERMISSIONS["statepool.v1.AdminService"]["GetMetrics"]
+_NUMBERS = POLICIES["statepool.v1.AdminService"]["GetMetrics"]
 
 
 async def web_listener(plan: Plan, assembly: Assembly) -> WebServer:

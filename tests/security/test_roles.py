@@ -23,7 +23,7 @@ from statepool.channel import error_of_rpc
 from statepool.v1 import admin_pb2, pool_pb2
 from statepool_server.access.rules import Role
 from statepool_server.assembly import DESCRIPTORS
-from statepool_server.service.permissions import PERMISSIONS
+from statepool_server.service.policies import POLICIES
 
 CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"]
 METHODS = [method for service in (*DESCRIPTORS.values(), CHANNELZ) for method in service.methods]
@@ -48,12 +48,12 @@ def channel_of(target: str, tls: Tls) -> grpc.Channel:
     return grpc.secure_channel(target, tls.credentials())
 
 
-def test_every_method_has_a_permission() -> None:
+def test_every_method_has_a_policy() -> None:
     """The table has each method of each service that is served, and nothing else; each is for somebody."""
     served = {service.full_name: {m.name for m in service.methods} for service in (*DESCRIPTORS.values(), CHANNELZ)}
 
-    assert {service: set(methods) for service, methods in PERMISSIONS.items()} == served
-    assert all(permission.roles for methods in PERMISSIONS.values() for permission in methods.values())
+    assert {service: set(methods) for service, methods in POLICIES.items()} == served
+    assert all(policy.roles for methods in POLICIES.values() for policy in methods.values())
 
 
 @pytest.mark.parametrize("role", Role)
@@ -61,7 +61,7 @@ def test_role_may_call_what_the_table_says(secured: Server, authority: Authority
     """For each role and method, the server lets in whom the table lets in, and nobody else."""
     with channel_of(secured.target, authority.tls_as(role)) as channel:
         for method in METHODS:
-            allowed = PERMISSIONS[method.containing_service.full_name][method.name].roles - {Role.ADMIN}
+            allowed = POLICIES[method.containing_service.full_name][method.name].roles - {Role.ADMIN}
             error = call(channel, method)
             assert (error is not None and error.code.name == FORBIDDEN) == (role not in allowed), (method.name, error)
 
@@ -88,8 +88,8 @@ def test_operators_have_a_listener_of_their_own(secured: Server, admin_target: s
         assert isinstance(refused, RoleForbiddenError)
         assert Stubs(here).admin.ReleaseQuarantine(admin_pb2.ReleaseQuarantineRequest()).cleared_blocks == 0
         for method in METHODS:
-            permission = PERMISSIONS[method.containing_service.full_name][method.name]
-            if not permission.roles & {Role.ADMIN, Role.OBSERVER}:
+            policy = POLICIES[method.containing_service.full_name][method.name]
+            if not policy.roles & {Role.ADMIN, Role.OBSERVER}:
                 assert isinstance(call(here, method), RoleForbiddenError), method.name
 
 

@@ -12,15 +12,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from statepool.errors import OverloadedError
 from statepool_server.service.flow import Flow, hint
-
-_LASTING = frozenset({"KeepAlive", "Schedule", "WatchBlocks"})
-_FIRST = frozenset(
-    {
-        *("FreeBlocks", "DeleteSession", "Step", "DetachPool", "CompleteTransfer", "CancelTransfer"),
-        *("ReleaseQuarantine", "GetServerInfo", "Drain"),
-    }
-)
-"""A step frees what it finishes, and a session has one at a time."""
+from statepool_server.service.policies import Treatment
 
 
 class Gate:
@@ -28,22 +20,10 @@ class Gate:
 
     Attributes:
         is_by_session: Whether a session may have only so many under way.
-        is_first: Whether the method's calls find room when all others find none.
-        is_lasting: Whether they last as long as their client.
     """
 
-    def __init__(
-        self,
-        flow: Flow,
-        limit: int,
-        *,
-        is_by_session: bool = False,
-        is_first: bool = False,
-        is_lasting: bool = False,
-    ) -> None:
+    def __init__(self, flow: Flow, limit: int, *, is_by_session: bool = False) -> None:
         self.is_by_session = is_by_session
-        self.is_first = is_first
-        self.is_lasting = is_lasting
         self._flow = flow
         self._limit = limit
 
@@ -84,12 +64,12 @@ class Admission:
         self._max_streams = 2 * max_sessions + max_watchers + max_calls
         self._by_session: Counter[int] = Counter()
 
-    def gate(self, method: MethodDescriptor) -> Gate:
+    def gate(self, method: MethodDescriptor, treatment: Treatment) -> Gate:
         """Makes the gate of a method."""
-        if method.name in _LASTING:
-            return Gate(self.streams, self._max_streams, is_lasting=True)
-        if method.name in _FIRST:
-            return Gate(self.calls, 2 * self._max_calls, is_first=True)
+        if treatment is Treatment.LASTING:
+            return Gate(self.streams, self._max_streams)
+        if treatment is Treatment.FIRST:
+            return Gate(self.calls, 2 * self._max_calls)
         names_session = "session" in method.input_type.fields_by_name and not method.client_streaming
         return Gate(self.calls, self._max_calls, is_by_session=names_session)
 

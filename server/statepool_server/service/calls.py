@@ -25,7 +25,7 @@ from statepool_server.service.admission import Gate
 from statepool_server.service.core import Core
 from statepool_server.service.draining import draining_error
 from statepool_server.service.lasting import LastingStreams
-from statepool_server.service.permissions import PERMISSIONS
+from statepool_server.service.policies import POLICIES, Treatment
 from statepool_server.service.tenancy import Tenancy
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -43,8 +43,6 @@ _UNBOUNDED = contextlib.nullcontext()
 """What a call stays within that nothing bounds."""
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
-_BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "LookupPrefix", "ReceiveTransfer"})
-"""What a draining server refuses; all else may bring to an end what has begun. Steps look for themselves."""
 _log = structlog.get_logger("statepool.calls")
 
 
@@ -125,15 +123,16 @@ class Calls:
 
     def _guarded(self, method: MethodDescriptor, handler: Handler, door: Door, roles: frozenset[Role]) -> Handler:
         name = f"{method.containing_service.full_name}/{method.name}"
-        permission = PERMISSIONS[method.containing_service.full_name][method.name].among(roles)
-        is_beginning, gate = method.name in _BEGINNINGS, self._core.admission.gate(method)
-        seconds = None if gate.is_lasting else self.seconds.setdefault(name, Histogram())
+        policy = POLICIES[method.containing_service.full_name][method.name].among(roles)
+        gate, is_lasting = self._core.admission.gate(method, policy.treatment), policy.treatment is Treatment.LASTING
+        is_beginning, is_first = policy.treatment is Treatment.BEGINNING, policy.treatment is Treatment.FIRST
+        seconds = None if is_lasting else self.seconds.setdefault(name, Histogram())
         admitted = self._streamed(handler) if method.client_streaming else self._decoded(method, gate, handler)
         quotas, lasting = self._core.quotas, self.lasting
 
         def known(context: Context) -> Caller:
             caller = door(context)
-            permission.check(caller, name)
+            policy.check(caller, name)
             return caller
 
         async def call(request: Any, context: Context) -> Message | None:
@@ -144,11 +143,11 @@ class Calls:
                     raise draining_error()
                 gate.enter()
                 try:
-                    if gate.is_lasting:  # now: a first message that is cut off would send it again, which gRPC refuses
+                    if is_lasting:  # now: a first message that is cut off would send it again, which gRPC refuses
                         await context.send_initial_metadata(())
                     with (
-                        quotas.call(caller.tenant, is_first=gate.is_first) if caller.tenant else _UNBOUNDED,
-                        lasting.opened(caller, partial(known, context)) if gate.is_lasting else _UNBOUNDED,
+                        quotas.call(caller.tenant, is_first=is_first) if caller.tenant else _UNBOUNDED,
+                        lasting.opened(caller, partial(known, context)) if is_lasting else _UNBOUNDED,
                     ):
                         response = await admitted(request, context, caller)
                     failpoints.reach("answer")
@@ -177,7 +176,7 @@ class Calls:
                 elapsed_us = elapsed_ns // 1000
                 _log.debug("call", method=name, caller=caller.name, code=code, reason=reason, elapsed_us=elapsed_us)
 
-        return call if gate.is_lasting else self._core.tracing.traced(name, call)
+        return call if is_lasting else self._core.tracing.traced(name, call)
 
     def _streamed(self, handler: Handler) -> _Admitted:
         """Wraps a handler of a stream of requests."""

@@ -1,25 +1,46 @@
-"""Which roles may call which method: the one table. A method that is not in it cannot be served."""
+"""Who may call which method, and how its calls are treated: the one table. A method that is not in it is not served."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from statepool.errors import RoleForbiddenError
 from statepool_server.access.callers import Caller
 from statepool_server.access.rules import EVERY_ROLE, Role
 
 
+class Treatment(Enum):
+    """How the calls of a method are treated when the server is full, or drains."""
+
+    ORDINARY = auto()
+    """As they come."""
+    BEGINNING = auto()
+    """They start something new, which a draining server refuses; steps look for themselves."""
+    FIRST = auto()
+    """They give something back, or keep what is there alive: they find room for as many again as all others."""
+    LASTING = auto()
+    """They last as long as their client, and are counted by themselves."""
+
+
 @dataclass(frozen=True, slots=True)
-class Permission:
-    """Who may call a method."""
+class Policy:
+    """Who may call a method, and how its calls are treated."""
 
     roles: frozenset[Role]
     """Roles of which a caller needs one."""
     spans_tenants: bool = False
     """Whether the method shows or touches what all tenants have, so that who acts for one of them may not call it."""
 
-    def among(self, roles: frozenset[Role]) -> "Permission":
+    treatment: Treatment = Treatment.ORDINARY
+    """How its calls are treated."""
+
+    def among(self, roles: frozenset[Role]) -> "Policy":
         """Narrows it to roles that callers may have in some place."""
         return replace(self, roles=self.roles & roles)
+
+    def treated(self, treatment: Treatment) -> "Policy":
+        """Makes it that of a method whose calls are treated in this way."""
+        return replace(self, treatment=treatment)
 
     def check(self, caller: Caller, method: str) -> None:
         """Refuses a caller who may not call the method.
@@ -39,38 +60,39 @@ def _listed(roles: frozenset[Role]) -> str:
     return " or ".join(sorted(roles)) or "nobody"
 
 
-_ALL = Permission(EVERY_ROLE)
-_SCHEDULER = Permission(frozenset({Role.SCHEDULER}))
-_WORKER = Permission(frozenset({Role.WORKER}), spans_tenants=True)
-_STATES = Permission(frozenset({Role.SCHEDULER, Role.WORKER}))
-_LOOKING = Permission(frozenset({Role.SCHEDULER, Role.OBSERVER, Role.ADMIN}))
-_LOOKING_AT_ALL = Permission(frozenset({Role.SCHEDULER, Role.WORKER, Role.OBSERVER, Role.ADMIN}), spans_tenants=True)
-_OPERATOR = Permission(frozenset({Role.OBSERVER, Role.ADMIN}), spans_tenants=True)
-_ADMIN = Permission(frozenset({Role.ADMIN}), spans_tenants=True)
+_ALL = Policy(EVERY_ROLE)
+_SCHEDULER = Policy(frozenset({Role.SCHEDULER}))
+_WORKER = Policy(frozenset({Role.WORKER}), spans_tenants=True)
+_STATES = Policy(frozenset({Role.SCHEDULER, Role.WORKER}))
+_LOOKING = Policy(frozenset({Role.SCHEDULER, Role.OBSERVER, Role.ADMIN}))
+_LOOKING_AT_ALL = Policy(frozenset({Role.SCHEDULER, Role.WORKER, Role.OBSERVER, Role.ADMIN}), spans_tenants=True)
+_OPERATOR = Policy(frozenset({Role.OBSERVER, Role.ADMIN}), spans_tenants=True)
+_ADMIN = Policy(frozenset({Role.ADMIN}), spans_tenants=True)
+BEGINNING, FIRST, LASTING = Treatment.BEGINNING, Treatment.FIRST, Treatment.LASTING
 
-PERMISSIONS: Mapping[str, Mapping[str, Permission]] = {
+POLICIES: Mapping[str, Mapping[str, Policy]] = {
     "statepool.v1.PoolService": {
         "GetPool": _ALL,
         "CalculateStateShapes": _ALL,
         "ListBlocks": _LOOKING_AT_ALL,
-        "WatchBlocks": _LOOKING_AT_ALL,
-        "AttachPool": _WORKER,
-        "DetachPool": _WORKER,
+        "WatchBlocks": _LOOKING_AT_ALL.treated(LASTING),
+        "AttachPool": _WORKER.treated(BEGINNING),
+        "DetachPool": _WORKER.treated(FIRST),
         "ListAttachments": _LOOKING_AT_ALL,
     },
     "statepool.v1.SessionService": {
-        "CreateSession": _SCHEDULER,
-        "KeepAlive": _SCHEDULER,
+        "CreateSession": _SCHEDULER.treated(BEGINNING),
+        "KeepAlive": _SCHEDULER.treated(LASTING),
         "GetSession": _LOOKING,
         "ListSessions": _LOOKING_AT_ALL,
-        "DeleteSession": _SCHEDULER,
+        "DeleteSession": _SCHEDULER.treated(FIRST),
     },
     "statepool.v1.BlockService": {
-        "AllocateBlocks": _SCHEDULER,
-        "FreeBlocks": _SCHEDULER,
+        "AllocateBlocks": _SCHEDULER.treated(BEGINNING),
+        "FreeBlocks": _SCHEDULER.treated(FIRST),
         "RetainBlocks": _SCHEDULER,
         "CommitBlocks": _SCHEDULER,
-        "LookupPrefix": _SCHEDULER,
+        "LookupPrefix": _SCHEDULER.treated(BEGINNING),
         "EvictBlocks": _SCHEDULER,
         "ComputeCopySpecs": _STATES,
         "CopyBlocks": _SCHEDULER,
@@ -78,8 +100,8 @@ PERMISSIONS: Mapping[str, Mapping[str, Permission]] = {
         "WriteBlocks": _STATES,
     },
     "statepool.v1.SequenceService": {
-        "Step": _SCHEDULER,
-        "Schedule": _SCHEDULER,
+        "Step": _SCHEDULER.treated(FIRST),  # it frees what it finishes, and a session has one at a time
+        "Schedule": _SCHEDULER.treated(LASTING),
         "ListSequences": _LOOKING,
     },
     "statepool.v1.TransferService": {
@@ -87,17 +109,17 @@ PERMISSIONS: Mapping[str, Mapping[str, Permission]] = {
         "PullBlocks": _STATES,  # for who knows the transfer's token, as all that take it
         "DescribeTransfer": _WORKER,  # who reaches the memory of one tenant over NIXL reaches that of all
         "SumTransfer": _STATES,
-        "CompleteTransfer": _STATES,
-        "CancelTransfer": _STATES,
-        "ReceiveTransfer": _SCHEDULER,
+        "CompleteTransfer": _STATES.treated(FIRST),
+        "CancelTransfer": _STATES.treated(FIRST),
+        "ReceiveTransfer": _SCHEDULER.treated(BEGINNING),
         "ListTransfers": _LOOKING_AT_ALL,
     },
     "statepool.v1.AdminService": {
-        "GetServerInfo": _ALL,
+        "GetServerInfo": _ALL.treated(FIRST),
         "GetMetrics": _OPERATOR,
         "VerifyIntegrity": _ADMIN,
-        "ReleaseQuarantine": _ADMIN,
-        "Drain": _ADMIN,
+        "ReleaseQuarantine": _ADMIN.treated(FIRST),
+        "Drain": _ADMIN.treated(FIRST),
     },
     "grpc.channelz.v1.Channelz": {
         "GetTopChannels": _OPERATOR,
