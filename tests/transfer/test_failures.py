@@ -289,3 +289,35 @@ def test_a_session_that_is_lost_half_way(
             half_way[1].result()
         _assert_nothing_is_left(destination)
         assert client.get_pool().usage.free_blocks == CAPACITY
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [(("--max-queued-copies", "1"), ""), (("--copy-stall-timeout", "200ms"), "memory work stands still")],
+)
+def test_no_thread_puts_the_bytes_away(
+    servers: Servers,
+    limit: tuple[str, str],
+    told: str,
+    lender: Session,
+    source: Server,
+    blocks: BlockRefs,
+    expected: Images,
+) -> None:
+    """While the destination's own memory work is full, or stands still, nothing of what comes is passed over."""
+    flags, environment = (*FLAGS, "--stall-timeout", "20s", *limit), {"STATEPOOL_FAILPOINTS": "copy=2+1*sleep(1500)"}
+    destination = servers.start(*flags, conv_shape=WIDE, environment=environment).wait_until_ready()
+    with (
+        destination.client() as client,
+        client.create_session(LONG) as taker,
+        client.create_session(LONG) as other,
+        ThreadPoolExecutor(1) as executor,
+    ):
+        mine = [other.allocate_blocks(1) for _ in range(2)]
+        copying = executor.submit(other.copy_blocks, src=mine[0], dst=mine[1])
+        until(lambda: client.get_pool().usage.busy_blocks == 2 and told in destination.log, "the copy to stand still")
+
+        received = taker.receive_transfer(lender.create_transfer(blocks), source=source.target)
+
+        assert np.array_equal(images(taker, received.blocks), expected)
+        copying.result()
