@@ -97,7 +97,7 @@ class PoolView:
         self.sequences = SequenceTables()
         self.attachments = AttachmentTable(config.max_attachments)
         self.tally = Tally()
-        self.transfers = TransferTable(config.max_transfers)
+        self.transfers = TransferTable(config.max_transfers, config.block_count)
 
     @property
     def capacity(self) -> int:
@@ -211,13 +211,10 @@ class PoolView:
         What is lent counts beside as far as no session of the tenant holds it any more.
         """
         sessions = [session for session in self.sessions if session.tenant == tenant]
-        held, lent = sum(session.block_count for session in sessions), self.transfers.of_tenant(tenant)
-        if not lent:
-            return held
-        blocks = np.unique(np.concatenate([transfer.pin.readers for transfer in lent]))
-        for session in sessions:
-            blocks = blocks[self.holdings.count(session, blocks) == 0]
-        return held + len(blocks)
+        lent = self.transfers.lent_by(tenant)
+        for session in sessions if len(lent) else ():
+            lent = lent[self.holdings.count(session, lent) == 0]
+        return sum(session.block_count for session in sessions) + len(lent)
 
     def found(self, namespace: str, prefix_hashes: Sequence[bytes]) -> Ids:
         """Finds the block that `Pool.lookup` would hand out now, if there is one, ``[0 or 1]``."""
