@@ -173,21 +173,16 @@ class PoolView:
             prefix_hashes=[name[1] if name else b"" for name in names],
         )
 
-    def committed_by_others(self, session_id: int, refs: BlockRefs) -> list[tuple[int, str | None]]:
-        """Finds the committed blocks, among those that refs name rightly, that a session does not hold.
-
-        Returns:
-            Each with the namespace in which it can be found; None: it can be found no more.
-        """
-        ids = refs.block_ids
+    def committed_by_others(self, session_id: int, refs: BlockRefs) -> Ids:
+        """Finds the committed blocks, among those that refs name rightly, that a session does not hold."""
+        ids: Ids = refs.block_ids
         exist = (ids > 0) & (ids < self.blocks.block_count)
         ids, generations = ids[exist], refs.generations[exist]
         ids = ids[(self.blocks.generations[ids] == generations) & self.blocks.committed[ids]]
         session = self.sessions.find(session_id)
         if session is not None:
             ids = ids[self.holdings.count(session, ids) == 0]
-        names = (self.prefixes.name_of(block) for block in ids.tolist())
-        return [(block, name[0] if name else None) for block, name in zip(ids.tolist(), names, strict=True)]
+        return ids
 
     def check_transfer(self, transfer_id: int, token: bytes) -> Transfer:
         """Checks that what a transfer lends can be read, or has been read whole if it was read already.
