@@ -27,6 +27,7 @@ def check_integrity(pool: PoolView) -> None:
     _check_prefixes(pool)
     _check_sequences(pool)
     _check_quarantine(pool)
+    _check_lent(pool)
 
 
 def _check_places(pool: PoolView) -> None:
@@ -102,6 +103,17 @@ def _check_quarantine(pool: PoolView) -> None:
     _true("condemned blocks cannot be found", not blocks.listed[blocks.condemned].any())
     writers = set(pool.attachments.writers())
     _true("fences wait for somebody who may write", all(fence.awaited and fence.awaited <= writers for fence in fences))
+
+
+def _check_lent(pool: PoolView) -> None:
+    transfers = pool.transfers
+    pinned = np.concatenate([np.empty(0, np.int64), *(each.pin.readers for each in transfers.live.values())])
+    _same("pins of transfers and lent blocks", np.bincount(pinned, minlength=len(transfers.lent)), transfers.lent)
+    by_tenant = [transfers.lent_by(tenant) for tenant in {each.tenant for each in transfers.live.values()}]
+    every = np.unique(np.concatenate([np.empty(0, np.int64), *by_tenant]))
+    _same("what tenants lend and lent blocks", every, np.flatnonzero(transfers.lent))
+    ends = [each.terms.expires_ns for each in transfers.live.values()]
+    _true("the next end of a transfer", transfers.next_expiry_ns == min(ends, default=None))
 
 
 def _check_tables(table: SequenceTable) -> None:

@@ -1,5 +1,6 @@
 """States that are lent to readers on other servers, each for a time."""
 
+import heapq
 import hmac
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,8 @@ from statepool_server.recency import Ids
 from statepool_server.sessions import Session
 
 _REMEMBERED_ENDS = 4096
+_SPARE_NOTES = 64
+"""Notes of ends beyond two for each open transfer, so that few transfers do not have all notes looked at often."""
 
 
 class TransferEnd(StrEnum):
@@ -107,12 +110,14 @@ class TransferTable:
 
     Attributes:
         live: The open ones, in the order of their ids.
-        lent: Blocks that any of them pins, each once, ascending.
+        lent: ``[block_count]``; how many of them pin each block.
     """
 
-    def __init__(self, max_transfers: int) -> None:
+    def __init__(self, max_transfers: int, block_count: int) -> None:
         self.live: dict[int, Transfer] = {}
-        self.lent: Ids = np.empty(0, np.int64)
+        self.lent = np.zeros(block_count, np.int64)
+        self._lent_by_tenant: dict[str, Ids] = {}  # columns as `lent`
+        self._ends: list[tuple[int, int]] = []  # heap of (expires_ns, transfer id)
         self._max_transfers = max_transfers
         self._ended: OrderedDict[int, _Ended] = OrderedDict()
         self._last_id = 0
@@ -120,7 +125,18 @@ class TransferTable:
     @property
     def next_expiry_ns(self) -> int | None:
         """When the next transfer ends by itself, None where there is none."""
-        return min((transfer.terms.expires_ns for transfer in self.live.values()), default=None)
+        ends = self._ends
+        while ends:
+            expires_ns, transfer_id = ends[0]
+            if transfer_id in self.live:
+                return expires_ns
+            heapq.heappop(ends)
+        return None
+
+    @property
+    def note_count(self) -> int:
+        """Notes of ends that are kept, those of transfers that have ended included."""
+        return len(self._ends)
 
     def check_room(self) -> None:
         """Refuses another transfer.
@@ -137,12 +153,20 @@ class TransferTable:
         self._last_id += 1
         transfer = Transfer(self._last_id, session.session_id, session.tenant, terms, states, pin)
         self.live[transfer.transfer_id] = transfer
-        self._count_lent()
+        self._count_lent(transfer, 1)
+        heapq.heappush(self._ends, (terms.expires_ns, transfer.transfer_id))
+        if len(self._ends) > 2 * len(self.live) + _SPARE_NOTES:  # most are of transfers that have ended otherwise
+            self._note_ends()
         return transfer
 
     def of_tenant(self, tenant: str) -> list[Transfer]:
         """Lists the open transfers on a tenant's account, in the order of their ids."""
         return [transfer for transfer in self.live.values() if transfer.tenant == tenant]
+
+    def lent_by(self, tenant: str) -> Ids:
+        """Lists the blocks that the open transfers on a tenant's account pin, each once, ascending."""
+        column = self._lent_by_tenant.get(tenant)
+        return np.empty(0, np.int64) if column is None else np.flatnonzero(column)
 
     def get(self, transfer_id: int, token: bytes) -> Transfer:
         """Finds an open transfer for who knows its token.
@@ -164,7 +188,7 @@ class TransferTable:
     def close(self, transfer: Transfer, end: TransferEnd) -> None:
         """Removes a transfer; its pin is the caller's to take back."""
         del self.live[transfer.transfer_id]
-        self._count_lent()
+        self._count_lent(transfer, -1)
         self._ended[transfer.transfer_id] = _Ended(transfer.terms.token, end)
         if len(self._ended) > _REMEMBERED_ENDS:
             self._ended.popitem(last=False)
@@ -195,18 +219,28 @@ class TransferTable:
         self.live = {transfer.transfer_id: transfer for transfer in state.live}
         self._ended = OrderedDict(state.ended)
         self._last_id = state.last_id
-        self._count_lent()
+        for transfer in state.live:
+            self._count_lent(transfer, 1)
+        self._note_ends()
 
     def prolong(self, until_ns: int) -> None:
         """Lets no transfer end before a moment."""
         for transfer_id, transfer in self.live.items():
             if transfer.terms.expires_ns < until_ns:
                 self.live[transfer_id] = replace(transfer, terms=replace(transfer.terms, expires_ns=until_ns))
+        self._note_ends()
 
     def _known_end(self, transfer_id: int, token: bytes) -> TransferEnd | None:
         ended = self._ended.get(transfer_id)
         return ended.end if ended is not None and hmac.compare_digest(ended.token, token) else None
 
-    def _count_lent(self) -> None:
-        pinned = [transfer.pin.readers for transfer in self.live.values()]
-        self.lent = np.unique(np.concatenate([np.empty(0, np.int64), *pinned]))
+    def _count_lent(self, transfer: Transfer, change: int) -> None:
+        """Counts a transfer in or out; a pin names each block once."""
+        if transfer.tenant not in self._lent_by_tenant:
+            self._lent_by_tenant[transfer.tenant] = np.zeros_like(self.lent)
+        for column in (self.lent, self._lent_by_tenant[transfer.tenant]):
+            column[transfer.pin.readers] += change
+
+    def _note_ends(self) -> None:
+        self._ends = [(transfer.terms.expires_ns, transfer.transfer_id) for transfer in self.live.values()]
+        heapq.heapify(self._ends)

@@ -12,7 +12,6 @@ from statepool.refs import BlockRefs
 from statepool_server.answers import BlockRows, SequenceRows, SessionInfo, Usage
 from statepool_server.attachments import AttachmentsState, AttachmentTable
 from statepool_server.blocks import BlocksState, BlockState, BlockTable
-from statepool_server.events import NO_IDS
 from statepool_server.holdings import Holdings, HoldingsState
 from statepool_server.prefix import PrefixesState, PrefixIndex
 from statepool_server.recency import Ids
@@ -98,7 +97,7 @@ class PoolView:
         self.sequences = SequenceTables()
         self.attachments = AttachmentTable(config.max_attachments)
         self.tally = Tally()
-        self.transfers = TransferTable(config.max_transfers)
+        self.transfers = TransferTable(config.max_transfers, config.block_count)
 
     @property
     def capacity(self) -> int:
@@ -174,21 +173,16 @@ class PoolView:
             prefix_hashes=[name[1] if name else b"" for name in names],
         )
 
-    def committed_by_others(self, session_id: int, refs: BlockRefs) -> list[tuple[int, str | None]]:
-        """Finds the committed blocks, among those that refs name rightly, that a session does not hold.
-
-        Returns:
-            Each with the namespace in which it can be found; None: it can be found no more.
-        """
-        ids = refs.block_ids
+    def committed_by_others(self, session_id: int, refs: BlockRefs) -> Ids:
+        """Finds the committed blocks, among those that refs name rightly, that a session does not hold."""
+        ids: Ids = refs.block_ids
         exist = (ids > 0) & (ids < self.blocks.block_count)
         ids, generations = ids[exist], refs.generations[exist]
         ids = ids[(self.blocks.generations[ids] == generations) & self.blocks.committed[ids]]
         session = self.sessions.find(session_id)
         if session is not None:
             ids = ids[self.holdings.count(session, ids) == 0]
-        names = (self.prefixes.name_of(block) for block in ids.tolist())
-        return [(block, name[0] if name else None) for block, name in zip(ids.tolist(), names, strict=True)]
+        return ids
 
     def check_transfer(self, transfer_id: int, token: bytes) -> Transfer:
         """Checks that what a transfer lends can be read, or has been read whole if it was read already.
@@ -217,15 +211,13 @@ class PoolView:
         of the tenant have lost and that attached processes may still write.
         """
         sessions = [session for session in self.sessions if session.tenant == tenant]
-        held, beside = sum(session.block_count for session in sessions), NO_IDS
+        beside = self.transfers.lent_by(tenant)
         if self.blocks.quarantined_count > self.blocks.condemned_count:
             fenced = np.flatnonzero(self.blocks.fences > self.blocks.condemned)
-            beside = self.holdings.last_held_by(account_of(tenant), fenced)
-        if lent := self.transfers.of_tenant(tenant):
-            beside = np.unique(np.concatenate([beside, *(transfer.pin.readers for transfer in lent)]))
+            beside = np.union1d(beside, self.holdings.last_held_by(account_of(tenant), fenced))
         for session in sessions if len(beside) else ():
             beside = beside[self.holdings.count(session, beside) == 0]
-        return held + len(beside)
+        return sum(session.block_count for session in sessions) + len(beside)
 
     def found(self, namespace: str, prefix_hashes: Sequence[bytes]) -> Ids:
         """Finds the block that `Pool.lookup` would hand out now, if there is one, ``[0 or 1]``."""

@@ -3,10 +3,12 @@
 A server shows them as statepool_queued_copies and statepool_copy_failures_total.
 """
 
+import asyncio
 import threading
 
 import pytest
 
+from statepool.errors import CopiesStalledError, OverloadedError
 from statepool_server.service.copying import Chore, CopyThreads
 
 
@@ -47,3 +49,27 @@ async def test_failures(copies: CopyThreads) -> None:
 
     assert copies.failures == {Chore.WRITE: 1}
     assert copies.nbytes[Chore.WRITE] == 0
+
+
+async def test_waiting_for_room() -> None:
+    """Who waits for room gets it when work ends, and is refused when it takes too long or work stands still."""
+    copies, may_end = CopyThreads(1, 1), threading.Event()
+    work = copies.submit(may_end.wait, Chore.COPY, 0)
+    with pytest.raises(OverloadedError):
+        await copies.room(0.01)
+    waiting = [asyncio.ensure_future(copies.room(60.0)) for _ in range(2)]
+    await asyncio.sleep(0)
+    copies.stall("a copy hangs")
+    for refused in waiting:
+        with pytest.raises(CopiesStalledError):
+            await refused
+    copies.resume()
+    waits = asyncio.ensure_future(copies.room(60.0))
+    await asyncio.sleep(0)
+    assert not waits.done()
+
+    may_end.set()
+    await waits
+
+    assert work.done()
+    await copies.close(60.0)

@@ -24,6 +24,7 @@ from statepool import (
     StepOutOfOrderError,
     StreamReplacedError,
 )
+from statepool_server.service.sequence_service import LAST_ID
 
 STEPS = 24
 IDS = [1, 2, 3]
@@ -203,6 +204,16 @@ def test_notices(client: Client, server: Server) -> None:
 
         assert (pressed, scheduler.is_under_pressure) == (True, False)
     assert told == [NoticeKind.PRESSURE, NoticeKind.RELIEF]
+
+
+@pytest.mark.parametrize(("ids", "size"), [([0, LAST_ID], 1), ([0, 5, LAST_ID], 3), ([0, LAST_ID - 1, LAST_ID], 2)])
+def test_pages_of_sequences(client: Client, session: Session, ids: list[int], size: int) -> None:
+    """Pages hold every sequence once, from the lowest id that one can have to the highest."""
+    session.step(1, admit=[Admission(sequence_id, 4) for sequence_id in ids])
+
+    pages = list(client.list_sequences(session.session_id, page_size=size))
+
+    assert [sequence_id for page in pages for sequence_id in page.sequence_ids.tolist()] == ids
 
 
 async def test_many_schedulers(server: Server, client: Client) -> None:

@@ -3,21 +3,27 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from service.conftest import plain_stubs
+from service.raw import ref_of, refusal_of
 from service.servers import CAPACITY, DEADLINE_SECONDS, Server, Servers, until
 from statepool import (
     BlockRefs,
     DeadlineExceededError,
     PeerLostError,
     Received,
+    RequestIdReusedError,
     Session,
     StatepoolError,
     Transfer,
     TransferNotFoundError,
 )
+from statepool.v1 import transfer_pb2 as pb
+from statepool.wire import refs_from_wire
 from transfer.conftest import FLAGS, WIDE
 from transfer.images import Images, fill, images
 from transfer.valve import Valve, valve
@@ -289,3 +295,72 @@ def test_a_session_that_is_lost_half_way(
             half_way[1].result()
         _assert_nothing_is_left(destination)
         assert client.get_pool().usage.free_blocks == CAPACITY
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [(("--max-queued-copies", "1"), ""), (("--copy-stall-timeout", "200ms"), "memory work stands still")],
+)
+def test_no_thread_puts_the_bytes_away(
+    servers: Servers,
+    limit: tuple[str, str],
+    told: str,
+    lender: Session,
+    source: Server,
+    blocks: BlockRefs,
+    expected: Images,
+) -> None:
+    """While the destination's own memory work is full, or stands still, nothing of what comes is passed over."""
+    flags, environment = (*FLAGS, "--stall-timeout", "20s", *limit), {"STATEPOOL_FAILPOINTS": "copy=2+1*sleep(1500)"}
+    destination = servers.start(*flags, conv_shape=WIDE, environment=environment).wait_until_ready()
+    with (
+        destination.client() as client,
+        client.create_session(LONG) as taker,
+        client.create_session(LONG) as other,
+        ThreadPoolExecutor(1) as executor,
+    ):
+        mine = [other.allocate_blocks(1) for _ in range(2)]
+        copying = executor.submit(other.copy_blocks, src=mine[0], dst=mine[1])
+        until(lambda: client.get_pool().usage.busy_blocks == 2 and told in destination.log, "the copy to stand still")
+
+        received = taker.receive_transfer(lender.create_transfer(blocks), source=source.target)
+
+        assert np.array_equal(images(taker, received.blocks), expected)
+        copying.result()
+
+
+def test_a_request_comes_again_half_way(
+    lender: Session, taker: Session, destination: Server, blocks: BlockRefs, between: Valve, expected: Images
+) -> None:
+    """Under one id receptions take turns, and one succeeds; all others get its answer, whoever was cancelled."""
+    transfer = lender.create_transfer(blocks)
+    ref = pb.TransferRef(transfer_id=transfer.transfer_id, token=transfer.token)
+    request = pb.ReceiveTransferRequest(
+        session=ref_of(taker), source=between.target, transfer=ref, block_count=BLOCKS, request_id="one"
+    )
+    other = pb.ReceiveTransferRequest()
+    other.CopyFrom(request)
+    other.block_count = 1
+    with plain_stubs(destination) as stubs, destination.client() as client:
+
+        def ask(request: pb.ReceiveTransferRequest) -> Any:
+            before = client.get_metrics().total("statepool_current_rpcs")
+            call = stubs.transfers.ReceiveTransfer.future(request, timeout=DEADLINE_SECONDS)
+            until(lambda: client.get_metrics().total("statepool_current_rpcs") > before, "the call to come")
+            return call
+
+        first = ask(request)
+        between.wait_until_shut()
+        second, third, fourth, fifth = (ask(each) for each in (request, request, request, other))
+        held = client.get_pool().usage.held_blocks
+        first.cancel()
+        third.cancel()
+        between.open()
+
+        received = second.result()
+
+        assert held == BLOCKS
+        assert fourth.result() == received
+        assert isinstance(refusal_of(fifth.result), RequestIdReusedError)
+        assert client.get_pool().usage.held_blocks == BLOCKS
+    assert np.array_equal(images(taker, refs_from_wire(received.blocks)), expected)

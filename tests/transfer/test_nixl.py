@@ -473,6 +473,26 @@ def test_the_session_ends_before_the_read(
     _assert_nothing_is_left(destination)
 
 
+def test_the_destination_cannot_take_sums(
+    servers: Servers, over: dict[str, str], lender: Session, source: Server, blocks: BlockRefs, expected: Images
+) -> None:
+    """Its own memory work, which has no room for a moment, is not taken for a source that is gone."""
+    flags, environment = (*NIXL, "--max-queued-copies", "1"), {"STATEPOOL_FAILPOINTS": "copy=2+1*sleep(1500)"}
+    destination = servers.start(*flags, conv_shape=WIDE, environment=over | environment).wait_until_ready()
+    with (
+        destination.client() as client,
+        client.create_session(LONG) as taker,
+        client.create_session(LONG) as other,
+        ThreadPoolExecutor(1) as executor,
+    ):
+        mine = [other.allocate_blocks(1) for _ in range(2)]
+        copying = executor.submit(other.copy_blocks, src=mine[0], dst=mine[1])
+        until(lambda: client.get_pool().usage.busy_blocks == 2, "the copy to begin")
+
+        _assert_it_works(lender, taker, source, blocks, expected)
+        copying.result()
+
+
 @pytest.mark.parametrize("patience", ["1s"])
 @pytest.mark.parametrize("pause", [{"STATEPOOL_FAILPOINTS": "nixl.read=error"}])
 def test_the_thread_dies(

@@ -180,8 +180,9 @@ def test_sequences_that_do_not_stand_still(engine: Engine, lender: Session, here
     engine.step(commit=Commits([ME]), settled_step=1)
     with pytest.raises(StepOutOfOrderError, match="not settled"):
         lender.create_transfer(sequence_id=ME)
-    with pytest.raises(SequenceNotFoundError):
-        lender.create_transfer(sequence_id=ME + 1)
+    for unknown in (ME + 1, 2**63, 2**64 - 1):
+        with pytest.raises(SequenceNotFoundError):
+            lender.create_transfer(sequence_id=unknown)
     with pytest.raises(BlockInSequenceError):
         lender.create_transfer(engine.blocks[:1])
     engine.step()

@@ -42,20 +42,21 @@ def state_of(table: SequenceTable, sequence_id: int, blocks: BlockTable, block_t
     )
 
 
-def check_not_lent(table: SequenceTable, slots: Ints, lent: Ids, field: str) -> None:
-    """Refuses passes that would write a state while it is lent.
+def check_not_lent(table: SequenceTable, slots: Ints, lent: Ids, blocks: BlockTable, field: str) -> None:
+    """Refuses passes that would write a state while it is lent; a committed one is without harm: no pass writes it.
 
     Args:
         table: The sequences.
         slots: Those that are to run, ``[n]``.
-        lent: Uncommitted blocks that are lent.
+        lent: How many transfers pin each block, ``[block_count]``.
+        blocks: The table of blocks.
         field: Request field whose rows they are.
 
     Raises:
         BlockBusyError: There is one.
     """
     rows, _, named = table.tables.take(slots).entries()
-    at = first_true(np.isin(named, lent))
+    at = first_true((lent[named] > 0) & ~blocks.committed[named])
     if at >= 0:
         raise BlockBusyError(
             f"{field}[{rows[at]}]: block {named[at]} is lent to a transfer", field=field, row=int(rows[at])

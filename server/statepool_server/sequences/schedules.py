@@ -41,9 +41,8 @@ def plan_schedules(plan: StepPlan, context: StepContext, passed_over: frozenset[
         )
     _check_counts(tokens, drafts, context.num_spec)
     table, computed = plan.table, plan.num_computed[slots]
-    lent = context.transfers.lent
-    if len(lent):  # a committed block is lent without harm: no pass writes it
-        check_not_lent(table, slots, lent[~context.blocks.committed[lent]], "schedules.sequence_ids")
+    if context.transfers.live:
+        check_not_lent(table, slots, context.transfers.lent, context.blocks, "schedules.sequence_ids")
     ends = computed + tokens
     row = first_true(ends > MAX_TOKENS)
     if row >= 0:

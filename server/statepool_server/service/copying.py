@@ -1,6 +1,7 @@
 """Copy threads: the only code that touches the memory of blocks, off the event loop and bounded in number."""
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -120,6 +121,22 @@ class CopyThreads:
         """
         self.check_moving()
         self._flow.check(self._limit, seconds)
+
+    async def room(self, seconds: float) -> None:
+        """Waits until there is room for work, for whom it would be dear to begin again.
+
+        Args:
+            seconds: How long.
+
+        Raises:
+            CopiesStalledError: Work stands still.
+            OverloadedError: There was no room in time.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.under_way >= self._limit:
+                    await self.wait(asyncio.ensure_future(self.ended()))
+        self.check_room()
 
     def check_moving(self) -> None:
         """Refuses new work, however little is queued.

@@ -48,6 +48,10 @@ class Sink(Protocol):
     def spans(self) -> Sequence[Span]:
         """The images in the order in which it takes them."""
 
+    @property
+    def accepted_bytes(self) -> int:
+        """Bytes that it has taken."""
+
     def accept(self, tp_rank: int, chunks: Sequence[UncheckedChunk]) -> None:
         """Checks chunks and takes them, on a copy thread; those of a span come without gaps, each once.
 
@@ -66,6 +70,10 @@ class PathFailedError(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class _BrokenError(Exception):
+    """A stream of the source has ended before its end, by the source's word or its silence."""
 
 
 class Path(Protocol):
@@ -145,7 +153,10 @@ class GrpcPath:
                 await self._pull_span(source, transfer, place, sink, pinned)
         finally:
             self._alarm.stop()
-        return sum(place.nbytes for place in places)
+        wanted = sum(span.block_count for span in sink.spans) * sink.layout.image_bytes
+        if sink.accepted_bytes != wanted:
+            raise RuntimeError(f"{sink.accepted_bytes} bytes were put away, not {wanted}")
+        return wanted
 
     async def _pull_span(
         self, source: AsyncClient, transfer: Transfer, place: _Place, sink: Sink, pinned: PinnedWork
@@ -156,7 +167,7 @@ class GrpcPath:
             try:
                 stream = place.stream(source, transfer, sink.layout.fingerprint, _LONGEST_SECONDS)
                 await self._put_away(stream, place, sink, pinned)
-            except (UnavailableError, TimeoutError) as error:
+            except _BrokenError as error:
                 if place.nbytes > before:
                     backoff.worked()
                     alive_at = time.monotonic()
@@ -173,25 +184,31 @@ class GrpcPath:
                 while (chunk := await self._next(stream)) is not None:
                     come.append(chunk)
                     if putting is None or putting.done() or len(come) == AT_A_TIME:
-                        await _end(putting)
-                        putting, come = self._put(come, place, sink, pinned), []
+                        await _end(putting, pinned)
+                        putting, come = await self._put(come, place, sink, pinned), []
             finally:
-                await _end(putting)
+                await _end(putting, pinned)
         if come:
-            await _end(self._put(come, place, sink, pinned))
+            await _end(await self._put(come, place, sink, pinned), pinned)
 
-    def _put(
+    async def _put(
         self, chunks: list[UncheckedChunk], place: _Place, sink: Sink, pinned: PinnedWork
     ) -> "asyncio.Future[None]":
+        """Has a thread put chunks away; what is refused here is no fault of the source, and ends the transfer."""
+        await pinned.room(self._patience)
         self._check()
         nbytes = sum(len(chunk.data) for chunk in chunks)
+        putting = pinned.begin(partial(sink.accept, place.span.tp_rank, chunks), Chore.WRITE, nbytes)
         place.nbytes += nbytes
-        return pinned.begin(partial(sink.accept, place.span.tp_rank, chunks), Chore.WRITE, nbytes)
+        return putting
 
     async def _next(self, stream: Chunks) -> UncheckedChunk | None:
-        return await self._alarm.within(time.monotonic() + self._patience, anext(stream, None))
+        try:
+            return await self._alarm.within(time.monotonic() + self._patience, anext(stream, None))
+        except (UnavailableError, TimeoutError) as error:
+            raise _BrokenError(str(error)) from error
 
 
-async def _end(putting: "asyncio.Future[None] | None") -> None:
+async def _end(putting: "asyncio.Future[None] | None", pinned: PinnedWork) -> None:
     if putting is not None:
-        await asyncio.shield(putting)
+        await pinned.wait(putting)

@@ -1,7 +1,8 @@
 """The way over NIXL: blocks are read out of the source's memory into this one's, as they lie there."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -50,17 +51,15 @@ class NixlPath:
             PathFailedError: It cannot be done this way. Bytes may still come as long as `pinned` holds the blocks.
         """
         try:
-            endpoint, theirs = await source.describe_transfer(transfer, timeout=self._patience)
+            with _asking():
+                endpoint, theirs = await source.describe_transfer(transfer, timeout=self._patience)
             local, remote = self._places(endpoint, sink.block_ids, theirs)
             await self._read(endpoint, local, remote, pinned)
+            await pinned.room(self._patience)
             self._check()
             await self._compare(source, transfer, endpoint, sink.block_ids, pinned)
         except NixlError as error:
             raise PathFailedError(error.reason, str(error)) from error
-        except (FeatureUnavailableError, RoleForbiddenError) as error:
-            raise PathFailedError("unavailable", error.message) from error
-        except (UnavailableError, DeadlineExceededError) as error:
-            raise PathFailedError("peer_gone", error.message) from error
         return len(local) * sink.layout.image_bytes
 
     async def _read(self, endpoint: NixlEndpoint, local: Ids, remote: Ids, pinned: PinnedWork) -> None:
@@ -84,8 +83,9 @@ class NixlPath:
         known, work = self._core.description, partial(self._core.memory.checksums, block_ids.tolist())
         nbytes = len(block_ids) * known.layout.block.image_bytes * len(known.tp_ranks)
         computing = pinned.begin(work, Chore.CHECKSUM, nbytes)
-        theirs = await source.sum_transfer(transfer, timeout=self._patience)
-        ours = await self._core.copies.wait(computing)
+        with _asking():
+            theirs = await source.sum_transfer(transfer, timeout=self._patience)
+        ours = await pinned.wait(computing)
         ranks = [region.tp_rank for region in endpoint.regions]
         columns = [ranks.index(tp_rank) for tp_rank in known.tp_ranks]
         if theirs.size != len(block_ids) * len(ranks) or (theirs.reshape(-1, len(ranks))[:, columns] != ours).any():
@@ -108,3 +108,14 @@ class NixlPath:
             raise BadDescriptorError(f"{len(theirs)} blocks on ranks {list(firsts)}: not what was asked for")
         local = [index * layout.block_count + ours for index in range(len(ranks))]
         return np.concatenate(local), np.concatenate([firsts[rank] + theirs for rank in ranks])
+
+
+@contextlib.contextmanager
+def _asking() -> Iterator[None]:
+    """Has the way fail where the source, and nobody else, cannot be asked or refuses this way."""
+    try:
+        yield
+    except (FeatureUnavailableError, RoleForbiddenError) as error:
+        raise PathFailedError("unavailable", error.message) from error
+    except (UnavailableError, DeadlineExceededError) as error:
+        raise PathFailedError("peer_gone", error.message) from error

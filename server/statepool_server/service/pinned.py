@@ -49,6 +49,14 @@ class PinnedWork:
         self._piece = future
         return future
 
+    async def room(self, seconds: float) -> None:
+        """Waits until a piece can begin; see `CopyThreads.room`."""
+        await self._core.copies.room(seconds)
+
+    async def wait(self, piece: "asyncio.Future[T]") -> T:
+        """Waits for the end of a piece; see `CopyThreads.wait`."""
+        return await self._core.copies.wait(piece)
+
     def hold(self, end: "asyncio.Future[Any]") -> None:
         """Waits for something that writes the blocks on its own before it ends the work; see `begin`.
 
@@ -64,7 +72,7 @@ class PinnedWork:
         Raises:
             OverloadedError: As much is queued as may be.
         """
-        return await self._core.copies.wait(self.begin(piece, chore, nbytes))
+        return await self.wait(self.begin(piece, chore, nbytes))
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

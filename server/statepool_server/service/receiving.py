@@ -1,7 +1,10 @@
 """Receives states from other servers: allocates blocks, has them filled, and gives them up where that fails."""
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import structlog
 from google.protobuf.message import Message
@@ -65,27 +68,35 @@ class Receiver:
         self._peers = peers
         self._choice = choice
         self._patience = patience
+        self._turns: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
         core.ledger.register(Kind.RECEIVE_TRANSFER, MessageCodec(pb.ReceiveTransferRequest), self._begin)
         core.ledger.register(Kind.TRANSFER_RECEIVED, ValueCodec(Received), self._received)
 
     async def receive(self, request: pb.ReceiveTransferRequest) -> Message:
-        """Receives the states of a transfer, or gives the answer that the request got before.
+        """Receives the states of a transfer, or gives the answer that the request got before, or is about to get.
 
         Raises:
             PeerUntrustedError: The source is not one that may be connected to.
             StatepoolError: Why they cannot be received, by the source's word or this pool's.
         """
         core = self._core
-        session = core.pool.sessions.owned(*core.convert.session(request.session))
-        core.convert.batch(request.block_count, "block_count")
-        if request.block_count == 0:
-            raise BadFieldError("block_count must be at least 1", field="block_count")
-        reply = core.remembered(request)
-        if reply is None:
-            address = self._peers.check(request.source, session.tenant)
-            async with self._peers.connected(address) as peer:
-                reply = await self._receive(request, peer)
+        async with self._turn(request):
+            session = core.pool.sessions.owned(*core.convert.session(request.session))
+            core.convert.batch(request.block_count, "block_count")
+            if request.block_count == 0:
+                raise BadFieldError("block_count must be at least 1", field="block_count")
+            reply = core.remembered(request)
+            if reply is None:
+                address = self._peers.check(request.source, session.tenant)
+                async with self._peers.connected(address) as peer:
+                    reply = await self._receive(request, peer)
         return reply.response
+
+    def _turn(self, request: pb.ReceiveTransferRequest) -> contextlib.AbstractAsyncContextManager[None]:
+        """Lets a request that comes again wait for the first: it then finds that one's answer, or has its own turn."""
+        if not request.request_id:
+            return contextlib.nullcontext()
+        return self._turns.setdefault((request.session.session_id, request.request_id), asyncio.Lock())
 
     async def _receive(self, request: pb.ReceiveTransferRequest, peer: Peer) -> Reply:
         core, session = self._core, self._core.convert.session(request.session)

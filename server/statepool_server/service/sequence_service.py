@@ -21,6 +21,9 @@ from statepool_server.service.stalls import Stalls
 from statepool_server.service.steps import Steps
 from statepool_server.step_convert import sequences_to_wire
 
+LAST_ID = 2**63 - 1
+"""Highest id that a sequence can have."""
+
 _ENDS_THE_STREAM = (SessionExpiredError, SessionFencedError, SessionNotFoundError, CopiesStalledError)
 """What is no refusal of a step: the session is lost, or the step may take effect yet and is to be asked again."""
 _OUTCOME_TAG = varint(pb.ScheduleResponse.OUTCOME_FIELD_NUMBER << 3 | 2)
@@ -66,8 +69,8 @@ class SequenceService:
         rows = core.pool.list_sequences(request.session_id, first_id, size)
         response = sequences_to_wire(rows)
         response.incarnation = core.incarnation
-        if len(rows.sequence_ids) == size:
-            response.next_page_token = core.convert.page_token(int(rows.sequence_ids[-1]) + 1)
+        if len(rows.sequence_ids) == size and (last_id := int(rows.sequence_ids[-1])) < LAST_ID:
+            response.next_page_token = core.convert.page_token(last_id + 1)
         return response
 
     async def _answer(self, session: tuple[int, int], step: pb.EngineStep) -> pb.ScheduleResponse | bytes:

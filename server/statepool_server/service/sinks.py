@@ -21,6 +21,7 @@ class DirectSink:
 
     Attributes:
         block_ids: The blocks, ``[n]``.
+        accepted_bytes: Bytes that it has taken.
     """
 
     def __init__(self, core: Core, block_ids: Ids) -> None:
@@ -33,6 +34,7 @@ class DirectSink:
         known = core.description
         self._memory = core.memory
         self.block_ids = block_ids
+        self.accepted_bytes = 0
         self._rank_indices = {tp_rank: index for index, tp_rank in enumerate(known.tp_ranks)}
         self.layout: BlockLayout = known.layout.block
         self.spans: Sequence[Span] = [Span(tp_rank, 0, len(block_ids)) for tp_rank in known.tp_ranks]
@@ -43,6 +45,7 @@ class DirectSink:
         for chunk in chunks:
             chunk.check()
             self._memory.write_image(rank_index, int(self.block_ids[chunk.block_index]), chunk.offset, chunk.data)
+            self.accepted_bytes += len(chunk.data)
 
 
 class ConvertingSink:
@@ -50,6 +53,9 @@ class ConvertingSink:
 
     Images of one block come from all ranks of the source that are needed, before those of the next, so that one image
     of the source and one for each local rank are all that is kept.
+
+    Attributes:
+        accepted_bytes: Bytes that it has taken.
     """
 
     def __init__(self, core: Core, block_ids: Ids, source: PoolStates, conversion: Conversion) -> None:
@@ -68,6 +74,7 @@ class ConvertingSink:
         self._needed = sorted({rank for target in self._targets for rank in conversion.source_ranks(target)})
         self._image = np.empty(source.layout.image_bytes, np.uint8)
         self._made = self._blank()
+        self.accepted_bytes = 0
         self.layout: BlockLayout = source.layout
         self.spans: Sequence[Span] = [
             Span(rank, index, 1) for index in range(len(self._block_ids)) for rank in self._needed
@@ -78,6 +85,7 @@ class ConvertingSink:
         for chunk in chunks:
             chunk.check()
             self._keep(tp_rank, chunk)
+            self.accepted_bytes += len(chunk.data)
 
     def _keep(self, tp_rank: int, chunk: UncheckedChunk) -> None:
         end = chunk.offset + len(chunk.data)

@@ -76,8 +76,9 @@ class Tenancy:
             return  # the request is refused for that
         refs: BlockRefs = refs_from_wire(blocks)
         tenant = self._tenant(caller)
-        for block_id, namespace in self._pool.committed_by_others(session_id, refs):
-            if namespace is None or not tenant.owns(namespace, caller.tenant):
+        for block_id in self._pool.committed_by_others(session_id, refs).tolist():
+            name = self._pool.prefixes.name_of(block_id)  # None: it can be found no more
+            if name is None or not tenant.owns(name[0], caller.tenant):
                 raise RoleForbiddenError(f"{field}: block {block_id} is not of tenant {caller.tenant}", field=field)
 
     def _tenant(self, caller: Caller) -> Tenant:

@@ -158,7 +158,8 @@ class TransferService:
         if source == "blocks" and request.blocks.block_ids:
             transfer = core.pool.lend_blocks(*session, checked.refs(request.blocks, "blocks"), terms)
         elif source == "sequence_id":
-            transfer = core.pool.lend_sequence(*session, request.sequence_id, terms)
+            (sequence_id,) = checked.column([request.sequence_id], 1, "sequence_id").tolist()
+            transfer = core.pool.lend_sequence(*session, sequence_id, terms)
         else:
             raise BadFieldError("source: blocks or a sequence must be named", field="blocks")
         return pb.CreateTransferResponse(incarnation=core.incarnation, transfer=_to_wire(transfer)), 0

@@ -1,5 +1,7 @@
 """Guarantee: lent blocks are pinned exactly as long as a transfer lasts, whatever becomes of session and references."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,38 @@ def test_the_next_end_is_told() -> None:
     assert pool.next_expiry_ns == 50
     pool.prolong_leases(150)
     assert pool.next_expiry_ns == 150
+
+
+def test_ends_in_any_order() -> None:
+    """The next end is that of what is still open, also in a pool that was read back; notes of others do not pile up."""
+    pool = small_pool()
+    refs = pool.allocate(*ALICE, 1)
+    ends = [30, 10, 10, 20]
+    opened = [pool.lend_blocks(*ALICE, refs, LendingTerms(TOKEN, "", end)).transfer_id for end in ends]
+    for one in (pool, _reloaded(pool)):
+        for transfer_id, next_ns in zip(opened[1:], [10, 20, 30], strict=True):
+            one.cancel_transfer(transfer_id, TOKEN)
+            assert one.next_expiry_ns == next_ns
+            check_integrity(one)
+    for _ in range(1000):
+        pool.complete_transfer(pool.lend_blocks(*ALICE, refs, TERMS).transfer_id, TOKEN)
+    assert pool.transfers.note_count < 100
+    assert pool.expire_transfers(30) == opened[:1]
+    check_integrity(pool)
+
+
+def test_what_ends_costs_no_more_than_itself() -> None:
+    """Many large transfers that end at once do not each count all others: that held the event loop up for seconds."""
+    pool = Pool(PoolConfig(block_count=5000, block_tokens=BLOCK_TOKENS))
+    pool.create_session("alice", 100, False, 0)
+    refs = pool.allocate(*ALICE, 4096)
+    opened = [pool.lend_blocks(*ALICE, refs, TERMS).transfer_id for _ in range(300)]
+
+    started = time.monotonic()
+    assert pool.expire_transfers(50) == opened
+    assert time.monotonic() - started < 1.0
+
+    check_integrity(pool)
 
 
 def test_a_written_block_is_not_lent() -> None:
