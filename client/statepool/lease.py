@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from statepool.clock import now
@@ -69,6 +69,11 @@ class Terms(Generic[SessionT]):
     def asks_for_another(self, error: StatepoolError) -> bool:
         """Tells whether a session that was lost is to be replaced: not if another owner has it."""
         return self.on_recreated is not None and not isinstance(error, SessionFencedError)
+
+    @property
+    def of_successor(self) -> Terms[SessionT]:
+        """The same, for the session that is opened in place of one that was lost: a living owner keeps his."""
+        return replace(self, take_over=False)
 
 
 class Lease:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from service.proxy import Proxy
+from service.raw import Stubs, ref_of
 from service.servers import BLOCK_TOKENS, CAPACITY, DEADLINE_SECONDS, Server, Servers, until
 from statepool import (
     Admission,
@@ -22,9 +23,11 @@ from statepool import (
     Schedules,
     Session,
     SessionFencedError,
+    SessionNotFoundError,
     StatepoolError,
     UnavailableError,
 )
+from statepool.v1.session_pb2 import DeleteSessionRequest
 
 LONG, SHORT = 60.0, 2.0
 
@@ -52,6 +55,12 @@ def restart(server: Server) -> None:
     """Kills a server and starts it again, in a while."""
     server.kill()
     threading.Timer(0.2, server.start).start()
+
+
+def refused(client: Client | AsyncClient) -> None:
+    """Waits until a client that opens a session in place of another has been refused it."""
+    calls = client.stats.calls
+    until(lambda: client.stats.calls >= calls + 2, "another attempt after one that was refused")
 
 
 def test_a_restart_loses_a_session(mortal: Server) -> None:
@@ -165,6 +174,42 @@ def test_a_session_that_was_taken_over_is_not_replaced(server: Server, client: C
             assert former.stats.lost_sessions == 1
             assert opened.empty()
     assert losses.told == ["SESSION_FENCED"]
+
+
+def test_a_successor_takes_nothing_from_a_living_owner(server: Server, client: Client, stubs: Stubs) -> None:
+    """It waits for the owner key, also where the lost session was opened by a take-over."""
+    opened: queue.Queue[Session] = queue.Queue()
+    with server.client() as former:
+        lost = former.create_session(LONG, owner_key="one", take_over=True, on_recreated=opened.put)
+        stubs.sessions.DeleteSession(DeleteSessionRequest(session=ref_of(lost)))
+        with client.create_session(LONG, owner_key="one") as session:
+            with pytest.raises(SessionNotFoundError):
+                lost.allocate_blocks(1)
+            refused(former)
+
+            session.allocate_blocks(1)
+
+        assert not opened.get(timeout=DEADLINE_SECONDS).taken_over
+
+
+async def test_a_successor_takes_nothing_from_a_living_owner_async(
+    server: Server, client: Client, stubs: Stubs
+) -> None:
+    """The client for asyncio does the same."""
+    opened: asyncio.Queue[AsyncSession] = asyncio.Queue()
+    async with AsyncClient(server.target, timeout=DEADLINE_SECONDS) as former:
+        lost = await former.create_session(LONG, owner_key="one", take_over=True, on_recreated=opened.put_nowait)
+        stubs.sessions.DeleteSession(DeleteSessionRequest(session=ref_of(lost)))
+        with client.create_session(LONG, owner_key="one") as session:
+            with pytest.raises(SessionNotFoundError):
+                await lost.allocate_blocks(1)
+            await asyncio.to_thread(refused, former)
+
+            session.allocate_blocks(1)
+
+        successor = await asyncio.wait_for(opened.get(), DEADLINE_SECONDS)
+        assert not successor.taken_over
+        await successor.close()
 
 
 def test_a_server_out_of_reach(server: Server, client: Client, tmp_path: Path) -> None:

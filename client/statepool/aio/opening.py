@@ -49,7 +49,7 @@ class AsyncOpener:
         if terms.on_lost is not None:
             tell(partial(terms.on_lost, session), error, name)
         if terms.asks_for_another(error):
-            task = asyncio.create_task(self._recreate(terms), name="statepool-recreate")
+            task = asyncio.create_task(self._recreate(terms.of_successor), name="statepool-recreate")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

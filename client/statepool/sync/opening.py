@@ -42,7 +42,7 @@ class Opener:
         if terms.on_lost is not None:
             tell(partial(terms.on_lost, session), error, name)
         if terms.asks_for_another(error):
-            Thread(target=self._recreate, args=(terms,), name="statepool-recreate", daemon=True).start()
+            Thread(target=self._recreate, args=(terms.of_successor,), name="statepool-recreate", daemon=True).start()
 
     def _recreate(self, terms: Terms[Session]) -> None:
         backoff = Backoff()
