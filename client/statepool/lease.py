@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from statepool.clock import now
 from statepool.errors import (
+    DeadlineExceededError,
     IncarnationMismatchError,
+    OwnerKeyInUseError,
+    ResourceExhaustedError,
     SessionExpiredError,
     SessionFencedError,
     SessionNotFoundError,
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 LOSING_ERRORS = (SessionNotFoundError, SessionExpiredError, SessionFencedError, IncarnationMismatchError)
 """Errors after which no call of the session can ever succeed."""
+
+PASSING_ERRORS = (UnavailableError, DeadlineExceededError, OwnerKeyInUseError, ResourceExhaustedError)
+"""Errors after which a session may be opened in place of a lost one a little later."""
 
 RENEWALS_PER_TTL = 3
 """A lease is renewed when a third of it has passed, so that it outlives two lost renewals."""

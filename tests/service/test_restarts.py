@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.conftest import plain_stubs
 from service.proxy import Proxy
 from service.raw import Stubs, ref_of
 from service.servers import BLOCK_TOKENS, CAPACITY, DEADLINE_SECONDS, Server, Servers, until
@@ -210,6 +211,39 @@ async def test_a_successor_takes_nothing_from_a_living_owner_async(
         successor = await asyncio.wait_for(opened.get(), DEADLINE_SECONDS)
         assert not successor.taken_over
         await successor.close()
+
+
+def test_a_successor_waits_for_room(tight: Server) -> None:
+    """A server that holds as many sessions as it may is asked again."""
+    opened: queue.Queue[Session] = queue.Queue()
+    with tight.client() as former, tight.client() as others, plain_stubs(tight) as stubs:
+        lost = former.create_session(LONG, on_recreated=opened.put)
+        stubs.sessions.DeleteSession(DeleteSessionRequest(session=ref_of(lost)))
+        first, *_ = [others.create_session(LONG) for _ in range(3)]
+        with pytest.raises(SessionNotFoundError):
+            lost.allocate_blocks(1)
+        refused(former)
+
+        first.close()
+
+        assert opened.get(timeout=DEADLINE_SECONDS).error is None
+
+
+async def test_a_successor_waits_for_room_async(tight: Server) -> None:
+    """The client for asyncio does the same."""
+    opened: asyncio.Queue[AsyncSession] = asyncio.Queue()
+    async with AsyncClient(tight.target, timeout=DEADLINE_SECONDS) as former:
+        with tight.client() as others, plain_stubs(tight) as stubs:
+            lost = await former.create_session(LONG, on_recreated=opened.put_nowait)
+            stubs.sessions.DeleteSession(DeleteSessionRequest(session=ref_of(lost)))
+            first, *_ = [others.create_session(LONG) for _ in range(3)]
+            with pytest.raises(SessionNotFoundError):
+                await lost.allocate_blocks(1)
+            await asyncio.to_thread(refused, former)
+
+            first.close()
+
+            assert (await asyncio.wait_for(opened.get(), DEADLINE_SECONDS)).error is None
 
 
 def test_a_server_out_of_reach(server: Server, client: Client, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from statepool.aio.session import AsyncSession
 from statepool.aio.transport import AsyncTransport
 from statepool.backoff import Backoff
 from statepool.clock import now
-from statepool.errors import DeadlineExceededError, OwnerKeyInUseError, StatepoolError, UnavailableError
-from statepool.lease import Lease, Terms, log, tell
+from statepool.errors import StatepoolError
+from statepool.lease import PASSING_ERRORS, Lease, Terms, log, tell
 
 
 class AsyncOpener:
@@ -58,7 +58,7 @@ class AsyncOpener:
         while not self._transport.is_closed:
             try:
                 session = await self.open(terms, None)
-            except (UnavailableError, DeadlineExceededError, OwnerKeyInUseError):
+            except PASSING_ERRORS:
                 await asyncio.sleep(backoff.broke())
             except RuntimeError:  # the client was closed meanwhile
                 return

@@ -9,8 +9,8 @@ from threading import Thread
 from statepool import calls
 from statepool.backoff import Backoff
 from statepool.clock import now
-from statepool.errors import DeadlineExceededError, OwnerKeyInUseError, StatepoolError, UnavailableError
-from statepool.lease import Lease, Terms, log, tell
+from statepool.errors import StatepoolError
+from statepool.lease import PASSING_ERRORS, Lease, Terms, log, tell
 from statepool.sync.keeper import Keeper
 from statepool.sync.session import Session
 from statepool.sync.transport import Transport
@@ -49,7 +49,7 @@ class Opener:
         while not self._transport.is_closed:
             try:
                 session = self.open(terms, None)
-            except (UnavailableError, DeadlineExceededError, OwnerKeyInUseError):
+            except PASSING_ERRORS:
                 time.sleep(backoff.broke())
             except RuntimeError:  # the client was closed meanwhile
                 return
