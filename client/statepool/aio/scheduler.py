@@ -198,7 +198,7 @@ class AsyncScheduler(SchedulerHandle):
     async def _within(self, alarm: Alarm, timeout: float | None, operation: Coroutine[None, None, T]) -> T:
         """Awaits what reads or writes; to give that up ends a stream of grpc.aio, so that another is to be opened."""
         try:
-            return await alarm.within(time.monotonic() + self._transport.seconds(timeout), operation)
+            return await alarm.within(self._transport.deadline(timeout), operation)
         except TimeoutError:
             self._abandon()
             self._check()
