@@ -349,7 +349,7 @@ class Client(Endpoint):
             timeout: Deadline in seconds.
 
         Returns:
-            Blocks that left quarantine.
+            Blocks that left quarantine; 0 where it was sent again, since the answer was lost.
 
         Raises:
             AttachmentNotFoundError: It has ended already, or never was.

@@ -307,7 +307,7 @@ class Session(BlockStreams):
         Uncommitted blocks are free at once, committed ones stay findable.
 
         Returns:
-            References that were dropped.
+            References that were dropped; 0 where it was sent again, since the answer was lost.
         """
         deadline = self._transport.deadline(timeout)
         self._transport.hold(self._lease, deadline)

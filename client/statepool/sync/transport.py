@@ -167,6 +167,8 @@ class Transport:
                 response = method(call.under(lease), timeout=attempts.left, metadata=metadata)
             except grpc.RpcError as error:
                 failure = self.leases.failed(lease, error_of_cut_rpc(error))
+                if attempts.is_repeated and call.was_done(failure):
+                    return call.unheard()
                 pause = attempts.pause_after(failure, is_resumed=lease is not None and lease.is_suspended)
                 if pause is None:
                     raise failure from error
