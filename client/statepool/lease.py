@@ -146,7 +146,7 @@ class Lease:
 
     @contextmanager
     def watched(self, listener: Callable[[], object]) -> Iterator[None]:
-        """Has somebody told, on any thread, whenever it was renewed or lost."""
+        """Has somebody told, on any thread, whenever it was renewed, lost or given back."""
         self.listen(listener)
         try:
             yield
@@ -154,7 +154,7 @@ class Lease:
             self.forget(listener)
 
     def listen(self, listener: Callable[[], object]) -> None:
-        """Has somebody told, on any thread, whenever it was renewed or lost, until `forget`."""
+        """Has somebody told, on any thread, whenever it was renewed, lost or given back, until `forget`."""
         self._listeners.append(listener)
 
     def forget(self, listener: Callable[[], object]) -> None:
@@ -162,11 +162,9 @@ class Lease:
         self._listeners = [other for other in self._listeners if other != listener]
 
     def changed(self) -> None:
-        """Tells those who listen that it was renewed, or lost, and its owner if it was lost."""
+        """Tells those who listen that it was renewed, lost or given back."""
         for listener in self._listeners:
             listener()
-        if self.error is not None:
-            tell(self.on_lost, self.error, f"on_lost of session {self.opened.ref.session_id}")
 
 
 def suspended_error(lease: Lease) -> UnavailableError:

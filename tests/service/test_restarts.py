@@ -4,8 +4,9 @@ import asyncio
 import queue
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +125,42 @@ def test_calls_wait_within_their_deadline(mortal: Server) -> None:
         assert losses.told == []
         mortal.start()
         session.close()
+
+
+def test_whoever_waits_for_a_session_that_is_closed(mortal: Server) -> None:
+    """Is told at once: nobody renews it any more."""
+    with ThreadPoolExecutor(2) as executor, mortal.client() as client:
+        session = client.create_session(LONG, resume_within=LONG)
+        with session.scheduler() as scheduler:
+            mortal.kill()
+            calls = client.stats.calls
+            waiting: list[Future[Any]] = [executor.submit(session.allocate_blocks, 1), executor.submit(scheduler.step)]
+            until(lambda: client.stats.calls > calls and session._lease.is_suspended, "the call to be made")  # noqa: SLF001
+
+            session.close()
+
+            for call in waiting:
+                with pytest.raises(SessionNotFoundError):
+                    call.result(DEADLINE_SECONDS / 2)
+        mortal.start()
+
+
+async def test_whoever_waits_for_a_session_that_is_closed_async(mortal: Server) -> None:
+    """So it is with the client for asyncio."""
+    async with AsyncClient(mortal.target, timeout=DEADLINE_SECONDS) as client:
+        session = await client.create_session(LONG, resume_within=LONG)
+        async with session.scheduler() as scheduler:
+            mortal.kill()
+            waiting = [asyncio.ensure_future(call) for call in (session.allocate_blocks(1), scheduler.step())]
+            await asyncio.to_thread(until, lambda: session._lease.is_suspended, "the session to be suspended")  # noqa: SLF001
+
+            await session.close()
+
+            async with asyncio.timeout(DEADLINE_SECONDS / 2):
+                for call in waiting:
+                    with pytest.raises(SessionNotFoundError):
+                        await call
+        mortal.start()
 
 
 def test_another_session_in_place_of_a_lost_one(mortal: Server) -> None:
