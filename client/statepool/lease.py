@@ -41,12 +41,18 @@ SessionT = TypeVar("SessionT")
 
 
 def tell(owner: Callable[[News], object] | None, news: News, name: str) -> None:
-    """Calls an owner's callback, if there is one; what it raises is logged by the name and goes no further."""
+    """Calls an owner's callback, if there is one; what it raises is logged by the name and goes no further.
+
+    So is an attempt to end the process, which would end the thread alone that keeps all sessions alive; but not the
+    interrupt of who sits at the terminal.
+    """
     if owner is None:
         return
     try:
         owner(news)
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         log.exception("%s failed", name)
 
 
