@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from statepool.clock import now
 from statepool.errors import (
+    DeadlineExceededError,
     IncarnationMismatchError,
+    OwnerKeyInUseError,
+    ResourceExhaustedError,
     SessionExpiredError,
     SessionFencedError,
     SessionNotFoundError,
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 LOSING_ERRORS = (SessionNotFoundError, SessionExpiredError, SessionFencedError, IncarnationMismatchError)
 """Errors after which no call of the session can ever succeed."""
 
+PASSING_ERRORS = (UnavailableError, DeadlineExceededError, OwnerKeyInUseError, ResourceExhaustedError)
+"""Errors after which a session may be opened in place of a lost one a little later."""
+
 RENEWALS_PER_TTL = 3
 """A lease is renewed when a third of it has passed, so that it outlives two lost renewals."""
 
@@ -35,12 +41,18 @@ SessionT = TypeVar("SessionT")
 
 
 def tell(owner: Callable[[News], object] | None, news: News, name: str) -> None:
-    """Calls an owner's callback, if there is one; what it raises is logged by the name and goes no further."""
+    """Calls an owner's callback, if there is one; what it raises is logged by the name and goes no further.
+
+    So is an attempt to end the process, which would end the thread alone that keeps all sessions alive; but not the
+    interrupt of who sits at the terminal.
+    """
     if owner is None:
         return
     try:
         owner(news)
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         log.exception("%s failed", name)
 
 
@@ -69,6 +81,11 @@ class Terms(Generic[SessionT]):
     def asks_for_another(self, error: StatepoolError) -> bool:
         """Tells whether a session that was lost is to be replaced: not if another owner has it."""
         return self.on_recreated is not None and not isinstance(error, SessionFencedError)
+
+    @property
+    def of_successor(self) -> Terms[SessionT]:
+        """The same, for the session that is opened in place of one that was lost: a living owner keeps his."""
+        return replace(self, take_over=False)
 
 
 class Lease:
@@ -135,7 +152,7 @@ class Lease:
 
     @contextmanager
     def watched(self, listener: Callable[[], object]) -> Iterator[None]:
-        """Has somebody told, on any thread, whenever it was renewed or lost."""
+        """Has somebody told, on any thread, whenever it was renewed, lost or given back."""
         self.listen(listener)
         try:
             yield
@@ -143,7 +160,7 @@ class Lease:
             self.forget(listener)
 
     def listen(self, listener: Callable[[], object]) -> None:
-        """Has somebody told, on any thread, whenever it was renewed or lost, until `forget`."""
+        """Has somebody told, on any thread, whenever it was renewed, lost or given back, until `forget`."""
         self._listeners.append(listener)
 
     def forget(self, listener: Callable[[], object]) -> None:
@@ -151,11 +168,9 @@ class Lease:
         self._listeners = [other for other in self._listeners if other != listener]
 
     def changed(self) -> None:
-        """Tells those who listen that it was renewed, or lost, and its owner if it was lost."""
+        """Tells those who listen that it was renewed, lost or given back."""
         for listener in self._listeners:
             listener()
-        if self.error is not None:
-            tell(self.on_lost, self.error, f"on_lost of session {self.opened.ref.session_id}")
 
 
 def suspended_error(lease: Lease) -> UnavailableError:

@@ -16,7 +16,7 @@ from statepool.errors import (
     StatepoolError,
     UnavailableError,
 )
-from statepool.lease import LOSING_ERRORS, Lease
+from statepool.lease import LOSING_ERRORS, Lease, tell
 
 _forks = 0
 """Forks that lie between this process and the one that began as this program: quicker to tell than the process id."""
@@ -71,7 +71,8 @@ class Leases:
                 return False
             self._live.discard(lease)
             lease.error = SessionNotFoundError("the session is closed")
-            return True
+        lease.changed()
+        return True
 
     def check(self, lease: Lease | None) -> None:
         """Proves that a lease is not lost.
@@ -107,6 +108,7 @@ class Leases:
                 lease.error = error
         for lease in lost:
             lease.changed()
+            tell(lease.on_lost, error, f"on_lost of session {lease.opened.ref.session_id}")
 
     def failed(self, lease: Lease | None, error: StatepoolError) -> StatepoolError:
         """Takes note of a failed call; the lease that it needed may be lost by it, or suspended.

@@ -106,6 +106,11 @@ class Attempts:
         self._backoff = Backoff()
 
     @property
+    def is_repeated(self) -> bool:
+        """Whether the attempt under way is not the first."""
+        return self._made > 0
+
+    @property
     def left(self) -> float:
         """Seconds to the deadline."""
         return self.deadline - time.monotonic()

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
+from statepool.errors import StatepoolError
 from statepool.lease import Lease
 from statepool.v1 import admin_pb2, block_pb2, pool_pb2, sequence_pb2, session_pb2, transfer_pb2
 from statepool.v1.types_pb2 import SessionRef
@@ -61,10 +62,15 @@ class Rpc(Generic[Request, ResponseMessage]):
         return self.path, self.request_type.SerializeToString, self.response_type.FromString
 
     def call(
-        self, request: Request, parse: Callable[[ResponseMessage], Result], *, extra_seconds: float = 0.0
+        self,
+        request: Request,
+        parse: Callable[[ResponseMessage], Result],
+        *,
+        extra_seconds: float = 0.0,
+        gone: type[StatepoolError] | None = None,
     ) -> "Call[Result]":
         """Builds a unary call."""
-        return Call(self, request, parse, extra_seconds)
+        return Call(self, request, parse, extra_seconds, gone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,8 @@ class Call(Generic[Result_co]):
     """Reads the response."""
     extra_seconds: float
     """What the server may take by request on top of the caller's timeout."""
+    gone: type[StatepoolError] | None
+    """What a server that does not know repeated requests says when an attempt before has ended what was to be ended."""
 
     def under(self, lease: Lease | None) -> Message:
         """Gives what is to be sent now: the same as before, but for the incarnation if a session was resumed since."""
@@ -86,6 +94,14 @@ class Call(Generic[Result_co]):
             session: SessionRef = self.request.session  # type: ignore[attr-defined]
             session.incarnation = lease.opened.ref.incarnation
         return self.request
+
+    def was_done(self, error: StatepoolError) -> bool:
+        """Tells whether an attempt that was repeated and has failed says that one before it has done everything."""
+        return self.gone is not None and isinstance(error, self.gone)
+
+    def unheard(self) -> Result_co:
+        """Gives the result of a call that was done and whose response was lost: one that counts nothing."""
+        return self.parse(self.rpc.response_type())
 
 
 _POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from service.proxy import between
 from service.servers import DEADLINE_SECONDS, Server, Servers, until
 from statepool import (
     AttachmentNotFoundError,
@@ -85,6 +86,17 @@ def test_a_token_is_good_once(client: Client) -> None:
     assert client.list_attachments() == []
     with pytest.raises(AttachmentNotFoundError):
         client.detach_pool(attached.attachment_id, attached.token)
+
+
+def test_detaching_whose_answer_is_lost(server: Server, client: Client, tmp_path: Path) -> None:
+    """It is sent again and has succeeded."""
+    attached = take_up(client, client.attach_pool())
+    with between(tmp_path, server.socket) as proxy, Client(proxy.target, timeout=DEADLINE_SECONDS) as cut_off:
+        assert len(cut_off.list_attachments()) == 1
+
+        with proxy.losing_answers(lambda: client.list_attachments() == []):
+            assert cut_off.detach_pool(attached.attachment_id, attached.token) == 0
+    assert not attached.detach()
 
 
 def test_a_token_grows_old(servers: Servers) -> None:

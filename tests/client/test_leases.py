@@ -1,6 +1,8 @@
 """Guarantee: a lease is renewed in time, and once it cannot be relied on it is lost, once, with one error."""
 
 import math
+import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -225,11 +227,14 @@ def test_a_lease_given_back_is_not_lost() -> None:
         leases.check(lease)
 
 
-def test_an_owner_that_fails_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    """An exception in on_lost is logged, and the other owners are told all the same."""
+@pytest.mark.parametrize("owner", [lambda _: 1 / 0, sys.exit])
+def test_an_owner_that_fails_disturbs_nobody(
+    caplog: pytest.LogCaptureFixture, owner: Callable[[StatepoolError], object]
+) -> None:
+    """What on_lost raises is logged, and the other owners are told all the same, by a thread that lives on."""
     leases = Leases()
     first, _ = _lease(leases, 1)
-    first.on_lost = lambda _: 1 / 0
+    first.on_lost = owner
     second, told = _lease(leases, 2)
 
     leases.lose([first, second], SessionExpiredError("x"))

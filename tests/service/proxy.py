@@ -5,8 +5,10 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from service.servers import DEADLINE_SECONDS, until
 
 _CHUNK_BYTES = 65536
 _REMEMBERED = 8
@@ -75,6 +77,21 @@ class Proxy:
         """Passes nothing on that the server says, for a while."""
         self._held_until = time.monotonic() + seconds
 
+    @contextlib.contextmanager
+    def losing_answers(self, is_enough: Callable[[], bool]) -> Iterator[None]:
+        """Passes nothing on that the server says until a condition holds, and then breaks every connection."""
+        self.hold_answers(DEADLINE_SECONDS)
+
+        def lose() -> None:
+            until(is_enough, "the server to do what nobody hears of")
+            self.hold_answers(0.0)
+            self.cut()
+
+        losing = threading.Thread(target=lose)
+        losing.start()
+        yield
+        losing.join()
+
     def close(self) -> None:
         """Breaks every connection, and takes no more."""
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -105,8 +122,8 @@ class Proxy:
             while data := source.recv(_CHUNK_BYTES):
                 if said is not None and len(said) < _MOST_BYTES:
                     said += data
-                until = self._stalled_until if said is not None else max(self._stalled_until, self._held_until)
-                time.sleep(max(0.0, until - time.monotonic()))
+                goes_on_at = self._stalled_until if said is not None else max(self._stalled_until, self._held_until)
+                time.sleep(max(0.0, goes_on_at - time.monotonic()))
                 sink.sendall(data)
         except OSError:
             pass

@@ -11,6 +11,7 @@ import xxhash
 from service.servers import DEADLINE_SECONDS, Server, until
 from statepool.channel import error_of_rpc
 from statepool.errors import StatepoolError
+from statepool.handle import SessionHandle
 from statepool.refs import BlockRefs
 from statepool.sync.session import Session
 from statepool.v1 import (
@@ -41,7 +42,7 @@ class Stubs:
         self.transfers = transfer_pb2_grpc.TransferServiceStub(channel)
 
 
-def ref_of(session: Session) -> types_pb2.SessionRef:
+def ref_of(session: SessionHandle) -> types_pb2.SessionRef:
     """Writes what proves that a call comes from a session's owner."""
     return types_pb2.SessionRef(session_id=session.session_id, epoch=session.epoch, incarnation=session.incarnation)
 

@@ -4,13 +4,16 @@ import asyncio
 import queue
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from service.conftest import plain_stubs
 from service.proxy import Proxy
+from service.raw import Stubs, ref_of
 from service.servers import BLOCK_TOKENS, CAPACITY, DEADLINE_SECONDS, Server, Servers, until
 from statepool import (
     Admission,
@@ -22,9 +25,11 @@ from statepool import (
     Schedules,
     Session,
     SessionFencedError,
+    SessionNotFoundError,
     StatepoolError,
     UnavailableError,
 )
+from statepool.v1.session_pb2 import DeleteSessionRequest
 
 LONG, SHORT = 60.0, 2.0
 
@@ -52,6 +57,12 @@ def restart(server: Server) -> None:
     """Kills a server and starts it again, in a while."""
     server.kill()
     threading.Timer(0.2, server.start).start()
+
+
+def refused(client: Client | AsyncClient) -> None:
+    """Waits until a client that opens a session in place of another has been refused it."""
+    calls = client.stats.calls
+    until(lambda: client.stats.calls >= calls + 2, "another attempt after one that was refused")
 
 
 def test_a_restart_loses_a_session(mortal: Server) -> None:
@@ -116,6 +127,42 @@ def test_calls_wait_within_their_deadline(mortal: Server) -> None:
         session.close()
 
 
+def test_whoever_waits_for_a_session_that_is_closed(mortal: Server) -> None:
+    """Is told at once: nobody renews it any more."""
+    with ThreadPoolExecutor(2) as executor, mortal.client() as client:
+        session = client.create_session(LONG, resume_within=LONG)
+        with session.scheduler() as scheduler:
+            mortal.kill()
+            calls = client.stats.calls
+            waiting: list[Future[Any]] = [executor.submit(session.allocate_blocks, 1), executor.submit(scheduler.step)]
+            until(lambda: client.stats.calls > calls and session._lease.is_suspended, "the call to be made")  # noqa: SLF001
+
+            session.close()
+
+            for call in waiting:
+                with pytest.raises(SessionNotFoundError):
+                    call.result(DEADLINE_SECONDS / 2)
+        mortal.start()
+
+
+async def test_whoever_waits_for_a_session_that_is_closed_async(mortal: Server) -> None:
+    """So it is with the client for asyncio."""
+    async with AsyncClient(mortal.target, timeout=DEADLINE_SECONDS) as client:
+        session = await client.create_session(LONG, resume_within=LONG)
+        async with session.scheduler() as scheduler:
+            mortal.kill()
+            waiting = [asyncio.ensure_future(call) for call in (session.allocate_blocks(1), scheduler.step())]
+            await asyncio.to_thread(until, lambda: session._lease.is_suspended, "the session to be suspended")  # noqa: SLF001
+
+            await session.close()
+
+            async with asyncio.timeout(DEADLINE_SECONDS / 2):
+                for call in waiting:
+                    with pytest.raises(SessionNotFoundError):
+                        await call
+        mortal.start()
+
+
 def test_another_session_in_place_of_a_lost_one(mortal: Server) -> None:
     """It has the same terms, nothing of the former one's, and is replaced in turn."""
     opened: queue.Queue[Session] = queue.Queue()
@@ -165,6 +212,75 @@ def test_a_session_that_was_taken_over_is_not_replaced(server: Server, client: C
             assert former.stats.lost_sessions == 1
             assert opened.empty()
     assert losses.told == ["SESSION_FENCED"]
+
+
+def test_a_successor_takes_nothing_from_a_living_owner(server: Server, client: Client, stubs: Stubs) -> None:
+    """It waits for the owner key, also where the lost session was opened by a take-over."""
+    opened: queue.Queue[Session] = queue.Queue()
+    with server.client() as former:
+        lost = former.create_session(LONG, owner_key="one", take_over=True, on_recreated=opened.put)
+        stubs.sessions.DeleteSession(DeleteSessionRequest(session=ref_of(lost)))
+        with client.create_session(LONG, owner_key="one") as session:
+            with pytest.raises(SessionNotFoundError):
+                lost.allocate_blocks(1)
+            refused(former)
+
+            session.allocate_blocks(1)
+
+        assert not opened.get(timeout=DEADLINE_SECONDS).taken_over
+
+
+async def test_a_successor_takes_nothing_from_a_living_owner_async(
+    server: Server, client: Client, stubs: Stubs
+) -> None:
+    """The client for asyncio does the same."""
+    opened: asyncio.Queue[AsyncSession] = asyncio.Queue()
+    async with AsyncClient(server.target, timeout=DEADLINE_SECONDS) as former:
+        lost = await former.create_session(LONG, owner_key="one", take_over=True, on_recreated=opened.put_nowait)
+        stubs.sessions.DeleteSession(DeleteSessionRequest(session=ref_of(lost)))
+        with client.create_session(LONG, owner_key="one") as session:
+            with pytest.raises(SessionNotFoundError):
+                await lost.allocate_blocks(1)
+            await asyncio.to_thread(refused, former)
+
+            session.allocate_blocks(1)
+
+        successor = await asyncio.wait_for(opened.get(), DEADLINE_SECONDS)
+        assert not successor.taken_over
+        await successor.close()
+
+
+def test_a_successor_waits_for_room(tight: Server) -> None:
+    """A server that holds as many sessions as it may is asked again."""
+    opened: queue.Queue[Session] = queue.Queue()
+    with tight.client() as former, tight.client() as others, plain_stubs(tight) as stubs:
+        lost = former.create_session(LONG, on_recreated=opened.put)
+        stubs.sessions.DeleteSession(DeleteSessionRequest(session=ref_of(lost)))
+        first, *_ = [others.create_session(LONG) for _ in range(3)]
+        with pytest.raises(SessionNotFoundError):
+            lost.allocate_blocks(1)
+        refused(former)
+
+        first.close()
+
+        assert opened.get(timeout=DEADLINE_SECONDS).error is None
+
+
+async def test_a_successor_waits_for_room_async(tight: Server) -> None:
+    """The client for asyncio does the same."""
+    opened: asyncio.Queue[AsyncSession] = asyncio.Queue()
+    async with AsyncClient(tight.target, timeout=DEADLINE_SECONDS) as former:
+        with tight.client() as others, plain_stubs(tight) as stubs:
+            lost = await former.create_session(LONG, on_recreated=opened.put_nowait)
+            stubs.sessions.DeleteSession(DeleteSessionRequest(session=ref_of(lost)))
+            first, *_ = [others.create_session(LONG) for _ in range(3)]
+            with pytest.raises(SessionNotFoundError):
+                await lost.allocate_blocks(1)
+            await asyncio.to_thread(refused, former)
+
+            first.close()
+
+            assert (await asyncio.wait_for(opened.get(), DEADLINE_SECONDS)).error is None
 
 
 def test_a_server_out_of_reach(server: Server, client: Client, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from statepool_server.service.sequence_service import LAST_ID
 
 STEPS = 24
 IDS = [1, 2, 3]
+MANY_HASHES = [b"%032d" % number for number in range(60_000)]
+"""More than a connection takes at once."""
 
 
 @pytest.fixture
@@ -116,21 +118,45 @@ async def test_given_up_send_is_asked_again(server: Server, client: Client) -> N
         assert computed(client, session.session_id) == [0]
 
 
-@pytest.mark.parametrize("hashes", [0, 60_000], ids=["small", "more than a connection takes at once"])
-async def test_server_that_stands_still(servers: Servers, hashes: int) -> None:
+async def test_a_send_that_is_given_up_while_another_task_receives(servers: Servers) -> None:
+    """The one who receives goes on over another stream: nobody has cancelled him, and nobody has closed anything."""
+    server = servers.start().wait_until_ready()
+    async with (
+        AsyncClient(server.target, timeout=DEADLINE_SECONDS) as aio,
+        await aio.create_session(60.0) as session,
+        session.scheduler() as scheduler,
+    ):
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            await scheduler.send()
+            receiving = asyncio.ensure_future(scheduler.receive())
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await scheduler.send(admit=[Admission(1, 2**20, MANY_HASHES)])
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+
+        assert (await receiving).step == 1
+        assert (await scheduler.receive()).step == 2
+
+
+@pytest.mark.parametrize("hashes", [[], MANY_HASHES], ids=["small", "more than a connection takes at once"])
+async def test_server_that_stands_still(servers: Servers, hashes: list[bytes]) -> None:
     """A step's deadline holds whether its message was written or not; it is received when the server goes on."""
     server = servers.start().wait_until_ready()
-    async with AsyncClient(server.target, timeout=DEADLINE_SECONDS) as aio, await aio.create_session(60.0) as session:
-        prefixes = [b"%032d" % number for number in range(hashes)]
-        async with session.scheduler() as scheduler:
-            server.process.send_signal(signal.SIGSTOP)
-            try:
-                with pytest.raises(DeadlineExceededError):
-                    await scheduler.step(admit=[Admission(1, 2**20, prefixes)], timeout=0.2)
-            finally:
-                server.process.send_signal(signal.SIGCONT)
+    async with (
+        AsyncClient(server.target, timeout=DEADLINE_SECONDS) as aio,
+        await aio.create_session(60.0) as session,
+        session.scheduler() as scheduler,
+    ):
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(DeadlineExceededError):
+                await scheduler.step(admit=[Admission(1, 2**20, hashes)], timeout=0.2)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
 
-            assert (await scheduler.receive()).step == 1
+        assert (await scheduler.receive()).step == 1
 
 
 def test_refused_step_and_the_one_after_it(session: Session, server: Server) -> None:

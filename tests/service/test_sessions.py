@@ -3,6 +3,7 @@
 import threading
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from service.conftest import plain_stubs
+from service.proxy import between
 from service.raw import Stubs, ref_of, refs, refusal_of
 from service.servers import CAPACITY, DEADLINE_SECONDS, Server, until
 from statepool import (
+    AsyncClient,
     BadFieldError,
     Client,
     GenerationStaleError,
@@ -84,6 +88,34 @@ def test_delete_releases_every_reference(client: Client) -> None:
         client.get_session(session.session_id)
     with pytest.raises(SessionNotFoundError):
         session.allocate_blocks(1)
+
+
+def test_delete_whose_answer_is_lost(server: Server, client: Client, tmp_path: Path) -> None:
+    """It is sent again and has succeeded."""
+    with between(tmp_path, server.socket) as proxy, Client(proxy.target, timeout=DEADLINE_SECONDS) as cut_off:
+        session = cut_off.create_session(30.0)
+        session.allocate_blocks(3)
+
+        with proxy.losing_answers(lambda: _reason(client, session.session_id) != ""):
+            released = session.delete()
+
+        assert released == 0
+        assert cut_off.stats.retries == 1
+
+
+async def test_delete_whose_answer_is_lost_async(server: Server, client: Client, tmp_path: Path) -> None:
+    """So it is with the client for asyncio; a session that was not there before is not found."""
+    with between(tmp_path, server.socket) as proxy:
+        async with AsyncClient(proxy.target, timeout=DEADLINE_SECONDS) as cut_off:
+            session, gone = await cut_off.create_session(30.0), await cut_off.create_session(30.0)
+
+            with proxy.losing_answers(lambda: _reason(client, session.session_id) != ""):
+                assert await session.delete() == 0
+
+            with plain_stubs(server) as stubs:
+                stubs.sessions.DeleteSession(pb.DeleteSessionRequest(session=ref_of(gone)))
+            with pytest.raises(SessionNotFoundError):
+                await gone.delete()
 
 
 def test_unknown_session_is_not_found(client: Client) -> None:

@@ -16,6 +16,7 @@ from statepool import (
     Admission,
     AsyncClient,
     AsyncSession,
+    BlockRefs,
     Client,
     Commits,
     DeadlineExceededError,
@@ -168,6 +169,47 @@ async def test_a_task_that_is_cancelled_while_a_call_is_on_its_way(
 
             assert not list(here.list_transfers())
             assert here.get_pool().usage.held_blocks == held
+
+
+def test_a_reference_that_cannot_be_given_back(
+    here: Client, lender: Session, taker: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was looked up and lent is lent no longer where giving the reference back fails."""
+    blocks = lender.allocate_blocks(1)
+    lender.commit_blocks(blocks, prefix_hashes=[b"a"], boundary_tokens=[16], written_through_tokens=[16])
+
+    def fails(*_: object, **__: object) -> None:
+        raise DeadlineExceededError("too late")
+
+    monkeypatch.setattr(lender, "free_blocks", fails)
+    with pytest.raises(DeadlineExceededError):
+        move(Prefix([b"a"]), source=lender, destination=taker)
+
+    assert not list(here.list_transfers())
+
+
+async def test_a_task_that_is_cancelled_while_a_reference_is_given_back(
+    here: Client, there: Client, source: Server, destination: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was looked up is free again then, and lent no longer."""
+    async with AsyncClient(source.target) as near, AsyncClient(destination.target) as far:
+        owner, other = await near.create_session(LONG), await far.create_session(LONG)
+        blocks = await owner.allocate_blocks(1)
+        await owner.commit_blocks(blocks, prefix_hashes=[b"a"], boundary_tokens=[16], written_through_tokens=[16])
+        await owner.free_blocks(blocks)
+        free = owner.free_blocks
+
+        async def cancelled(blocks: BlockRefs, **rest: float) -> None:
+            moving.cancel()
+            await free(blocks, **rest)
+
+        monkeypatch.setattr(owner, "free_blocks", cancelled)
+        moving = asyncio.create_task(move_async(Prefix([b"a"]), source=owner, destination=other))
+        with pytest.raises(asyncio.CancelledError):
+            await moving
+
+        assert not list(here.list_transfers())
+        until(lambda: here.get_pool().usage.held_blocks == 0, "the reference to be given back")
 
 
 def _gave(client: Client, held: int) -> bool:

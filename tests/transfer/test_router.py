@@ -1,8 +1,9 @@
 """Guarantee: a router that cannot serve a request, or is told not to, holds nothing of it on any server."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
@@ -65,3 +66,27 @@ async def test_a_request_that_is_cancelled(engines: list[Engine]) -> None:
             await serving
 
         assert [await _held(engine) for engine in engines] == [0, 0]
+
+
+class _Interrupted(Engine):
+    """An engine to which something happens when it is told to release a sequence."""
+
+    interrupt: Callable[[], object]
+
+    async def release(self, sequence_id: int) -> None:
+        """Finishes a sequence."""
+        self.interrupt()
+        await super().release(sequence_id)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failing"])
+async def test_a_state_that_has_moved_and_is_not_decoded(engines: list[Engine], how: str) -> None:
+    """Its block is free again where the request is cancelled, or the first worker fails, before a worker owns it."""
+    first = _Interrupted(engines[0].session)
+    serving = asyncio.create_task(Router([first], engines[1:]).serve(Request(1, [1] * 10, [])))
+    first.interrupt = serving.cancel if how == "cancelled" else partial(int, "nothing")
+
+    with pytest.raises(asyncio.CancelledError if how == "cancelled" else ValueError):
+        await serving
+
+    assert await _held(engines[1]) == 0

@@ -59,8 +59,11 @@ class AsyncEndpoint:
 
         See `Endpoint.pull_blocks`.
         """
-        reader = await self._transfer_reader(transfer, tp_rank, block_index, offset, block_count, layout_fingerprint)
-        async with aclosing(self._transport.pull(reader, reader.accept, timeout)) as chunks:
+        deadline = self._transport.deadline(timeout)
+        reader = await self._transfer_reader(
+            transfer, tp_rank, block_index, offset, block_count, layout_fingerprint, deadline
+        )
+        async with aclosing(self._transport.pull(reader, reader.accept, deadline)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -79,8 +82,11 @@ class AsyncEndpoint:
 
         See `Endpoint.pull_unchecked`.
         """
-        reader = await self._transfer_reader(transfer, tp_rank, block_index, offset, block_count, layout_fingerprint)
-        async with aclosing(self._transport.pull(reader, reader.follow, timeout)) as chunks:
+        deadline = self._transport.deadline(timeout)
+        reader = await self._transfer_reader(
+            transfer, tp_rank, block_index, offset, block_count, layout_fingerprint, deadline
+        )
+        async with aclosing(self._transport.pull(reader, reader.follow, deadline)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -110,6 +116,7 @@ class AsyncEndpoint:
         offset: int,
         block_count: int | None,
         layout_fingerprint: str,
+        deadline: float,
     ) -> calls.transfers.TransferReader:
         return calls.transfers.TransferReader(
             transfer,
@@ -118,5 +125,5 @@ class AsyncEndpoint:
             offset=offset,
             block_count=block_count,
             layout_fingerprint=layout_fingerprint,
-            image_bytes=(await self._transport.pool()).layout.block.image_bytes,
+            image_bytes=(await self._transport.pool(deadline)).layout.block.image_bytes,
         )

@@ -13,8 +13,8 @@ from statepool.aio.session import AsyncSession
 from statepool.aio.transport import AsyncTransport
 from statepool.backoff import Backoff
 from statepool.clock import now
-from statepool.errors import DeadlineExceededError, OwnerKeyInUseError, StatepoolError, UnavailableError
-from statepool.lease import Lease, Terms, log, tell
+from statepool.errors import StatepoolError
+from statepool.lease import PASSING_ERRORS, Lease, Terms, log, tell
 
 
 class AsyncOpener:
@@ -49,7 +49,7 @@ class AsyncOpener:
         if terms.on_lost is not None:
             tell(partial(terms.on_lost, session), error, name)
         if terms.asks_for_another(error):
-            task = asyncio.create_task(self._recreate(terms), name="statepool-recreate")
+            task = asyncio.create_task(self._recreate(terms.of_successor), name="statepool-recreate")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -58,7 +58,7 @@ class AsyncOpener:
         while not self._transport.is_closed:
             try:
                 session = await self.open(terms, None)
-            except (UnavailableError, DeadlineExceededError, OwnerKeyInUseError):
+            except PASSING_ERRORS:
                 await asyncio.sleep(backoff.broke())
             except RuntimeError:  # the client was closed meanwhile
                 return

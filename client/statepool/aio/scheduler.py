@@ -17,7 +17,7 @@ from statepool.aio.alarm import Alarm
 from statepool.aio.ending import Ending
 from statepool.aio.transport import AsyncTransport, ScheduleStream
 from statepool.channel import error_of_cut_rpc
-from statepool.errors import CancelledError, UnavailableError
+from statepool.errors import UnavailableError
 from statepool.handle import SchedulerHandle
 from statepool.lease import Lease, suspended_error
 from statepool.sequences import Admission, Commits, Execution, Notice, Schedules
@@ -151,6 +151,10 @@ class AsyncScheduler(SchedulerHandle):
             stream, ending = await self._reopen()
         try:
             response = await stream.read()
+        except asyncio.CancelledError:
+            if not self._is_given_up(stream):
+                raise
+            return
         except grpc.RpcError as error:
             self._stream = None
             self._broke(error_of_cut_rpc(ending.error(error)))
@@ -183,22 +187,27 @@ class AsyncScheduler(SchedulerHandle):
             await stream.write(request)
         except (grpc.RpcError, asyncio.InvalidStateError):
             return
+        except asyncio.CancelledError:
+            if not self._is_given_up(stream):
+                raise
+
+    def _is_given_up(self, stream: ScheduleStream) -> bool:
+        """Tells whether what was cancelled is a stream, by another task that has given it up, and not this task."""
+        return self._stream is not stream and not _is_cancelled()
 
     async def _within(self, alarm: Alarm, timeout: float | None, operation: Coroutine[None, None, T]) -> T:
         """Awaits what reads or writes; to give that up ends a stream of grpc.aio, so that another is to be opened."""
         try:
-            return await alarm.within(time.monotonic() + self._transport.seconds(timeout), operation)
+            return await alarm.within(self._transport.deadline(timeout), operation)
         except TimeoutError:
             self._abandon()
             self._check()
             raise (suspended_error(self._lease) if self._lease.is_suspended else self._late()) from None
         except asyncio.CancelledError:
             self._abandon()
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            self._check()
-            raise CancelledError("the client was closed") from None  # what grpc.aio makes of it
+            if not _is_cancelled():
+                self._check()  # grpc.aio makes it of a client that was closed
+            raise
 
     def _abandon(self) -> None:
         if self._stream is not None:
@@ -223,3 +232,9 @@ class AsyncScheduler(SchedulerHandle):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _is_cancelled() -> bool:
+    """Tells whether somebody has cancelled the running task."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

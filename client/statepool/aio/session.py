@@ -122,11 +122,12 @@ class AsyncSession(AsyncBlockStreams):
 
     async def receive_transfer(self, transfer: Transfer, *, source: str, timeout: float | None = None) -> Received:
         """Has the server pull the states of a transfer into blocks of its own; see `Session.receive_transfer`."""
-        pool = await self._transport.pool()
+        deadline = self._transport.deadline(timeout)
+        pool = await self._transport.pool(deadline)
         nbytes = transfer.block_count * pool.layout.block.image_bytes * len(pool.tp_ranks)
         extra_seconds = calls.images.stream_seconds(nbytes)
         call = calls.transfers.receive_transfer(self._ref, transfer, source, extra_seconds)
-        return await self._transport.execute(call, timeout, self._lease)
+        return await self._transport.execute(call, deadline - time.monotonic(), self._lease)
 
     def scheduler(
         self, *, execution: Execution = Execution.SERVER, on_notice: Callable[[Notice], object] | None = None
@@ -163,9 +164,10 @@ class AsyncSession(AsyncBlockStreams):
 
     async def delete(self, *, timeout: float | None = None) -> int:
         """Ends the session; whatever comes of it, the handle is closed; see `Session.delete`."""
-        await self._transport.hold(self._lease, time.monotonic() + self._transport.seconds(timeout))
+        deadline = self._transport.deadline(timeout)
+        await self._transport.hold(self._lease, deadline)
         self._transport.leases.give_back(self._lease)
-        return await self._transport.execute(calls.sessions.delete_session(self._ref), timeout)
+        return await self._transport.execute(calls.sessions.delete_session(self._ref), deadline - time.monotonic())
 
     async def close(self) -> None:
         """Ends the session as well as it can, within a second: an unreachable server ends the lease by itself.

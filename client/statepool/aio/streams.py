@@ -41,8 +41,9 @@ class AsyncBlockStreams(SessionHandle, AsyncEndpoint):
 
         See `Session.read_blocks`.
         """
-        reader = await self._reader(blocks, offset, length, rank_index)
-        async with aclosing(self._transport.read(reader, timeout, self._lease)) as chunks:
+        deadline = self._transport.deadline(timeout)
+        reader = await self._reader(blocks, offset, length, rank_index, deadline)
+        async with aclosing(self._transport.read(reader, deadline, self._lease)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -56,9 +57,10 @@ class AsyncBlockStreams(SessionHandle, AsyncEndpoint):
         timeout: float | None = None,
     ) -> Images:
         """Reads block images into one array; arguments and errors as `read_blocks`; see `Session.read_images`."""
-        reader = await self._reader(blocks, offset, length, rank_index)
+        deadline = self._transport.deadline(timeout)
+        reader = await self._reader(blocks, offset, length, rank_index, deadline)
         images = reader.new_images()
-        async for chunk in self._transport.read(reader, timeout, self._lease):
+        async for chunk in self._transport.read(reader, deadline, self._lease):
             reader.place(chunk, images)
         return images
 
@@ -73,8 +75,9 @@ class AsyncBlockStreams(SessionHandle, AsyncEndpoint):
         timeout: float | None = None,
     ) -> int:
         """Writes bytes of block images, in checked chunks; see `Session.write_blocks`."""
+        deadline = self._transport.deadline(timeout)
         images = calls.images.as_images(data, len(blocks))
-        max_chunk_bytes = (await self._transport.pool()).limits.max_chunk_bytes
+        max_chunk_bytes = (await self._transport.pool(deadline)).limits.max_chunk_bytes
         messages = partial(
             calls.images.write_messages,
             self._ref,
@@ -85,10 +88,12 @@ class AsyncBlockStreams(SessionHandle, AsyncEndpoint):
             layout_fingerprint=layout_fingerprint,
             max_chunk_bytes=max_chunk_bytes,
         )
-        return await self._transport.write(messages, timeout, calls.images.stream_seconds(images.nbytes), self._lease)
+        return await self._transport.write(messages, deadline, calls.images.stream_seconds(images.nbytes), self._lease)
 
-    async def _reader(self, blocks: BlockRefs, offset: int, length: int | None, rank_index: int) -> ImageReader:
-        image_bytes = (await self._transport.pool()).layout.block.image_bytes
+    async def _reader(
+        self, blocks: BlockRefs, offset: int, length: int | None, rank_index: int, deadline: float
+    ) -> ImageReader:
+        image_bytes = (await self._transport.pool(deadline)).layout.block.image_bytes
         return calls.images.ImageReader(
             self._ref, blocks, offset=offset, length=length, rank_index=rank_index, image_bytes=image_bytes
         )

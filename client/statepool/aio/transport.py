@@ -135,6 +135,10 @@ class AsyncTransport:
         """Tells how long a call may take whose caller has asked for a deadline, or for none."""
         return self.timeout if timeout is None else timeout
 
+    def deadline(self, timeout: float | None) -> float:
+        """Tells when a call that begins now must have ended, by `time.monotonic`."""
+        return time.monotonic() + self.seconds(timeout)
+
     async def execute(self, call: Call[T], timeout: float | None, lease: Lease | None = None) -> T:
         """Executes a call.
 
@@ -159,6 +163,8 @@ class AsyncTransport:
                 response = await method(call.under(lease), timeout=attempts.left, metadata=metadata)
             except grpc.RpcError as error:
                 failure = self.leases.failed(lease, error_of_cut_rpc(error))
+                if attempts.is_repeated and call.was_done(failure):
+                    return call.unheard()
                 pause = attempts.pause_after(failure, is_resumed=lease is not None and lease.is_suspended)
                 if pause is None:
                     raise failure from error
@@ -171,39 +177,39 @@ class AsyncTransport:
                 self.leases.check(lease)  # what a lost session was given is not its own any more
                 return call.parse(response)
 
-    async def read(self, reader: ImageReader, timeout: float | None, lease: Lease) -> AsyncGenerator[Chunk, None]:
+    async def read(self, reader: ImageReader, deadline: float, lease: Lease) -> AsyncGenerator[Chunk, None]:
         """Executes a ReadBlocks stream; it is cancelled when the iterator is closed early.
 
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
-        await self.hold(lease, time.monotonic() + self.seconds(timeout))
+        await self.hold(lease, deadline)
         reader.request.session.CopyFrom(lease.opened.ref)
-        images = self._images(rpc.READ_BLOCKS, reader, reader.accept, timeout, lease)
+        images = self._images(rpc.READ_BLOCKS, reader, reader.accept, deadline, lease)
         async with contextlib.aclosing(images) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def pull(
-        self, reader: TransferReader, take: Callable[[UncheckedChunk], C], timeout: float | None
+        self, reader: TransferReader, take: Callable[[UncheckedChunk], C], deadline: float
     ) -> AsyncGenerator[C, None]:
         """Executes a PullBlocks stream; it is cancelled when the iterator is closed early.
 
         Args:
             reader: What is to come.
             take: `TransferReader.accept`, or `TransferReader.follow`, which leaves the checksums to the caller.
-            timeout: Deadline in seconds.
+            deadline: When it must have ended, by `time.monotonic`, but for the time that the bytes need.
 
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
         self.check(None)
-        return self._images(rpc.PULL_BLOCKS, reader, take, timeout, None)
+        return self._images(rpc.PULL_BLOCKS, reader, take, deadline, None)
 
     async def write(
         self,
         messages: Callable[[], Iterator[block_pb2.WriteBlocksRequest]],
-        timeout: float | None,
+        deadline: float,
         extra_seconds: float,
         lease: Lease,
     ) -> int:
@@ -215,9 +221,9 @@ class AsyncTransport:
         Raises:
             StatepoolError: As `execute`.
         """
-        await self.hold(lease, time.monotonic() + self.seconds(timeout))
+        await self.hold(lease, deadline)
         method = self._open_channel().stream_unary(*rpc.WRITE_BLOCKS.stub)
-        attempts = Attempts(self._budget, self.seconds(timeout) + extra_seconds)
+        attempts = Attempts(self._budget, deadline - time.monotonic() + extra_seconds)
         with tracing.span_of(rpc.WRITE_BLOCKS, self._metadata) as metadata:
             while True:
                 call = method(messages(), timeout=attempts.left, metadata=metadata)
@@ -274,14 +280,17 @@ class AsyncTransport:
         """Opens a Schedule stream; it has no deadline, each step's has its scheduler."""
         return self._open_channel().stream_stream(*rpc.SCHEDULE.stub)(metadata=self._metadata)
 
-    async def pool(self) -> Pool:
+    async def pool(self, deadline: float) -> Pool:
         """Returns the pool as it was when first asked; its layout and limits last as long as the server process.
+
+        Args:
+            deadline: When to give up asking, by `time.monotonic`.
 
         Raises:
             StatepoolError: As `execute`.
         """
         if self._pool is None or self._pool.incarnation != self.leases.incarnation:
-            self._pool = await self.execute(calls.pool.get_pool(), None)
+            self._pool = await self.execute(calls.pool.get_pool(), deadline - time.monotonic())
         return self._pool
 
     async def release(self, lease: Lease) -> bool:
@@ -292,12 +301,13 @@ class AsyncTransport:
         """
         if self.leases.is_foreign() or self._closed:
             return True
+        deadline = time.monotonic() + RELEASE_SECONDS
         with contextlib.suppress(StatepoolError):
-            await self.hold(lease, time.monotonic() + RELEASE_SECONDS)
+            await self.hold(lease, deadline)
         if not self.leases.give_back(lease):
             return True
         try:
-            await self.execute(calls.sessions.delete_session(lease.opened.ref), RELEASE_SECONDS)
+            await self.execute(calls.sessions.delete_session(lease.opened.ref), deadline - time.monotonic())
         except LOSING_ERRORS:
             return True
         except StatepoolError as error:
@@ -325,14 +335,14 @@ class AsyncTransport:
         called: Rpc[Any, Any],
         reader: ImageReader | TransferReader,
         take: Callable[[UncheckedChunk], C],
-        timeout: float | None,
+        deadline: float,
         lease: Lease | None,
     ) -> AsyncGenerator[C, None]:
         """Executes a stream of images and checks that it is whole."""
         path, encode, _ = called.stub
         method = self._open_channel().unary_stream(path, encode, decode_chunk)
         with tracing.span_of(called, self._metadata) as metadata:
-            seconds = self.seconds(timeout) + reader.extra_seconds
+            seconds = deadline - time.monotonic() + reader.extra_seconds
             responses = method(reader.request, timeout=seconds, metadata=metadata)
             try:
                 async for response in responses:

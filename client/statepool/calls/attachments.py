@@ -2,6 +2,7 @@
 
 from statepool import rpc
 from statepool.descriptions import Attachment, AttachOffer
+from statepool.errors import AttachmentNotFoundError
 from statepool.rpc import Call
 from statepool.v1 import admin_pb2, pool_pb2
 
@@ -26,7 +27,7 @@ def attach_pool(
 def detach_pool(attachment_id: int, token: bytes) -> Call[int]:
     """Builds DetachPool; the result is the number of blocks that left quarantine."""
     request = pool_pb2.DetachPoolRequest(attachment_id=attachment_id, token=token)
-    return rpc.DETACH_POOL.call(request, lambda response: response.cleared_blocks)
+    return rpc.DETACH_POOL.call(request, lambda response: response.cleared_blocks, gone=AttachmentNotFoundError)
 
 
 def list_attachments() -> Call[list[Attachment]]:

@@ -6,6 +6,7 @@ from datetime import UTC
 from statepool import rpc
 from statepool.calls.fields import duration, new_request_id
 from statepool.descriptions import SessionInfo
+from statepool.errors import SessionNotFoundError
 from statepool.rpc import Call
 from statepool.v1 import session_pb2 as pb
 from statepool.v1 import types_pb2
@@ -57,9 +58,8 @@ def list_sessions(page_size: int, page_token: str) -> Call[tuple[tuple[SessionIn
 
 def delete_session(session: types_pb2.SessionRef) -> Call[int]:
     """Builds DeleteSession; the result is the number of references that were dropped."""
-    return rpc.DELETE_SESSION.call(
-        pb.DeleteSessionRequest(session=session), lambda response: response.released_references
-    )
+    request = pb.DeleteSessionRequest(session=session)
+    return rpc.DELETE_SESSION.call(request, lambda response: response.released_references, gone=SessionNotFoundError)
 
 
 def _opened(response: pb.CreateSessionResponse) -> Opened:

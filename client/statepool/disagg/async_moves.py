@@ -4,7 +4,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
@@ -43,12 +43,8 @@ async def move_async(
     """
     deadline = Deadline(timeout)
     transfer, num_tokens, prefix_hash = await _lend(state, source, deadline)
-    try:
+    async with _or_cancelled(transfer, source):
         blocks, carried = await _carry(transfer, source, destination, address or source.target, via, deadline)
-    except BaseException:
-        with contextlib.suppress(StatepoolError):
-            await asyncio.shield(source.cancel_transfer(transfer, timeout=RELEASE_SECONDS))
-        raise
     return Moved(blocks, num_tokens, prefix_hash, carried)
 
 
@@ -76,9 +72,23 @@ async def _lend(
         raise PrefixNotFoundError(f"none of {len(state.hashes)} prefixes is known at {source.target}")
     try:
         transfer = await lend(hit.block)
-    finally:
+    except BaseException:
+        await asyncio.shield(free(hit.block))
+        raise
+    async with _or_cancelled(transfer, source):
         await asyncio.shield(free(hit.block))
     return transfer, (hit.hash_index + 1) * block_tokens, hit.prefix_hash
+
+
+@contextlib.asynccontextmanager
+async def _or_cancelled(transfer: Transfer, source: AsyncSession) -> AsyncIterator[None]:
+    """Cancels a transfer where what is done inside fails, or its task is cancelled."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(StatepoolError):
+            await asyncio.shield(source.cancel_transfer(transfer, timeout=RELEASE_SECONDS))
+        raise
 
 
 async def _or_undone(call: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[object]]) -> T:

@@ -1,6 +1,8 @@
 """Moves with blocking calls; as many at a time as there are threads that make them."""
 
 import contextlib
+from collections.abc import Iterator
+from functools import partial
 
 from statepool.disagg.states import (
     NO_WAY,
@@ -54,12 +56,8 @@ def move(
     """
     deadline = Deadline(timeout)
     transfer, num_tokens, prefix_hash = _lend(state, source, deadline)
-    try:
+    with _or_cancelled(transfer, source):
         blocks, carried = _carry(transfer, source, destination, address or source.target, via, deadline)
-    except BaseException:
-        with contextlib.suppress(StatepoolError):
-            source.cancel_transfer(transfer, timeout=RELEASE_SECONDS)
-        raise
     return Moved(blocks, num_tokens, prefix_hash, carried)
 
 
@@ -75,11 +73,26 @@ def _lend(state: int | Prefix | BlockRefs, source: Session, deadline: Deadline) 
     hit = source.lookup_prefix(state.hashes, namespace=state.namespace, timeout=deadline.left)
     if hit is None:
         raise PrefixNotFoundError(f"none of {len(state.hashes)} prefixes is known at {source.target}")
+    free = partial(source.free_blocks, hit.block, timeout=RELEASE_SECONDS)
     try:
         transfer = source.create_transfer(hit.block, ttl=ttl, timeout=deadline.left)
-    finally:
-        source.free_blocks(hit.block, timeout=RELEASE_SECONDS)
+    except BaseException:
+        free()
+        raise
+    with _or_cancelled(transfer, source):
+        free()
     return transfer, (hit.hash_index + 1) * block_tokens, hit.prefix_hash
+
+
+@contextlib.contextmanager
+def _or_cancelled(transfer: Transfer, source: Session) -> Iterator[None]:
+    """Cancels a transfer where what is done inside fails."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(StatepoolError):
+            source.cancel_transfer(transfer, timeout=RELEASE_SECONDS)
+        raise
 
 
 def _carry(

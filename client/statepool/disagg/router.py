@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from statepool.errors import StatepoolError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from statepool.refs import BlockRefs
     from statepool.results import Hit
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -101,15 +102,18 @@ class Router(Generic[Result]):
         Raises:
             StatepoolError: A server or a move has failed.
         """
-        async with self._placed(request) as worker:
-            sequence_id = await worker.prefill(request)
-            try:
-                target = await self._roomiest()
-                state = await move_async(
-                    sequence_id, source=worker.session, destination=target.session, timeout=self._move_seconds
-                )
-            finally:
-                await asyncio.shield(worker.release(sequence_id))
+        async with AsyncExitStack() as undo:
+            async with self._placed(request) as worker:
+                sequence_id = await worker.prefill(request)
+                try:
+                    target = await self._roomiest()
+                    state = await move_async(
+                        sequence_id, source=worker.session, destination=target.session, timeout=self._move_seconds
+                    )
+                    undo.push_async_callback(_free, target.session, state.blocks)
+                finally:
+                    await asyncio.shield(worker.release(sequence_id))
+            undo.pop_all()
         return await target.decode(request, state)
 
     @asynccontextmanager
@@ -151,6 +155,12 @@ async def _give_back(session: AsyncSession, lookup: "asyncio.Future[Hit | None]"
         hit = await lookup
         if hit is not None:
             await session.free_blocks(hit.block, timeout=RELEASE_SECONDS)
+
+
+async def _free(session: AsyncSession, blocks: "BlockRefs") -> None:
+    """Frees blocks that nobody owns, as well as it can."""
+    with suppress(StatepoolError):
+        await asyncio.shield(session.free_blocks(blocks, timeout=RELEASE_SECONDS))
 
 
 async def _rooms(workers: "Sequence[PrefillWorker | DecodeWorker[Any]]") -> list[float]:

@@ -217,8 +217,8 @@ class Client(Endpoint):
             on_lost: Called once with the session and the reason if the lease is lost: from a background thread, or from
                 the thread whose call found out. It must not block.
             on_recreated: Called with another session of the same terms that is opened after this one was lost, unless
-                to a take-over, as soon as a server answers and nobody has the owner key; from a thread of its own.
-                None: none is. No block or sequence of the lost session is in it.
+                to a take-over, as soon as a server answers that has room and nobody has the owner key; from a thread of
+                its own. None: none is. No block or sequence of the lost session is in it.
             timeout: Deadline in seconds.
 
         Raises:
@@ -349,7 +349,7 @@ class Client(Endpoint):
             timeout: Deadline in seconds.
 
         Returns:
-            Blocks that left quarantine.
+            Blocks that left quarantine; 0 where it was sent again, since the answer was lost.
 
         Raises:
             AttachmentNotFoundError: It has ended already, or never was.

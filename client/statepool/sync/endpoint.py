@@ -80,8 +80,11 @@ class Endpoint:
             DataLossError: Bytes are wrong (`ChecksumMismatchError`) or missing.
             ValueError: block_count is not positive.
         """
-        reader = self._transfer_reader(transfer, tp_rank, block_index, offset, block_count, layout_fingerprint)
-        yield from self._transport.pull(reader, reader.accept, timeout)
+        deadline = self._transport.deadline(timeout)
+        reader = self._transfer_reader(
+            transfer, tp_rank, block_index, offset, block_count, layout_fingerprint, deadline
+        )
+        yield from self._transport.pull(reader, reader.accept, deadline)
 
     def pull_unchecked(
         self,
@@ -102,8 +105,11 @@ class Endpoint:
         Raises:
             StatepoolError: As `pull_blocks`, but for wrong bytes.
         """
-        reader = self._transfer_reader(transfer, tp_rank, block_index, offset, block_count, layout_fingerprint)
-        yield from self._transport.pull(reader, reader.follow, timeout)
+        deadline = self._transport.deadline(timeout)
+        reader = self._transfer_reader(
+            transfer, tp_rank, block_index, offset, block_count, layout_fingerprint, deadline
+        )
+        yield from self._transport.pull(reader, reader.follow, deadline)
 
     def describe_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> tuple[NixlEndpoint, BlockIds]:
         """Tells where the memory of lent states lies, for a server that reads it over NIXL.
@@ -152,6 +158,7 @@ class Endpoint:
         offset: int,
         block_count: int | None,
         layout_fingerprint: str,
+        deadline: float,
     ) -> calls.transfers.TransferReader:
         return calls.transfers.TransferReader(
             transfer,
@@ -160,5 +167,5 @@ class Endpoint:
             offset=offset,
             block_count=block_count,
             layout_fingerprint=layout_fingerprint,
-            image_bytes=self._transport.pool().layout.block.image_bytes,
+            image_bytes=self._transport.pool(deadline).layout.block.image_bytes,
         )

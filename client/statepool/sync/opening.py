@@ -9,8 +9,8 @@ from threading import Thread
 from statepool import calls
 from statepool.backoff import Backoff
 from statepool.clock import now
-from statepool.errors import DeadlineExceededError, OwnerKeyInUseError, StatepoolError, UnavailableError
-from statepool.lease import Lease, Terms, log, tell
+from statepool.errors import StatepoolError
+from statepool.lease import PASSING_ERRORS, Lease, Terms, log, tell
 from statepool.sync.keeper import Keeper
 from statepool.sync.session import Session
 from statepool.sync.transport import Transport
@@ -42,14 +42,14 @@ class Opener:
         if terms.on_lost is not None:
             tell(partial(terms.on_lost, session), error, name)
         if terms.asks_for_another(error):
-            Thread(target=self._recreate, args=(terms,), name="statepool-recreate", daemon=True).start()
+            Thread(target=self._recreate, args=(terms.of_successor,), name="statepool-recreate", daemon=True).start()
 
     def _recreate(self, terms: Terms[Session]) -> None:
         backoff = Backoff()
         while not self._transport.is_closed:
             try:
                 session = self.open(terms, None)
-            except (UnavailableError, DeadlineExceededError, OwnerKeyInUseError):
+            except PASSING_ERRORS:
                 time.sleep(backoff.broke())
             except RuntimeError:  # the client was closed meanwhile
                 return

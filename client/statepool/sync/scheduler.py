@@ -99,7 +99,7 @@ class Scheduler(SchedulerHandle):
         Args:
             timeout: Deadline in seconds; None: the client's.
         """
-        deadline = time.monotonic() + self._transport.seconds(timeout)
+        deadline = self._transport.deadline(timeout)
         while not self._pipeline.is_open:
             self._advance(deadline)
 
@@ -209,7 +209,7 @@ class Scheduler(SchedulerHandle):
         """
         if self._pipeline.is_idle:
             raise RuntimeError("every step was received")
-        deadline = time.monotonic() + self._transport.seconds(timeout)
+        deadline = self._transport.deadline(timeout)
         while not self._pipeline.has_answer:
             self._advance(deadline)
         return self._pipeline.take()

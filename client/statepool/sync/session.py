@@ -239,11 +239,12 @@ class Session(BlockStreams):
             DataLossError: Bytes are missing or were damaged on their way (`ChecksumMismatchError`), or the server was
                 restarted meanwhile (`StateLostError`).
         """
-        pool = self._transport.pool()
+        deadline = self._transport.deadline(timeout)
+        pool = self._transport.pool(deadline)
         nbytes = transfer.block_count * pool.layout.block.image_bytes * len(pool.tp_ranks)
         extra_seconds = calls.images.stream_seconds(nbytes)
         call = calls.transfers.receive_transfer(self._ref, transfer, source, extra_seconds)
-        return self._transport.execute(call, timeout, self._lease)
+        return self._transport.execute(call, deadline - time.monotonic(), self._lease)
 
     def scheduler(
         self, *, execution: Execution = Execution.SERVER, on_notice: Callable[[Notice], object] | None = None
@@ -306,11 +307,12 @@ class Session(BlockStreams):
         Uncommitted blocks are free at once, committed ones stay findable.
 
         Returns:
-            References that were dropped.
+            References that were dropped; 0 where it was sent again, since the answer was lost.
         """
-        self._transport.hold(self._lease, time.monotonic() + self._transport.seconds(timeout))
+        deadline = self._transport.deadline(timeout)
+        self._transport.hold(self._lease, deadline)
         self._transport.leases.give_back(self._lease)
-        return self._transport.execute(calls.sessions.delete_session(self._ref), timeout)
+        return self._transport.execute(calls.sessions.delete_session(self._ref), deadline - time.monotonic())
 
     def close(self) -> None:
         """Ends the session as well as it can, within a second: an unreachable server ends the lease by itself.

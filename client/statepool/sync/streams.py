@@ -51,8 +51,9 @@ class BlockStreams(SessionHandle, Endpoint):
             DataLossError: Bytes are wrong (`ChecksumMismatchError`) or missing.
             ValueError: length is not positive.
         """
-        reader = self._reader(blocks, offset, length, rank_index)
-        yield from self._transport.read(reader, timeout, self._lease)
+        deadline = self._transport.deadline(timeout)
+        reader = self._reader(blocks, offset, length, rank_index, deadline)
+        yield from self._transport.read(reader, deadline, self._lease)
 
     def read_images(
         self,
@@ -68,9 +69,10 @@ class BlockStreams(SessionHandle, Endpoint):
         Returns:
             uint8 ``[n, length]``.
         """
-        reader = self._reader(blocks, offset, length, rank_index)
+        deadline = self._transport.deadline(timeout)
+        reader = self._reader(blocks, offset, length, rank_index, deadline)
         images = reader.new_images()
-        for chunk in self._transport.read(reader, timeout, self._lease):
+        for chunk in self._transport.read(reader, deadline, self._lease):
             reader.place(chunk, images)
         return images
 
@@ -106,6 +108,7 @@ class BlockStreams(SessionHandle, Endpoint):
             ChecksumMismatchError: Bytes were damaged on the way.
             ValueError: data has another shape, or cannot be divided evenly among the blocks.
         """
+        deadline = self._transport.deadline(timeout)
         images = calls.images.as_images(data, len(blocks))
         messages = calls.images.write_messages(
             self._ref,
@@ -114,12 +117,14 @@ class BlockStreams(SessionHandle, Endpoint):
             offset=offset,
             rank_index=rank_index,
             layout_fingerprint=layout_fingerprint,
-            max_chunk_bytes=self._transport.pool().limits.max_chunk_bytes,
+            max_chunk_bytes=self._transport.pool(deadline).limits.max_chunk_bytes,
         )
-        return self._transport.write(messages, timeout, calls.images.stream_seconds(images.nbytes), self._lease)
+        return self._transport.write(messages, deadline, calls.images.stream_seconds(images.nbytes), self._lease)
 
-    def _reader(self, blocks: BlockRefs, offset: int, length: int | None, rank_index: int) -> ImageReader:
-        image_bytes = self._transport.pool().layout.block.image_bytes
+    def _reader(
+        self, blocks: BlockRefs, offset: int, length: int | None, rank_index: int, deadline: float
+    ) -> ImageReader:
+        image_bytes = self._transport.pool(deadline).layout.block.image_bytes
         return calls.images.ImageReader(
             self._ref, blocks, offset=offset, length=length, rank_index=rank_index, image_bytes=image_bytes
         )

@@ -139,6 +139,10 @@ class Transport:
         """Tells how long a call may take whose caller has asked for a deadline, or for none."""
         return self.timeout if timeout is None else timeout
 
+    def deadline(self, timeout: float | None) -> float:
+        """Tells when a call that begins now must have ended, by `time.monotonic`."""
+        return time.monotonic() + self.seconds(timeout)
+
     def execute(self, call: Call[T], timeout: float | None, lease: Lease | None = None) -> T:
         """Executes a call.
 
@@ -163,6 +167,8 @@ class Transport:
                 response = method(call.under(lease), timeout=attempts.left, metadata=metadata)
             except grpc.RpcError as error:
                 failure = self.leases.failed(lease, error_of_cut_rpc(error))
+                if attempts.is_repeated and call.was_done(failure):
+                    return call.unheard()
                 pause = attempts.pause_after(failure, is_resumed=lease is not None and lease.is_suspended)
                 if pause is None:
                     raise failure from error
@@ -172,34 +178,34 @@ class Transport:
                 self.leases.check(lease)  # what a lost session was given is not its own any more
                 return call.parse(response)
 
-    def read(self, reader: ImageReader, timeout: float | None, lease: Lease) -> Iterator[Chunk]:
+    def read(self, reader: ImageReader, deadline: float, lease: Lease) -> Iterator[Chunk]:
         """Executes a ReadBlocks stream; it is cancelled when the iterator is closed early.
 
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
-        self.hold(lease, time.monotonic() + self.seconds(timeout))
+        self.hold(lease, deadline)
         reader.request.session.CopyFrom(lease.opened.ref)
-        yield from self._images(rpc.READ_BLOCKS, reader, reader.accept, timeout, lease)
+        yield from self._images(rpc.READ_BLOCKS, reader, reader.accept, deadline, lease)
 
-    def pull(self, reader: TransferReader, take: Callable[[UncheckedChunk], C], timeout: float | None) -> Iterator[C]:
+    def pull(self, reader: TransferReader, take: Callable[[UncheckedChunk], C], deadline: float) -> Iterator[C]:
         """Executes a PullBlocks stream; it is cancelled when the iterator is closed early.
 
         Args:
             reader: What is to come.
             take: `TransferReader.accept`, or `TransferReader.follow`, which leaves the checksums to the caller.
-            timeout: Deadline in seconds.
+            deadline: When it must have ended, by `time.monotonic`, but for the time that the bytes need.
 
         Raises:
             StatepoolError: As `execute`; `DataLossError` where bytes are wrong or missing.
         """
         self.check(None)
-        return self._images(rpc.PULL_BLOCKS, reader, take, timeout, None)
+        return self._images(rpc.PULL_BLOCKS, reader, take, deadline, None)
 
     def write(
         self,
         messages: Iterator[block_pb2.WriteBlocksRequest],
-        timeout: float | None,
+        deadline: float,
         extra_seconds: float,
         lease: Lease,
     ) -> int:
@@ -211,11 +217,11 @@ class Transport:
         Raises:
             StatepoolError: As `execute`.
         """
-        self.hold(lease, time.monotonic() + self.seconds(timeout))
+        self.hold(lease, deadline)
         method = self._channel.stream_unary(*rpc.WRITE_BLOCKS.stub)
         with tracing.span_of(rpc.WRITE_BLOCKS, self._metadata) as metadata:
             try:
-                response = method(messages, timeout=self.seconds(timeout) + extra_seconds, metadata=metadata)
+                response = method(messages, timeout=deadline - time.monotonic() + extra_seconds, metadata=metadata)
             except grpc.RpcError as error:
                 raise self.leases.failed(lease, error_of_rpc(error)) from error
             return response.written_bytes
@@ -257,14 +263,17 @@ class Transport:
         """Opens a Schedule stream; it has no deadline, each step's has its scheduler."""
         return self._channel.stream_stream(*rpc.SCHEDULE.stub)(requests, metadata=self._metadata)
 
-    def pool(self) -> Pool:
+    def pool(self, deadline: float) -> Pool:
         """Returns the pool as it was when first asked; its layout and limits last as long as the server process.
+
+        Args:
+            deadline: When to give up asking, by `time.monotonic`.
 
         Raises:
             StatepoolError: As `execute`.
         """
         if self._pool is None or self._pool.incarnation != self.leases.incarnation:
-            self._pool = self.execute(calls.pool.get_pool(), None)
+            self._pool = self.execute(calls.pool.get_pool(), deadline - time.monotonic())
         return self._pool
 
     def release(self, lease: Lease) -> bool:
@@ -275,12 +284,13 @@ class Transport:
         """
         if self.leases.is_foreign() or self._closed:
             return True
+        deadline = time.monotonic() + RELEASE_SECONDS
         with contextlib.suppress(StatepoolError):
-            self.hold(lease, time.monotonic() + RELEASE_SECONDS)
+            self.hold(lease, deadline)
         if not self.leases.give_back(lease):
             return True
         try:
-            self.execute(calls.sessions.delete_session(lease.opened.ref), RELEASE_SECONDS)
+            self.execute(calls.sessions.delete_session(lease.opened.ref), deadline - time.monotonic())
         except LOSING_ERRORS:
             return True
         except StatepoolError as error:
@@ -298,14 +308,14 @@ class Transport:
         called: Rpc[Any, Any],
         reader: ImageReader | TransferReader,
         take: Callable[[UncheckedChunk], C],
-        timeout: float | None,
+        deadline: float,
         lease: Lease | None,
     ) -> Iterator[C]:
         """Executes a stream of images and checks that it is whole."""
         path, encode, _ = called.stub
         method = self._channel.unary_stream(path, encode, decode_chunk)
         with tracing.span_of(called, self._metadata) as metadata:
-            seconds = self.seconds(timeout) + reader.extra_seconds
+            seconds = deadline - time.monotonic() + reader.extra_seconds
             responses = method(reader.request, timeout=seconds, metadata=metadata)
             try:
                 for response in responses:
