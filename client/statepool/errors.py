@@ -27,7 +27,6 @@ without a reason (a refused connection is a bare ``UnavailableError``). A leaf s
 
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
-from types import MappingProxyType
 from typing import ClassVar
 
 DOMAIN = "statepool"
@@ -283,14 +282,14 @@ class GroupError(AbortedError):
         failures: What has become of each member that is at fault, by its target; the first is the error's cause.
     """
 
-    def __init__(self, message: str, failures: Mapping[str, StatepoolError] = MappingProxyType({})) -> None:
+    def __init__(self, message: str, failures: Mapping[str, StatepoolError] | None = None) -> None:
         super().__init__(message)
-        self.failures = failures
+        self.failures: Mapping[str, StatepoolError] = dict(failures or {})
 
     @property
     def member(self) -> str:
-        """Target of the first member that is at fault."""
-        return next(iter(self.failures))
+        """Target of the first member that is at fault, or "" where none is named."""
+        return next(iter(self.failures), "")
 
 
 class ResourceExhaustedError(StatepoolError):
