@@ -66,7 +66,10 @@ def attach(
         IncarnationMismatchError: The server was restarted meanwhile.
         UnavailableError: Nobody answers at the attach socket.
         OSError: This process cannot map so much.
+        ValueError: copy_threads is below 1.
     """
+    if copy_threads < 1:
+        raise ValueError(f"copy_threads: {copy_threads} is below 1")
     pool = client.get_pool(timeout=timeout)
     offer = client.attach_pool(
         rank_index=rank_index,
@@ -87,10 +90,13 @@ def attach(
         synchronize=synchronize or devices.synchronize,
         importers=IMPORTERS,
     )
-    if attachment.incarnation != pool.incarnation:
+    try:
+        if attachment.incarnation != pool.incarnation:
+            raise IncarnationMismatchError("the server was restarted while this process attached to it")
+        return AttachedPool(client, pool, attachment, devices, read_only=read_only, copy_threads=copy_threads)
+    except BaseException:
         attachment.detach()
-        raise IncarnationMismatchError("the server was restarted while this process attached to it")
-    return AttachedPool(client, pool, attachment, devices, read_only=read_only, copy_threads=copy_threads)
+        raise
 
 
 def import_cuda(descriptor: int, attached: attach_pb2.Attached, read_only: bool) -> MappedArena:
