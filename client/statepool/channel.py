@@ -13,6 +13,9 @@ DEFAULT_TARGET = "unix:///run/statepool/statepool.sock"
 DEFAULT_TIMEOUT_SECONDS = 5.0
 """Deadline of a call that names none."""
 
+LONGEST_CALL_SECONDS = 365 * 24 * 3600.0
+"""Deadline of a call that is given a longer one, or none (`math.inf`): clocks do not count much further."""
+
 RELEASE_SECONDS = 1.0
 """Deadline of the best-effort DeleteSession when a handle is closed."""
 
@@ -41,6 +44,20 @@ def channel_options(options: ChannelOptions) -> list[tuple[str, Any]]:
         "grpc.enable_http_proxy": 0,
     }
     return list((defaults | dict(options)).items())
+
+
+def call_seconds(timeout: float) -> float:
+    """Tells how long a call may take.
+
+    Args:
+        timeout: The deadline that it is given, in seconds.
+
+    Raises:
+        ValueError: The deadline is negative, or not a number.
+    """
+    if not timeout >= 0:
+        raise ValueError(f"timeout: {timeout} is no number of seconds from 0 on")
+    return min(timeout, LONGEST_CALL_SECONDS)
 
 
 def error_of_rpc(error: grpc.RpcError) -> StatepoolError:

@@ -63,14 +63,16 @@ class Client(Endpoint):
 
         Args:
             target: Where the server listens, in gRPC's naming: ``unix:///run/statepool/statepool.sock``, ``host:port``.
-            timeout: Deadline in seconds of every call that names none.
+            timeout: Deadline in seconds of every call that names none; whatever is longer than a year, as
+                ``math.inf``, is a year.
             tls: TLS; None is plain text, which only Unix sockets and loopback hosts are given.
             token: Bearer token by which the server knows this client; sent over TLS and Unix sockets only.
             insecure: Allows plain text over a network.
             options: gRPC channel arguments; they win over the client's own.
 
         Raises:
-            ValueError: Plain text over a network without ``insecure=True``, or a token in plain text.
+            ValueError: Plain text over a network without ``insecure=True``, a token in plain text, or a timeout that is
+                negative or not a number, as in every call.
             OSError: A file of `Tls` cannot be read.
         """
         security = Security(tls=tls, token=token, insecure=insecure)
@@ -222,7 +224,7 @@ class Client(Endpoint):
             timeout: Deadline in seconds.
 
         Raises:
-            ValueError: resume_within is below 0.
+            ValueError: resume_within is negative or not a number.
             OwnerKeyInUseError: A live session has the key, and take_over is not set.
             QuotaExceededError: The server holds as many sessions as it may.
             BadFieldError: The server allows no such ttl.

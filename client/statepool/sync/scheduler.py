@@ -149,6 +149,7 @@ class Scheduler(SchedulerHandle):
         """
         if not self._pipeline.is_idle:
             raise RuntimeError(f"steps {self.unreceived_steps} were not received yet")
+        seconds = self._transport.seconds(timeout)
         self.send(
             admit=admit,
             schedule=schedule,
@@ -157,7 +158,7 @@ class Scheduler(SchedulerHandle):
             settled_step=settled_step,
             partial_admission=partial_admission,
         )
-        return self.receive(timeout=timeout)
+        return self.receive(timeout=seconds)
 
     def send(
         self,

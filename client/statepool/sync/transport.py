@@ -12,7 +12,14 @@ import grpc
 
 from statepool import calls, rpc, tracing
 from statepool.byte_chunks import decode_chunk
-from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
+from statepool.channel import (
+    RELEASE_SECONDS,
+    ChannelOptions,
+    call_seconds,
+    channel_options,
+    error_of_cut_rpc,
+    error_of_rpc,
+)
 from statepool.errors import StatepoolError, UnavailableError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
@@ -68,7 +75,7 @@ class Transport:
     ) -> None:
         security.check(target)
         self.target = target
-        self.timeout = timeout
+        self.timeout = call_seconds(timeout)
         self.leases = Leases()
         self._budget = RetryBudget(time.monotonic())
         arguments, credentials = channel_options([*security.options, *options]), security.credentials
@@ -136,8 +143,12 @@ class Transport:
                 self.check(lease)
 
     def seconds(self, timeout: float | None) -> float:
-        """Tells how long a call may take whose caller has asked for a deadline, or for none."""
-        return self.timeout if timeout is None else timeout
+        """Tells how long a call may take whose caller has asked for a deadline, or for none.
+
+        Raises:
+            ValueError: As `call_seconds`.
+        """
+        return self.timeout if timeout is None else call_seconds(timeout)
 
     def execute(self, call: Call[T], timeout: float | None, lease: Lease | None = None) -> T:
         """Executes a call.
