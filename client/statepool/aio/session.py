@@ -163,8 +163,11 @@ class AsyncSession(AsyncBlockStreams):
 
     async def delete(self, *, timeout: float | None = None) -> int:
         """Ends the session; whatever comes of it, the handle is closed; see `Session.delete`."""
-        await self._transport.hold(self._lease, time.monotonic() + self._transport.seconds(timeout))
-        self._transport.leases.give_back(self._lease)
+        deadline = time.monotonic() + self._transport.seconds(timeout)
+        try:
+            await self._transport.hold(self._lease, deadline)
+        finally:
+            self._transport.leases.give_back(self._lease)
         return await self._transport.execute(calls.sessions.delete_session(self._ref), timeout)
 
     async def close(self) -> None:

@@ -424,14 +424,16 @@ class Client(Endpoint):
         """Ends the client's sessions, as well as it can, and the connection; closing twice does nothing."""
         if self._transport.leases.is_foreign():
             return
-        self._keeper.close()
-        is_reachable = True
-        for lease in self._transport.leases.live():
-            if is_reachable:  # a dead server costs one deadline, not one per session
-                is_reachable = self._transport.release(lease)
-            else:
-                self._transport.leases.give_back(lease)
-        self._transport.close()
+        try:
+            self._keeper.close()
+            is_reachable = True
+            for lease in self._transport.leases.live():
+                if is_reachable:  # a dead server costs one deadline, not one per session
+                    is_reachable = self._transport.release(lease)
+                else:
+                    self._transport.leases.give_back(lease)
+        finally:
+            self._transport.close()
 
     def __enter__(self) -> Self:
         return self

@@ -308,8 +308,11 @@ class Session(BlockStreams):
         Returns:
             References that were dropped.
         """
-        self._transport.hold(self._lease, time.monotonic() + self._transport.seconds(timeout))
-        self._transport.leases.give_back(self._lease)
+        deadline = time.monotonic() + self._transport.seconds(timeout)
+        try:
+            self._transport.hold(self._lease, deadline)
+        finally:
+            self._transport.leases.give_back(self._lease)
         return self._transport.execute(calls.sessions.delete_session(self._ref), timeout)
 
     def close(self) -> None:
