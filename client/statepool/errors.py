@@ -104,7 +104,7 @@ class ColumnLengthMismatchError(InvalidArgumentError):
 
 
 class BatchTooLargeError(InvalidArgumentError):
-    """A request has more rows than ``Limits.max_batch``."""
+    """A request is larger than one of the server's `Limits`; ``field`` and ``metadata["limit"]`` tell which."""
 
     reason = "BATCH_TOO_LARGE"
 
@@ -194,7 +194,10 @@ class FailedPreconditionError(StatepoolError):
 
 
 class IncarnationMismatchError(FailedPreconditionError):
-    """The request was meant for another server process; the client must stop and re-create its session."""
+    """The request was meant for another server process.
+
+    Resume the session if the new server continues its state, else create it anew.
+    """
 
     reason = "INCARNATION_MISMATCH"
 
@@ -305,7 +308,7 @@ class PoolExhaustedError(ResourceExhaustedError):
 
 
 class QuotaExceededError(ResourceExhaustedError):
-    """A limit of the server (sessions, references) or of the caller's tenant (blocks, calls, rate) is reached."""
+    """A limit is reached: of the server (such as sessions) or of the caller's tenant (such as blocks, calls, rate)."""
 
     reason = "QUOTA_EXCEEDED"
 
@@ -368,13 +371,19 @@ class DataLossError(StatepoolError):
 
 
 class ChecksumMismatchError(DataLossError):
-    """A chunk's bytes do not match its checksum."""
+    """Bytes do not match their checksum: a chunk was damaged on its way, or a committed block has changed.
+
+    Such a block is condemned: nobody is given it or can use it any more.
+    """
 
     reason = "CHECKSUM_MISMATCH"
 
 
 class StateLostError(DataLossError):
-    """The memory work of a step failed: the states of its sequences are gone, and these must be finished."""
+    """The memory work of a call failed: of a step, CopyBlocks, AllocateBlocks or a reception.
+
+    What it was to write is not there. The states of a step's sequences are gone, and these must be finished.
+    """
 
     reason = "STATE_LOST"
 

@@ -1,4 +1,4 @@
-"""A session with blocking calls.blocks."""
+"""A session with blocking calls."""
 
 from __future__ import annotations
 
@@ -223,8 +223,8 @@ class Session(BlockStreams):
 
         Args:
             transfer: A transfer of the source; it is completed.
-            source: Where the server of this session reaches the source, in gRPC's naming: a Unix socket or a loopback
-                address that its operator allows.
+            source: Where the server of this session reaches the source, in gRPC's naming: a Unix socket, a loopback
+                address, or over TLS any host, if its operator allows it.
             timeout: Deadline in seconds, to which the time that the bytes need at 64 MiB/s is added.
 
         Returns:
@@ -303,7 +303,8 @@ class Session(BlockStreams):
     def delete(self, *, timeout: float | None = None) -> int:
         """Ends the session; whatever comes of it, the handle is closed.
 
-        Uncommitted blocks are free at once, committed ones stay findable.
+        Uncommitted blocks are free at once, or quarantined while an attached worker may still write them; committed
+        ones stay findable.
 
         Returns:
             References that were dropped.
