@@ -40,11 +40,11 @@ END_SECONDS = 5.0
 _Admitted: TypeAlias = Callable[[Any, Context, Caller], Awaitable[Message | None]]
 
 _UNBOUNDED = contextlib.nullcontext()
-"""What a call stays within that nothing bounds."""
+"""A no-op context, for calls that have no quota."""
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _BEGINNINGS = frozenset({"CreateSession", "AttachPool", "AllocateBlocks", "LookupPrefix", "ReceiveTransfer"})
-"""What a draining server refuses; all else may bring to an end what has begun. Steps look for themselves."""
+"""Methods that start something new; a draining server refuses them. Steps check that themselves."""
 _log = structlog.get_logger("statepool.calls")
 
 
