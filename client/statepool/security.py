@@ -42,7 +42,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
-    """Everything that a client does about security; nothing of it is secret when it is printed."""
+    """Security settings of a client; printing them shows no secret."""
 
     tls: Tls | grpc.ChannelCredentials | None = None
     """TLS, or credentials of the caller's own making; None: plain text."""
@@ -59,8 +59,8 @@ class Security:
 
         Raises:
             ValueError: Without TLS, the target is neither a Unix socket nor a loopback address, and nobody has said
-                ``insecure=True``; or there is a token, and it is not a Unix socket; or there are both TLS and insecure;
-                or the token is not printable ASCII.
+                ``insecure=True``; or there is a token, and the target is no Unix socket; or there are both TLS and
+                insecure; or the token is not printable ASCII.
         """
         if self.token is not None and not _is_token(self.token):
             raise ValueError("token: must be printable ASCII, in one line")
