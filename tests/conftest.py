@@ -14,6 +14,7 @@ settings.load_profile("statepool")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _SLOW = (
+    "test_deadlines.py::test_a_session_that_is_resumed_late",
     *("robustness/test_soak.py", "robustness/test_twin.py", "robustness/test_field.py"),
     *("deploy/test_doctor.py", "deploy/test_guide.py", "deploy/test_health.py", "attach/test_cuda_memory.py"),
     *("deploy/test_readme_commands.py::test_commands", "deploy/test_reference.py"),

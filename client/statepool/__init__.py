@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Attachment,
         AttachOffer,
         CalculatedShapes,
+        DrainProgress,
         Limits,
         Pool,
         PoolUsage,
@@ -110,6 +111,8 @@ if TYPE_CHECKING:
     from statepool.sync.session import Session
     from statepool.transfers import DataPath, Received, Transfer, TransferInfo
     from statepool.watching import BlockChanges, ChangeKind, WatchCursor
+
+    __version__: str
 
 __all__ = [
     "ALL_RUNNING",

@@ -1,5 +1,6 @@
 """With which gRPC options a client connects, and what its failures say; shared by the sync and the async client."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ DEFAULT_TARGET = "unix:///run/statepool/statepool.sock"
 
 DEFAULT_TIMEOUT_SECONDS = 5.0
 """Deadline of a call that names none."""
+
+LONGEST_CALL_SECONDS = 365 * 24 * 3600.0
+"""Deadline of a call that is given a longer one, or none (`math.inf`): clocks do not count much further."""
 
 RELEASE_SECONDS = 1.0
 """Deadline of the best-effort DeleteSession when a handle is closed."""
@@ -41,6 +45,25 @@ def channel_options(options: ChannelOptions) -> list[tuple[str, Any]]:
         "grpc.enable_http_proxy": 0,
     }
     return list((defaults | dict(options)).items())
+
+
+def seconds_left(deadline: float) -> float:
+    """Tells how many seconds are left until a moment of `time.monotonic`; 0: none."""
+    return max(0.0, deadline - time.monotonic())
+
+
+def call_seconds(timeout: float) -> float:
+    """Tells how long a call may take.
+
+    Args:
+        timeout: The deadline that it is given, in seconds.
+
+    Raises:
+        ValueError: The deadline is negative, or not a number.
+    """
+    if not timeout >= 0:
+        raise ValueError(f"timeout: {timeout} is no number of seconds from 0 on")
+    return min(timeout, LONGEST_CALL_SECONDS)
 
 
 def error_of_rpc(error: grpc.RpcError) -> StatepoolError:

@@ -64,7 +64,7 @@ class Limits:
     max_calls: int
     """Calls of everybody under way; more are refused with `OverloadedError`."""
     max_session_calls: int
-    """Calls of one session under way, without those that only give something back."""
+    """Calls of one session under way, not counting those that only give something back."""
     max_transfers: int
     """Open transfers."""
     max_watchers: int
@@ -165,7 +165,7 @@ class ServerInfo:
     continued_incarnations: tuple[int, ...]
     """Former server processes whose state this one has recovered: their sessions can be resumed."""
     background: Mapping[str, str]
-    """What works in the background, by name, and what ended it: empty while it works."""
+    """Background tasks by name, each with what ended it; empty while it runs."""
     loop_lag: float
     """Longest delay of the server's event loop within the last ten seconds, in seconds."""
     is_draining: bool
@@ -223,7 +223,7 @@ class Attachment:
     pid: int
     """Its process id, in the server's own pid namespace; 0: not visible from there."""
     is_connected: bool
-    """Whether its connection stands; without one, it waits for the proof that the process is dead."""
+    """Whether its connection stands; without one, the server waits for proof that the process is dead."""
     unanswered_fences: int
     """Fences that it has not answered."""
 

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
-from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class ColumnLengthMismatchError(InvalidArgumentError):
 
 
 class BatchTooLargeError(InvalidArgumentError):
-    """A request has more rows than ``Limits.max_batch``."""
+    """A request is larger than one of the server's `Limits`; ``field`` and ``metadata["limit"]`` tell which."""
 
     reason = "BATCH_TOO_LARGE"
 
@@ -200,7 +199,10 @@ class FailedPreconditionError(StatepoolError):
 
 
 class IncarnationMismatchError(FailedPreconditionError):
-    """The request was meant for another server process; the client must stop and re-create its session."""
+    """The request was meant for another server process.
+
+    Resume the session if the new server continues its state, else create it anew.
+    """
 
     reason = "INCARNATION_MISMATCH"
 
@@ -288,14 +290,14 @@ class GroupError(AbortedError):
         failures: What has become of each member that is at fault, by its target; the first is the error's cause.
     """
 
-    def __init__(self, message: str, failures: Mapping[str, StatepoolError] = MappingProxyType({})) -> None:
+    def __init__(self, message: str, failures: Mapping[str, StatepoolError] | None = None) -> None:
         super().__init__(message)
-        self.failures = failures
+        self.failures: Mapping[str, StatepoolError] = dict(failures or {})
 
     @property
     def member(self) -> str:
-        """Target of the first member that is at fault."""
-        return next(iter(self.failures))
+        """Target of the first member that is at fault, or "" where none is named."""
+        return next(iter(self.failures), "")
 
 
 class ResourceExhaustedError(StatepoolError):
@@ -311,7 +313,7 @@ class PoolExhaustedError(ResourceExhaustedError):
 
 
 class QuotaExceededError(ResourceExhaustedError):
-    """A limit of the server (sessions, references) or of the caller's tenant (blocks, calls, rate) is reached."""
+    """A limit is reached: of the server (such as sessions) or of the caller's tenant (such as blocks, calls, rate)."""
 
     reason = "QUOTA_EXCEEDED"
 
@@ -374,7 +376,10 @@ class DataLossError(StatepoolError):
 
 
 class ChecksumMismatchError(DataLossError):
-    """A chunk's bytes do not match its checksum."""
+    """Bytes do not match their checksum: a chunk was damaged on its way, or a committed block has changed.
+
+    Such a block is condemned: nobody is given it or can use it any more.
+    """
 
     reason = "CHECKSUM_MISMATCH"
 

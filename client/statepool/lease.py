@@ -75,8 +75,8 @@ class Terms(Generic[SessionT]):
 
     def __post_init__(self) -> None:
         """Refuses what would give a session up before its end."""
-        if self.resume_within < 0:
-            raise ValueError(f"resume_within: {self.resume_within} is below 0")
+        if not self.resume_within >= 0:
+            raise ValueError(f"resume_within: {self.resume_within} is no number of seconds from 0 on")
 
     def asks_for_another(self, error: StatepoolError) -> bool:
         """Tells whether a session that was lost is to be replaced: not if another owner has it."""

@@ -30,7 +30,7 @@ class Metrics:
         return sum(sample.value for sample in self._matching(name, labels))
 
     def by(self, name: str, label: str, **labels: str) -> dict[str, float]:
-        """Sums the samples of a name that have these labels, apart for each value of another label."""
+        """Sums the samples of a name that have these labels, separately for each value of another label."""
         sums: dict[str, float] = {}
         for sample in self._matching(name, labels):
             key = sample.labels.get(label, "")

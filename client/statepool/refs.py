@@ -1,8 +1,9 @@
 """Block refs: what every call that touches blocks names them by."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,13 +54,19 @@ class BlockRefs:
     def __len__(self) -> int:
         return len(self.block_ids)
 
-    @overload
-    def __getitem__(self, index: int) -> "BlockRefs": ...
-    @overload
-    def __getitem__(self, index: slice | NDArray[np.int64] | NDArray[np.bool_]) -> "BlockRefs": ...
-    def __getitem__(self, index: int | slice | NDArray[np.int64] | NDArray[np.bool_]) -> "BlockRefs":
-        """Selects rows; an ``int`` gives a column of one, so that every selection can be passed to a call."""
-        rows = np.array([index]) if isinstance(index, int) else index
+    def __getitem__(
+        self, index: SupportsIndex | slice | Sequence[int] | NDArray[np.integer[Any]] | NDArray[np.bool_]
+    ) -> "BlockRefs":
+        """Selects rows; a single number gives a column of one, so that every selection can be passed to a call."""
+        rows: slice | list[int] | NDArray[Any]
+        if isinstance(index, slice):
+            rows = index
+        elif isinstance(index, np.ndarray):
+            rows = np.atleast_1d(index)
+        elif isinstance(index, Sequence):
+            rows = list(index)  # of a tuple, numpy would take each number for an index into another dimension
+        else:
+            rows = [operator.index(index)]
         return BlockRefs(self.block_ids[rows], self.generations[rows])
 
     def __iter__(self) -> Iterator["BlockRefs"]:

@@ -42,7 +42,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
-    """Everything that a client does about security; nothing of it is secret when it is printed."""
+    """Security settings of a client; printing them shows no secret."""
 
     tls: Tls | grpc.ChannelCredentials | None = None
     """TLS, or credentials of the caller's own making; None: plain text."""
@@ -59,8 +59,11 @@ class Security:
 
         Raises:
             ValueError: Without TLS, the target is neither a Unix socket nor a loopback address, and nobody has said
-                ``insecure=True``; or there is a token, and it is not a Unix socket; or there are both TLS and insecure.
+                ``insecure=True``; or there is a token, and the target is no Unix socket; or there are both TLS and
+                insecure; or the token is not printable ASCII.
         """
+        if self.token is not None and not _is_token(self.token):
+            raise ValueError("token: must be printable ASCII, in one line")
         if self.tls is not None:
             if self.insecure:
                 raise ValueError("tls and insecure=True contradict each other")
@@ -100,10 +103,14 @@ def read_token(path: _File) -> str | None:
     """
     if not path:
         return None
-    token = Path(path).read_text(encoding="ascii").strip()
-    if not token:
-        raise ValueError(f"{path}: holds no token")
+    token = Path(path).read_text(encoding="ascii", errors="replace").strip()
+    if not _is_token(token):
+        raise ValueError(f"{path}: holds no token, which is printable ASCII in one line")
     return token
+
+
+def _is_token(text: str) -> bool:
+    return text != "" and text.isascii() and text.isprintable()
 
 
 def _read(path: _File) -> bytes | None:

@@ -149,7 +149,7 @@ class StepBuilder:
         self._pending.admissions[sequence_id] = admission, sequence
 
     def schedule(self, sequence_id: int, num_tokens: int, num_draft_tokens: int = 0) -> None:
-        """Schedules a pass, drafts included in its tokens; again, before the step is applied: another one instead.
+        """Schedules a pass, whose tokens include drafts; called again before the step is applied, it replaces the pass.
 
         Raises:
             ValueError: The sequence is not admitted yet, or has an outstanding pass; fewer tokens are known; or drafts
@@ -223,7 +223,7 @@ class StepBuilder:
 
     @property
     def scheduled(self) -> list[int]:
-        """Sequences of the passes of the step that is being built: what the rows of its outcome's tables count."""
+        """Sequences whose passes are in the step that is being built; `TableChanges.rows` counts them."""
         return list(self._pending.passes)
 
     def num_computed(self, sequence_id: int) -> int:

@@ -28,14 +28,14 @@ class Transfer:
     token: bytes = field(repr=False)
     """Proves that its creator has handed it on; a secret."""
     block_count: int
-    """States lent, an image each on every rank."""
+    """States lent; each has one image on every rank."""
     num_tokens: int
     """Tokens that the state has seen, for a sequence; 0 for blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransferInfo:
-    """An open transfer as its server tells it to anybody."""
+    """An open transfer, as a server shows it to anybody."""
 
     transfer_id: int
     """The transfer."""

@@ -19,7 +19,7 @@ class ChangeKind(IntEnum):
     PROGRESS = 3
     """Nothing has changed; comes at least every second while nothing else does."""
     LOST = 4
-    """The watcher has lagged behind what the server keeps, and is not told some changes. A snapshot follows."""
+    """The watcher has fallen behind what the server keeps, so some changes are not told. A snapshot follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class WatchCursor:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class BlockChanges:
-    """Something that is told about the blocks that can be found; `unlisted_block_ids` comes before `listed`."""
+    """News of the blocks that can be found; apply `unlisted_block_ids` before `listed`."""
 
     kind: ChangeKind
     """What is told."""

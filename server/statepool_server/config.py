@@ -32,7 +32,7 @@ class ServerConfig:
     """Settings of one server process.
 
     Attributes:
-        model_config: The model: a Hugging Face config.json, its folder, or the name of a bundled model such as mamba2.
+        model_config: The model: a bundled one by its name, such as mamba2, else a config.json or its folder.
         memory: Bytes of each rank's arena, such as 4GiB; the pool gets as many blocks as fit. Exclusive with --blocks.
         blocks: Blocks of the pool, the null block included. Exclusive with --memory.
         block_tokens: Tokens per align-mode block; committed boundaries are multiples of it.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from statepool import Tls
 from statepool.layout import ArenaLayout, Arrangement, BlockLayout, blocks_that_fit
-from statepool.models import ModelStates, bundled_models, model_layout, read_model_config
+from statepool.models import ModelStates, find_model_config, model_layout, read_model_config
 from statepool_server.access.certificates import Certificates
 from statepool_server.access.rules import AccessFile, Role, roles_of
 from statepool_server.addresses import Address, is_loopback
@@ -66,7 +66,7 @@ class Plan:
         Raises:
             ValueError: Any setting that cannot be, with the numbers.
         """
-        model = _read_model(config.model_config)
+        model = read_model_config(find_model_config(config.model_config))
         ranks = tuple(range(config.tp_size)) if config.tp_ranks is None else config.tp_ranks
         if not ranks or len(set(ranks)) != len(ranks) or not all(0 <= rank < config.tp_size for rank in ranks):
             raise ValueError(f"tp-ranks {list(ranks)}: must be different ranks of 0 to {config.tp_size - 1}")
@@ -167,18 +167,6 @@ def _local_roles(text: str) -> frozenset[Role]:
         return roles_of(text)
     except ValueError as error:
         raise ValueError(f"local-roles: {error}") from error
-
-
-def _read_model(name: str) -> ModelStates:
-    """Reads a model's config: a bundled model by its name, else a file or a folder.
-
-    Raises:
-        ValueError: Neither, or a config that says nothing usable.
-    """
-    path = bundled_models().get(name, Path(name))
-    if not path.exists():
-        raise ValueError(f"model-config {name!r}: no such file, and none of {', '.join(sorted(bundled_models()))}")
-    return read_model_config(path)
 
 
 def _arena_layout(config: ServerConfig, model: ModelStates) -> ArenaLayout:

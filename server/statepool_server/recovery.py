@@ -115,7 +115,7 @@ class ServerState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estate:
-    """What a server has left, made sense of."""
+    """State recovered from a previous server."""
 
     state: ServerState
     """How things stand."""

@@ -1,6 +1,7 @@
 """Guarantee: an attached process has the server's own bytes as tensors, and nothing else of it."""
 
 import signal
+from typing import NoReturn
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from attach.workers import Workers
 from service.servers import IMAGE_BYTES, Server, Servers
 from statepool import Client, Session
-from statepool.torch import attach, state_views
+from statepool.torch import attach, attached, state_views
 
 
 @pytest.mark.parametrize("arrangement", ["block-major", "layer-major"])
@@ -45,6 +46,21 @@ def test_tensors_of_layers(client: Client) -> None:
                 torch.empty(pool.description.layout.nbytes, dtype=torch.uint8), pool.description.layout
             ).keys()
         )
+
+
+def test_what_cannot_be_used_is_not_kept(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no pool can be put on an attachment, as without a copy engine, the server waits for nobody."""
+    with pytest.raises(ValueError, match=r"^copy_threads: 0 is below 1"):
+        attach(client, copy_threads=0)
+    monkeypatch.setattr(attached, "worker_engine", _no_engine)
+    with pytest.raises(MemoryError):
+        attach(client)
+
+    assert client.list_attachments() == []
+
+
+def _no_engine(*arguments: object) -> NoReturn:
+    raise MemoryError
 
 
 def test_readers_cannot_write(server: Server, client: Client, session: Session, workers: Workers) -> None:

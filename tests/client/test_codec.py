@@ -161,6 +161,7 @@ def test_one_block_table(table: list[int]) -> None:
 
     assert compute_copy_specs(table, 0, 1, 0).request == batch
     assert compute_copy_specs(np.array(table, np.int64), 0, 1, 0).request == batch
+    assert compute_copy_specs([np.array(block_id) for block_id in table], 0, 1, 0).request == batch
 
 
 @pytest.mark.parametrize("table", [[-1], [2**32], [1.5], [[1.5]], np.ones((2, 2, 2), np.int64)])

@@ -15,6 +15,7 @@ from statepool.models import (
     MODEL_TYPES,
     bundled_models,
     custom_layout,
+    find_model_config,
     model_layout,
     parse_model_config,
     read_model_config,
@@ -362,6 +363,17 @@ def test_a_folder_stands_for_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(bundled_models()["mamba"].read_text())
 
     assert read_model_config(tmp_path) == read_model_config(bundled_models()["mamba"])
+
+
+def test_a_bundled_model_comes_before_a_file_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name means the same wherever one stands; a file or a folder of that name is written as a path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mamba2").mkdir()
+
+    assert find_model_config("mamba2") == bundled_models()["mamba2"]
+    assert find_model_config("./mamba2") == Path("mamba2")
+    with pytest.raises(ValueError, match=r"^mamba3: no such file, nor a bundled model: bamba, "):
+        find_model_config("mamba3")
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"3", b"\xff\xfe", b'{"model_type": "gpt2"}'])

@@ -1,10 +1,13 @@
 """Guarantee: the public names are complete, alike for sync and async, and cost no import that they do not need."""
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -51,6 +54,20 @@ def test_all_is_sorted_and_holds() -> None:
     assert statepool.__all__ == sorted(set(statepool.__all__))
     assert all(getattr(statepool, name) is not None for name in statepool.__all__)
     assert set(statepool.__all__) <= set(dir(statepool))
+
+
+def test_type_checkers_find_the_names_that_programs_find() -> None:
+    """What is imported for type checkers only is ``__all__``, each name from the module that it is loaded from."""
+    for_checkers = next(node for node in ast.parse(inspect.getsource(statepool)).body if isinstance(node, ast.If))
+    imports = [node for node in for_checkers.body if isinstance(node, ast.ImportFrom)]
+    declared = [ast.unparse(node) for node in for_checkers.body if not isinstance(node, ast.ImportFrom)]
+
+    assert sorted(alias.name for node in imports for alias in node.names) == statepool.__all__
+    for node in imports:
+        home = import_module(str(node.module))
+        assert all(getattr(statepool, alias.name) is getattr(home, alias.name) for alias in node.names)
+    assert declared == ["__version__: str"]
+    assert statepool.__version__ == version("statepool")
 
 
 def test_every_error_is_public() -> None:

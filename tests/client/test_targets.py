@@ -73,6 +73,13 @@ def test_token_in_plain_text_is_refused(target: str, insecure: bool) -> None:
     Security(token="secret", tls=Tls()).check(target)
 
 
+@pytest.mark.parametrize("token", ["", "secret-token\nother", "secret-token\x7f", "sécret-token"])
+def test_what_is_no_token_is_refused(token: str) -> None:
+    """What no header can carry is refused when a client is made, and is not printed."""
+    with pytest.raises(ValueError, match=r"^token: must be printable ASCII, in one line$"):
+        Client("unix:/run/s.sock", token=token)
+
+
 def test_no_token_in_what_is_printed() -> None:
     """A token stands in no repr: not in the settings', not in a client's."""
     security = Security(token="secret-token", tls=Tls())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from statepool.calls.blocks import compute_copy_specs
 from statepool.copies import copy_specs
 from statepool.errors import (
     BadFieldError,
@@ -17,6 +18,7 @@ from statepool.errors import (
     StatepoolError,
 )
 from statepool.layout import ArenaLayout, Arrangement, BlockLayout, ConvLayout, Dtype, StateKind, StateSpec
+from statepool.shapes import ConvLayoutName
 from statepool.torch import MambaCopySpec, get_conv_copy_spec, get_temporal_copy_spec, state_views, torch_dtype
 
 CASES = json.loads((Path(__file__).parents[1] / "data/vectors/copy_specs.json").read_text())
@@ -69,6 +71,24 @@ def test_columnar_specs_equal_the_reference(case: dict[str, Any]) -> None:
         return
 
     assert from_columns(case) == (case["expect"]["offset_bytes"], case["expect"]["num_elements"])
+
+
+@pytest.mark.parametrize("tables", [[3, 1, 4], [[3, 1], [4, 1]]])
+def test_block_tables_may_be_tensors(tables: list[Any]) -> None:
+    """A tensor of one dimension is one request's table, as a list of the same numbers is."""
+    assert compute_copy_specs(torch.tensor(tables), 0, 1, 0).request == compute_copy_specs(tables, 0, 1, 0).request
+
+
+@pytest.mark.parametrize("conv_layout", [ConvLayout.DS, "DS"])
+def test_a_layout_may_be_named(conv_layout: ConvLayoutName) -> None:
+    """The name of a conv layout stands for the layout; what is none is refused."""
+    state = torch.zeros(4, 8, 5)
+
+    with pytest.raises(DsSpecNotContiguousError):
+        get_conv_copy_spec(state, [1], 0, 2, conv_layout=conv_layout)
+    assert get_conv_copy_spec(state, [1], 0, 1, conv_layout=conv_layout).num_elements == 40
+    with pytest.raises(ValueError, match="conv_layout: must be SD or DS, got 'ds'"):
+        get_conv_copy_spec(state, [1], 0, 1, conv_layout="ds")  # type: ignore[arg-type]
 
 
 def test_batch_equals_tensor_by_tensor() -> None:

@@ -130,6 +130,27 @@ def test_layout_of_the_environment(server: Server) -> None:
     assert f"{LAYOUT}=SD" in report.findings["conv layout"]["remedy"]
 
 
+@pytest.mark.parametrize("value", ["ds", "sd", "dim"])
+def test_layout_that_no_engine_takes(server: Server, value: str) -> None:
+    """A variable at which the engine itself would fail is a failure here too, not a layout."""
+    report = Report("--target", server.target, env={LAYOUT: value})
+
+    assert report.failures() == ["conv layout"]
+    assert report.findings["conv layout"]["detail"] == f"{LAYOUT}: must be SD or DS, got '{value}'"
+
+
+def test_an_empty_variable_is_none(server: Server) -> None:
+    """An empty variable names no layout: the next one counts, as it does for the engine."""
+    report = Report("--target", server.target, env={"STATEPOOL_CONV_LAYOUT": "", LAYOUT: "SD"})
+
+    assert report.findings["conv layout"] == {
+        "check": "conv layout",
+        "verdict": "ok",
+        "detail": f"SD, by {LAYOUT} here as well",
+        "remedy": "",
+    }
+
+
 def test_layout_by_default(servers: Servers) -> None:
     """Without a variable this may be no engine's environment: another layout than the default is a warning."""
     server = servers.shared("--conv-layout", "DS")

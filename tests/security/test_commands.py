@@ -58,6 +58,7 @@ def test_load_test_needs_no_more_than_its_roles(secured: Server, authority: Auth
         (["--target", "pool.example:1"], "needs tls="),
         (["--target", "localhost:1", "--token-file", "{token}"], "over TLS"),
         (["--target", "localhost:1", "--token-file", "/nonexistent/token"], "/nonexistent/token"),
+        (["--target", "unix:///nonexistent", "--token-file", "{two_lines}"], "two-lines: holds no token"),
         (["--target", "pool.example:1", "--ca", "/nonexistent/ca.pem"], "/nonexistent/ca.pem"),
     ],
 )
@@ -65,9 +66,12 @@ def test_what_cannot_be(command: str, connection: list[str], words: str, tmp_pat
     """Each command refuses, before it connects, what would go in the clear, and files that are not there."""
     token = tmp_path / "token"
     token.write_text("secret-token", encoding="ascii")
+    two_lines = tmp_path / "two-lines"
+    two_lines.write_text("secret-token\nsecret-token\n", encoding="ascii")
 
-    answer = run(command, *(word.format(token=token) for word in connection))
+    answer = run(command, *(word.format(token=token, two_lines=two_lines) for word in connection))
 
     assert answer.returncode == 2, answer
     assert words in answer.stderr
+    assert answer.stderr.count("\n") == 1
     assert "secret-token" not in answer.stdout + answer.stderr

@@ -44,6 +44,16 @@ def test_blocks(server: Server, client: Client) -> None:
         assert f'"block_id": {block_id}' in listed.stdout
 
 
+@pytest.mark.parametrize("session", [-1, 0, 2**64])
+def test_no_session_has_such_an_id(session: int) -> None:
+    """A number that no session can have is a wrong call, whatever server there is."""
+    answer = run("blocks", "--session", str(session))
+
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr.startswith("statepool: Invalid value")
+    assert answer.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", ["info", "blocks", "loadtest"])
 def test_no_server(command: str, tmp_path: Path) -> None:
     """Without a server a command ends with one line and exit code 1."""

@@ -163,6 +163,57 @@ async def test_whoever_waits_for_a_session_that_is_closed_async(mortal: Server) 
         mortal.start()
 
 
+def test_deleting_ends_the_handle_of_a_suspended_session(mortal: Server) -> None:
+    """Whether the server hears of it or not, the session is over here, and closing it has nothing to wait for."""
+    with mortal.client() as client:
+        session = client.create_session(LONG, resume_within=LONG)
+        mortal.kill()
+        with pytest.raises(UnavailableError):
+            session.allocate_blocks(1, timeout=0.2)
+
+        with pytest.raises(UnavailableError):
+            session.delete(timeout=0.2)
+
+        assert isinstance(session.error, SessionNotFoundError)
+        assert client.stats.lost_sessions == 0
+        mortal.start()
+
+
+async def test_deleting_ends_the_handle_of_a_suspended_session_async(mortal: Server) -> None:
+    """The client for asyncio does the same, whether it waits in vain or is told to stop."""
+    async with AsyncClient(mortal.target, timeout=DEADLINE_SECONDS) as client:
+        sessions = [await client.create_session(LONG, resume_within=LONG) for _ in range(2)]
+        mortal.kill()
+        for session in sessions:
+            with pytest.raises(UnavailableError):
+                await session.allocate_blocks(1, timeout=0.2)
+
+        with pytest.raises(UnavailableError):
+            await sessions[0].delete(timeout=0.2)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sessions[1].delete(), 0.1)
+
+        assert all(isinstance(session.error, SessionNotFoundError) for session in sessions)
+        mortal.start()
+
+
+async def test_a_client_whose_closing_is_cancelled_is_closed(server: Server, tmp_path: Path) -> None:
+    """Sessions that cannot be ended end by themselves; the connection is not left open for them."""
+    proxy = Proxy(tmp_path / "p.sock", server.socket)
+    client = AsyncClient(proxy.target, timeout=DEADLINE_SECONDS)
+    await client.create_session(LONG, owner_key="k")
+    proxy.stall(LONG)
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.close(), 0.1)
+
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        await client.get_pool()
+    proxy.close()
+    with server.client() as heir:
+        heir.create_session(LONG, owner_key="k", take_over=True).close()
+
+
 def test_another_session_in_place_of_a_lost_one(mortal: Server) -> None:
     """It has the same terms, nothing of the former one's, and is replaced in turn."""
     opened: queue.Queue[Session] = queue.Queue()

@@ -256,14 +256,16 @@ class AsyncClient(AsyncEndpoint):
         if self._transport.leases.is_foreign():
             return
         self._opener.close()
-        await self._keeper.close()
-        is_reachable = True
-        for lease in self._transport.leases.live():
-            if is_reachable:  # a dead server costs one deadline, not one per session
-                is_reachable = await self._transport.release(lease)
-            else:
-                self._transport.leases.give_back(lease)
-        await self._transport.close()
+        try:
+            await self._keeper.close()
+            is_reachable = True
+            for lease in self._transport.leases.live():
+                if is_reachable:  # a dead server costs one deadline, not one per session
+                    is_reachable = await self._transport.release(lease)
+                else:
+                    self._transport.leases.give_back(lease)
+        finally:
+            await self._transport.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -57,7 +57,7 @@ class AsyncScheduler(SchedulerHandle):
 
     async def open(self, *, timeout: float | None = None) -> None:
         """Opens the stream, from whose answer the steps are numbered; see `Scheduler.open`."""
-        await self._within(self._receiving, timeout, self._open())
+        await self._within(self._receiving, self._transport.seconds(timeout), self._open())
 
     async def step(
         self,
@@ -81,7 +81,7 @@ class AsyncScheduler(SchedulerHandle):
             "settled_step": settled_step,
             "partial_admission": partial_admission,
         }
-        return await self._within(self._receiving, timeout, self._step(arguments))
+        return await self._within(self._receiving, self._transport.seconds(timeout), self._step(arguments))
 
     async def send(
         self,
@@ -105,13 +105,13 @@ class AsyncScheduler(SchedulerHandle):
             "settled_step": settled_step,
             "partial_admission": partial_admission,
         }
-        return await self._within(self._sending, None, self._send(arguments))
+        return await self._within(self._sending, self._transport.timeout, self._send(arguments))
 
     async def receive(self, *, timeout: float | None = None) -> StepOutcome:
         """Receives the next outcome, in the order in which the steps were sent; see `Scheduler.receive`."""
         if self._pipeline.is_idle:
             raise RuntimeError("every step was received")
-        return await self._within(self._receiving, timeout, self._receive())
+        return await self._within(self._receiving, self._transport.seconds(timeout), self._receive())
 
     async def close(self) -> None:
         """Ends the stream; see `Scheduler.close`."""
@@ -195,10 +195,10 @@ class AsyncScheduler(SchedulerHandle):
         """Tells whether what was cancelled is a stream, by another task that has given it up, and not this task."""
         return self._stream is not stream and not _is_cancelled()
 
-    async def _within(self, alarm: Alarm, timeout: float | None, operation: Coroutine[None, None, T]) -> T:
+    async def _within(self, alarm: Alarm, seconds: float, operation: Coroutine[None, None, T]) -> T:
         """Awaits what reads or writes; to give that up ends a stream of grpc.aio, so that another is to be opened."""
         try:
-            return await alarm.within(self._transport.deadline(timeout), operation)
+            return await alarm.within(time.monotonic() + seconds, operation)
         except TimeoutError:
             self._abandon()
             self._check()

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from statepool import calls
 from statepool.aio.streams import AsyncBlockStreams
+from statepool.channel import seconds_left
 from statepool.sequences import Admission, Commits, Execution, Notice, Schedules
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class AsyncSession(AsyncBlockStreams):
         nbytes = transfer.block_count * pool.layout.block.image_bytes * len(pool.tp_ranks)
         extra_seconds = calls.images.stream_seconds(nbytes)
         call = calls.transfers.receive_transfer(self._ref, transfer, source, extra_seconds)
-        return await self._transport.execute(call, deadline - time.monotonic(), self._lease)
+        return await self._transport.execute(call, seconds_left(deadline), self._lease)
 
     def scheduler(
         self, *, execution: Execution = Execution.SERVER, on_notice: Callable[[Notice], object] | None = None
@@ -165,9 +165,12 @@ class AsyncSession(AsyncBlockStreams):
     async def delete(self, *, timeout: float | None = None) -> int:
         """Ends the session; whatever comes of it, the handle is closed; see `Session.delete`."""
         deadline = self._transport.deadline(timeout)
-        await self._transport.hold(self._lease, deadline)
-        self._transport.leases.give_back(self._lease)
-        return await self._transport.execute(calls.sessions.delete_session(self._ref), deadline - time.monotonic())
+        try:
+            await self._transport.hold(self._lease, deadline)
+        finally:
+            self._transport.leases.give_back(self._lease)
+        left = seconds_left(deadline)
+        return await self._transport.execute(calls.sessions.delete_session(self._ref), left)
 
     async def close(self) -> None:
         """Ends the session as well as it can, within a second: an unreachable server ends the lease by itself.

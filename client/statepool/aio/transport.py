@@ -16,7 +16,15 @@ from statepool import calls, rpc, tracing
 from statepool.aio.alarm import Alarm
 from statepool.aio.ending import Ending
 from statepool.byte_chunks import decode_chunk
-from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
+from statepool.channel import (
+    RELEASE_SECONDS,
+    ChannelOptions,
+    call_seconds,
+    channel_options,
+    error_of_cut_rpc,
+    error_of_rpc,
+    seconds_left,
+)
 from statepool.errors import CancelledError, StatepoolError, UnavailableError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
@@ -63,7 +71,7 @@ class AsyncTransport:
     ) -> None:
         security.check(target)
         self.target = target
-        self.timeout = timeout
+        self.timeout = call_seconds(timeout)
         self.leases = Leases()
         self._budget = RetryBudget(time.monotonic())
         self._credentials = security.credentials
@@ -124,7 +132,7 @@ class AsyncTransport:
         with lease.watched(changed.set):
             while lease.is_suspended:
                 try:
-                    async with asyncio.timeout(deadline - time.monotonic()):
+                    async with asyncio.timeout(seconds_left(deadline)):
                         await changed.wait()
                 except TimeoutError:
                     raise suspended_error(lease) from None
@@ -132,8 +140,12 @@ class AsyncTransport:
                 self.check(lease)
 
     def seconds(self, timeout: float | None) -> float:
-        """Tells how long a call may take whose caller has asked for a deadline, or for none."""
-        return self.timeout if timeout is None else timeout
+        """Tells how long a call may take whose caller has asked for a deadline, or for none.
+
+        Raises:
+            ValueError: As `call_seconds`.
+        """
+        return self.timeout if timeout is None else call_seconds(timeout)
 
     def deadline(self, timeout: float | None) -> float:
         """Tells when a call that begins now must have ended, by `time.monotonic`."""
@@ -223,7 +235,7 @@ class AsyncTransport:
         """
         await self.hold(lease, deadline)
         method = self._open_channel().stream_unary(*rpc.WRITE_BLOCKS.stub)
-        attempts = Attempts(self._budget, deadline - time.monotonic() + extra_seconds)
+        attempts = Attempts(self._budget, seconds_left(deadline) + extra_seconds)
         with tracing.span_of(rpc.WRITE_BLOCKS, self._metadata) as metadata:
             while True:
                 call = method(messages(), timeout=attempts.left, metadata=metadata)
@@ -290,7 +302,7 @@ class AsyncTransport:
             StatepoolError: As `execute`.
         """
         if self._pool is None or self._pool.incarnation != self.leases.incarnation:
-            self._pool = await self.execute(calls.pool.get_pool(), deadline - time.monotonic())
+            self._pool = await self.execute(calls.pool.get_pool(), seconds_left(deadline))
         return self._pool
 
     async def release(self, lease: Lease) -> bool:
@@ -307,7 +319,7 @@ class AsyncTransport:
         if not self.leases.give_back(lease):
             return True
         try:
-            await self.execute(calls.sessions.delete_session(lease.opened.ref), deadline - time.monotonic())
+            await self.execute(calls.sessions.delete_session(lease.opened.ref), seconds_left(deadline))
         except LOSING_ERRORS:
             return True
         except StatepoolError as error:
@@ -342,7 +354,7 @@ class AsyncTransport:
         path, encode, _ = called.stub
         method = self._open_channel().unary_stream(path, encode, decode_chunk)
         with tracing.span_of(called, self._metadata) as metadata:
-            seconds = deadline - time.monotonic() + reader.extra_seconds
+            seconds = seconds_left(deadline) + reader.extra_seconds
             responses = method(reader.request, timeout=seconds, metadata=metadata)
             try:
                 async for response in responses:

@@ -119,8 +119,7 @@ def compute_copy_specs(
 
 def _tables(block_ids: Any) -> list[NDArray[np.int64]]:
     """Splits a batch into its tables; a flat list or array is a batch of one."""
-    rows = len(block_ids)
-    is_batch = rows > 0 and not np.isscalar(block_ids[0])
+    is_batch = len(block_ids) > 0 and np.ndim(block_ids[0]) > 0
     return [column(row, "block_ids") for row in block_ids] if is_batch else [column(block_ids, "block_ids")]
 
 

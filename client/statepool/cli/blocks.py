@@ -18,7 +18,7 @@ def blocks(
     *,
     connection: Connection = HERE,
     state: list[BlockState] | None = None,
-    session: int | None = None,
+    session: Annotated[int | None, Parameter(validator=Number(gte=1, lt=2**64))] = None,
     limit: Annotated[int, Parameter(validator=Number(gte=0))] = 100,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:

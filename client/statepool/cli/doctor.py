@@ -35,8 +35,9 @@ def doctor(
 ) -> int:
     """Check a deployment from where this command runs, and say how to mend what is wrong.
 
-    Run it where the server runs for its memory, devices and folders, and where a worker runs for what that may reach.
-    The settings of the server are needed only while it does not run; in its own environment they are found.
+    Run it where the server runs to check its memory, devices and folders, and where a worker runs to check what that
+    can reach. The server's settings need to be given only while it is not running; what its environment variables say
+    is read from there.
 
     Exit codes: 0 nothing is wrong (there may be warnings), 1 something is.
 

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from statepool.channel import call_seconds
 from statepool.cli.connect import HERE, Connection
 from statepool.cli.failure import CommandError
 from statepool.cli.options import Seconds
@@ -64,7 +65,7 @@ def ask_health(connection: Connection, service: str, timeout: float) -> str:
     with _channel(connection) as channel:
         try:
             answer: Any = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(service=service), timeout=timeout
+                health_pb2.HealthCheckRequest(service=service), timeout=call_seconds(timeout)
             )
         except grpc.RpcError as error:
             code = error.code()

@@ -81,9 +81,9 @@ def load(
             aborts. blocks: calls of the block service.
         duration: How long to measure, such as 10s.
         warmup: How long to run before that.
-        rate: Requests (blocks: operations) per second over all engines (lanes), which come whatever the answers take
-            (open loop); the time to the first token (blocks: every latency) counts from then. 0: the next one comes
-            when one has ended (closed loop).
+        rate: Requests (blocks: operations) per second over all engines (lanes), sent at this rate however long answers
+            take (open loop); the time to the first token (blocks: every latency) counts from when each was due. 0: the
+            next one comes when one has ended (closed loop).
         processes: Client processes; one is busy with about 5,000 operations per second.
         verify: Share of the requests (blocks: state cycles) whose bytes are written, read back and compared.
         seed: Seed of everything random.
@@ -100,10 +100,10 @@ def load(
         threshold: What must hold, such as p99<2ms, step_quiet.max<=1s, throughput>1000/s or errors<0.1% (without it,
             no operation may fail); may be given several times.
         find_max: Search for the highest rate at which every --slo and --threshold holds, nothing fails, and what
-            arrives is served, to within 5 %; each probe takes --warmup and --duration, and what fails
-            once is not tried again, so let it be long on a busy machine. It begins at --rate, or at half of what a
+            arrives is served, to within 5 %. Each probe takes --warmup and --duration; a rate that fails once is not
+            tried again, so make --duration long on a busy machine. The search begins at --rate, or at half of what a
             closed loop reaches.
-        report: Write an HTML page with curves, heat map and configuration to this file; it loads nothing.
+        report: Write an HTML page with curves, heat map and configuration to this file; the page loads nothing else.
         json_file: Write everything that was measured to this file, - for standard output instead of the table.
     """
     sent: Workload

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -12,7 +11,7 @@ from rich.table import Table
 from statepool.cli.failure import CommandError
 from statepool.cli.options import ByteSize
 from statepool.layout import Arrangement, BlockLayout, ConvLayout, StateKind, StateSpec, blocks_that_fit
-from statepool.models import ModelStates, bundled_models, model_layout, read_model_config
+from statepool.models import ModelStates, find_model_config, model_layout, read_model_config
 from statepool.units import format_bytes
 
 
@@ -31,7 +30,7 @@ def shapes(
     """Show what states a model keeps on one rank, how large a block is, and how many blocks fit.
 
     Args:
-        model_config: A model's config.json, its folder, or the name of a bundled one.
+        model_config: The name of a bundled model, else a model's config.json or its folder.
         tp_size: Tensor-parallel ranks.
         num_spec: Speculative tokens per step.
         conv_layout: Order of a conv state's dimensions. Default: the engine's VLLM_SSM_CONV_STATE_LAYOUT, else SD.
@@ -42,7 +41,7 @@ def shapes(
         as_json: Print one JSON object instead of a table.
     """
     try:
-        model = read_model_config(_find(model_config))
+        model = read_model_config(find_model_config(model_config))
         layout = model_layout(
             model,
             tp_size=tp_size,
@@ -68,15 +67,6 @@ def shapes(
         Console().out(json.dumps(facts), highlight=False)
     else:
         _print_table(model, layout, memory, block_count)
-
-
-def _find(model_config: str) -> Path:
-    path, bundled = Path(model_config), bundled_models()
-    if path.exists():
-        return path
-    if model_config not in bundled:
-        raise CommandError(f"{model_config}: no such file, nor a bundled model: {', '.join(bundled)}")
-    return bundled[model_config]
 
 
 def _distinct(layout: BlockLayout) -> Counter[StateSpec]:

@@ -40,7 +40,7 @@ class PoolStates:
 
     @classmethod
     def of(cls, pool: Pool) -> "PoolStates":
-        """Takes what a server tells of its pool."""
+        """Takes them from the description of a pool."""
         return cls(
             layout=pool.layout.block,
             tp_size=pool.tp_size,
@@ -83,7 +83,7 @@ class Conversion:
         return sorted({move.share.source_rank for move in self._moves[target_rank]})
 
     def place(self, source_rank: int, image: Image, target_rank: int, into: Image) -> None:
-        """Puts what one rank of the source has to where a rank of the target wants it.
+        """Copies the parts of a source rank's image that belong into a target rank's image.
 
         Args:
             source_rank: The rank of the source.
@@ -103,7 +103,7 @@ def plan_conversion(source: PoolStates, target: PoolStates) -> Conversion:
     """Plans how states of one pool become those of another.
 
     The model must be the same; speculative tokens, the order of conv dimensions and the tensor-parallel size may
-    differ, the last where it is defined how the family's states are divided.
+    differ, the last only for families whose division among ranks is defined.
 
     Args:
         source: The states that there are.

@@ -41,7 +41,7 @@ class AsyncPrefixDirectory(Directory):
             self._begin(target, self._connect(target))
 
     async def remove(self, target: str) -> None:
-        """Follows a server no longer, and forgets what it has told; see `PrefixDirectory.remove`."""
+        """Stops following a server, and forgets what it has told; see `PrefixDirectory.remove`."""
         task = self._tasks.pop(target, None)
         if task is not None:
             del self._followed[target]
@@ -59,7 +59,7 @@ class AsyncPrefixDirectory(Directory):
             raise DeadlineExceededError(f"not current after {timeout:g} s: {self._lacking()}") from None
 
     async def close(self) -> None:
-        """Follows nobody any more, and knows nothing; see `PrefixDirectory.close`."""
+        """Stops following and forgets what was told; see `PrefixDirectory.close`."""
         for target in list(self._tasks):
             await self.remove(target)
 

@@ -39,12 +39,12 @@ class PrefixDirectory(Directory):
             self._follow(target, client)
 
     def add(self, target: str) -> None:
-        """Follows another server; one that is followed already goes on being so."""
+        """Follows another server; does nothing if it is followed already."""
         if target not in self._followers:
             self._follow(target, self._connect(target))
 
     def remove(self, target: str) -> None:
-        """Follows a server no longer, and forgets what it has told; one that is not followed does not matter."""
+        """Stops following a server, and forgets what it has told; does nothing if it is not followed."""
         follower = self._followers.pop(target, None)
         if follower is not None:
             del self._followed[target]
@@ -65,7 +65,7 @@ class PrefixDirectory(Directory):
                 raise DeadlineExceededError(f"not current after {timeout:g} s: {self._lacking()}")
 
     def close(self) -> None:
-        """Follows nobody any more, and knows nothing; closing twice does nothing."""
+        """Stops following, and forgets what was told; closing twice does nothing."""
         for target in list(self._followers):
             self.remove(target)
 

@@ -35,7 +35,7 @@ def move(
 ) -> Moved:
     """Takes a state from the pool of one session to that of another.
 
-    The source keeps what it has; who needs it no longer finishes the sequence. A move that fails leaves nothing behind,
+    The source keeps what it has; finish the sequence if nobody needs it there. A move that fails leaves nothing behind,
     on neither side.
 
     Args:
@@ -44,7 +44,7 @@ def move(
         destination: Session that gets it.
         address: Where the destination's server reaches the source's; empty: where this process does.
         via: Who carries the bytes.
-        timeout: Deadline in seconds, of all together.
+        timeout: Deadline of the whole move, in seconds.
 
     Raises:
         PrefixNotFoundError: The source does not know the prefix.

@@ -45,7 +45,7 @@ class PrefillWorker(Protocol):
         """Session of its sequences."""
 
     async def prefill(self, request: Request) -> int:
-        """Computes a prompt but for its last token, and what is found of it not at all.
+        """Computes a prompt, except for its last token and the prefix that is found.
 
         Returns:
             Id of the sequence whose state has seen it; it stands still.

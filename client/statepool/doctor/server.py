@@ -1,15 +1,12 @@
 """Checks of what the server tells about itself."""
 
-import os
 from collections.abc import Iterator
 from importlib.metadata import version
 
 from statepool.doctor.deployment import Deployment
 from statepool.doctor.findings import Finding, bad, doubtful, good
 from statepool.errors import PeerUntrustedError, RoleForbiddenError
-
-LAYOUT_VARIABLES = ("STATEPOOL_CONV_LAYOUT", "VLLM_SSM_CONV_STATE_LAYOUT")
-"""Where an engine in this environment would take its conv layout from; the first one that is set counts."""
+from statepool.shapes.conv_layout import CONV_LAYOUT_VARIABLES, conv_layout_of_environment
 
 
 def check_health(deployment: Deployment) -> Iterator[Finding]:
@@ -59,9 +56,12 @@ def check_layout(deployment: Deployment) -> Iterator[Finding]:
     """Checks that an engine in this environment would lay conv states out as the pool does."""
     if deployment.pool is None:
         return
-    pools = deployment.pool.layout.block.conv_layout.value
-    name = next((name for name in LAYOUT_VARIABLES if name in os.environ), None)
-    ours = os.environ[name].upper() if name else "SD"
+    pools = deployment.pool.layout.block.conv_layout
+    try:
+        ours, name = conv_layout_of_environment()
+    except ValueError as error:
+        yield bad("conv layout", str(error), f"set it to {pools}, which the pool has")
+        return
     if ours == pools:
         yield good("conv layout", f"{pools}, {'by ' + name if name else 'the default'} here as well")
         return
@@ -69,7 +69,7 @@ def check_layout(deployment: Deployment) -> Iterator[Finding]:
     yield judge(
         "conv layout",
         f"the pool's is {pools}; an engine in this environment has {ours}, {'by ' + name if name else 'the default'}",
-        f"set {name or LAYOUT_VARIABLES[-1]}={pools} here, or --conv-layout {ours} for the server",
+        f"set {name or CONV_LAYOUT_VARIABLES[-1]}={pools} here, or --conv-layout {ours} for the server",
     )
 
 

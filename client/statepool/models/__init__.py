@@ -7,7 +7,7 @@ lists its states itself: ``{"model_type": "custom", "states": [...]}``, or `cust
 
 from statepool.models.architectures import MODEL_TYPES
 from statepool.models.custom import custom_layout
-from statepool.models.files import bundled_models, read_model_config
+from statepool.models.files import bundled_models, find_model_config, read_model_config
 from statepool.models.layouts import model_layout
 from statepool.models.parse import parse_model_config
 from statepool.models.states import ModelStates
@@ -17,6 +17,7 @@ __all__ = [
     "ModelStates",
     "bundled_models",
     "custom_layout",
+    "find_model_config",
     "model_layout",
     "parse_model_config",
     "read_model_config",

@@ -14,6 +14,23 @@ def bundled_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_BUNDLED.glob("*.json"))}
 
 
+def find_model_config(name: str) -> Path:
+    """Finds a configuration by what a user calls it.
+
+    Args:
+        name: A bundled model, else a file or a model's folder. A path that is named as a bundled model is written with
+            its folder: ``./mamba2``.
+
+    Raises:
+        ValueError: Neither.
+    """
+    bundled = bundled_models()
+    path = bundled.get(name, Path(name))
+    if not path.exists():
+        raise ValueError(f"{name}: no such file, nor a bundled model: {', '.join(bundled)}")
+    return path
+
+
 def read_model_config(path: str | Path) -> ModelStates:
     """Reads a ``config.json``, or the one in a model's folder.
 

@@ -9,7 +9,8 @@ from statepool.layout import ConvLayout
 ConvLayoutName: TypeAlias = ConvLayout | Literal["SD", "DS"]
 """A conv layout, or its name."""
 
-_VARIABLES = ("STATEPOOL_CONV_LAYOUT", "VLLM_SSM_CONV_STATE_LAYOUT")
+CONV_LAYOUT_VARIABLES = ("STATEPOOL_CONV_LAYOUT", "VLLM_SSM_CONV_STATE_LAYOUT")
+"""Where the conv layout comes from: the first that is set and not empty."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -23,10 +24,22 @@ def get_conv_state_layout() -> ConvLayout:
     Raises:
         ValueError: The variable is neither SD nor DS.
     """
-    for variable in _VARIABLES:
+    return conv_layout_of_environment()[0]
+
+
+def conv_layout_of_environment() -> tuple[ConvLayout, str | None]:
+    """Reads the conv layout from the environment as it is now.
+
+    Returns:
+        The layout, as `get_conv_state_layout`; the variable that it comes from, or None where it is the default.
+
+    Raises:
+        ValueError: The variable is neither SD nor DS.
+    """
+    for variable in CONV_LAYOUT_VARIABLES:
         if value := os.environ.get(variable):
-            return _conv_layout(value, variable)
-    return ConvLayout.SD
+            return _conv_layout(value, variable), variable
+    return ConvLayout.SD, None
 
 
 def is_conv_state_dim_first() -> bool:

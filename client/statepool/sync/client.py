@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 class Client(Endpoint):
     """Talks to one pool, with blocking calls; safe to use from threads.
 
-    Nothing is connected before the first call, and a lost connection comes back by itself. Unary calls that are
-    UNAVAILABLE are repeated up to four times within their deadline, with the same request id, so that a call takes
-    effect once, and within a budget, so that they do not add to an outage (`statepool.retries`). Every method raises a
-    `StatepoolError`; in any case `UnavailableError` and `DeadlineExceededError`. A client belongs to the process that
-    made it: after a fork, make another.
+    Nothing is connected before the first call, and a lost connection comes back by itself. A unary call that fails as
+    UNAVAILABLE is repeated up to four times within its deadline. It keeps its request id, so that it takes effect once,
+    and a budget bounds all retries, so that they do not add to an outage (`statepool.retries`). Methods raise the
+    subclasses of `StatepoolError` that they list, and any of them `UnavailableError` and `DeadlineExceededError`. A
+    client belongs to the process that made it: after a fork, make another.
     """
 
     def __init__(
@@ -63,14 +63,16 @@ class Client(Endpoint):
 
         Args:
             target: Where the server listens, in gRPC's naming: ``unix:///run/statepool/statepool.sock``, ``host:port``.
-            timeout: Deadline in seconds of every call that names none.
+            timeout: Deadline in seconds of every call that names none; whatever is longer than a year, as
+                ``math.inf``, is a year.
             tls: TLS; None is plain text, which only Unix sockets and loopback hosts are given.
             token: Bearer token by which the server knows this client; sent over TLS and Unix sockets only.
             insecure: Allows plain text over a network.
             options: gRPC channel arguments; they win over the client's own.
 
         Raises:
-            ValueError: Plain text over a network without ``insecure=True``, or a token in plain text.
+            ValueError: Plain text over a network without ``insecure=True``, a token in plain text, or a timeout that is
+                negative or not a number, as in every call.
             OSError: A file of `Tls` cannot be read.
         """
         security = Security(tls=tls, token=token, insecure=insecure)
@@ -88,7 +90,7 @@ class Client(Endpoint):
         return self._transport.execute(calls.pool.get_server_info(), timeout)
 
     def get_metrics(self, *, timeout: float | None = None) -> Metrics:
-        """Returns every metric of the server at this moment, also of one that no Prometheus scrapes."""
+        """Returns every metric of the server at this moment; Prometheus need not scrape it."""
         return self._transport.execute(calls.pool.get_metrics(), timeout)
 
     def calculate_state_shapes(
@@ -178,7 +180,8 @@ class Client(Endpoint):
 
         Args:
             cursor: `BlockChanges.cursor` of the last changes that are known; None: begins with a snapshot.
-            timeout: Seconds that the server may say nothing, which it does for one at most; None: the client's.
+            timeout: Seconds without a message after which the server is given up; it sends one at least every second.
+                None: the client's.
 
         Yields:
             Changes, in the order in which they happened.
@@ -186,7 +189,7 @@ class Client(Endpoint):
         Raises:
             IncarnationMismatchError, EventCursorCompactedError: What is behind the cursor can no longer be told; begin
                 with a snapshot.
-            QuotaExceededError: As many watch as may.
+            QuotaExceededError: As many clients watch as are allowed.
             UnavailableError: The connection is lost, or nothing is heard; go on behind the last cursor.
         """
         request = calls.watching.watch_blocks(cursor)
@@ -216,13 +219,13 @@ class Client(Endpoint):
                 lease that could not be renewed in time, loses the session at once.
             on_lost: Called once with the session and the reason if the lease is lost: from a background thread, or from
                 the thread whose call found out. It must not block.
-            on_recreated: Called with another session of the same terms that is opened after this one was lost, unless
-                to a take-over, as soon as a server answers that has room and nobody has the owner key; from a thread of
-                its own. None: none is. No block or sequence of the lost session is in it.
+            on_recreated: Called from a thread of its own with a new session of the same terms. It is opened after this
+                one was lost, unless to a take-over, as soon as a server answers that has room, and the owner key is
+                free; it has no block or sequence of the lost one. None: no session is opened.
             timeout: Deadline in seconds.
 
         Raises:
-            ValueError: resume_within is below 0.
+            ValueError: resume_within is negative or not a number.
             OwnerKeyInUseError: A live session has the key, and take_over is not set.
             QuotaExceededError: The server holds as many sessions as it may.
             BadFieldError: The server allows no such ttl.
@@ -332,7 +335,7 @@ class Client(Endpoint):
             BadFieldError: No such rank index.
             LayoutMismatchError: Another fingerprint, or a state tensor that reaches further.
             FeatureUnavailableError: The arena of the rank cannot be shared with other processes.
-            QuotaExceededError: As many processes are attached, or about to be, as may.
+            QuotaExceededError: As many processes are attached, or about to be, as are allowed.
             ValueError: A number that is negative, or too large for the wire.
         """
         call = calls.attachments.attach_pool(rank_index, read_only, layout_fingerprint, max_element_offset)
@@ -341,7 +344,7 @@ class Client(Endpoint):
     def detach_pool(self, attachment_id: int, token: bytes, *, timeout: float | None = None) -> int:
         """Ends an attachment on its process's word that it cannot write the arena any more.
 
-        Needed only where its own connection is broken, over which it says so as a rule.
+        Needed only where the process's own connection is broken, over which it normally says so.
 
         Args:
             attachment_id: The attachment.
@@ -401,8 +404,8 @@ class Client(Endpoint):
         """Takes the server out of service, and waits until its sequences have finished.
 
         No session, attachment or sequence begins any more (`DrainingError`), health is not serving, and schedulers are
-        told (`Scheduler.is_going_away`); what has begun goes on. Draining cannot be taken back; a call that comes again
-        joins in.
+        told (`Scheduler.is_going_away`); what has begun goes on. Draining cannot be taken back; a second
+        call waits with the first.
 
         Args:
             grace: Seconds to wait for the sequences.
@@ -422,14 +425,16 @@ class Client(Endpoint):
         """Ends the client's sessions, as well as it can, and the connection; closing twice does nothing."""
         if self._transport.leases.is_foreign():
             return
-        self._keeper.close()
-        is_reachable = True
-        for lease in self._transport.leases.live():
-            if is_reachable:  # a dead server costs one deadline, not one per session
-                is_reachable = self._transport.release(lease)
-            else:
-                self._transport.leases.give_back(lease)
-        self._transport.close()
+        try:
+            self._keeper.close()
+            is_reachable = True
+            for lease in self._transport.leases.live():
+                if is_reachable:  # a dead server costs one deadline, not one per session
+                    is_reachable = self._transport.release(lease)
+                else:
+                    self._transport.leases.give_back(lease)
+        finally:
+            self._transport.close()
 
     def __enter__(self) -> Self:
         return self

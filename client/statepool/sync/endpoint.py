@@ -58,7 +58,7 @@ class Endpoint:
     ) -> Generator[Chunk, None, None]:
         """Streams the images of lent states in chunks, each checked here and against the lease there.
 
-        A stream that was cut off is gone on with by another one, from the last chunk on.
+        A stream that was cut off can be continued by another call, from the last chunk on.
 
         Args:
             transfer: A transfer of this server, whoever has created it.
@@ -97,13 +97,13 @@ class Endpoint:
         layout_fingerprint: str = "",
         timeout: float | None = None,
     ) -> Generator[UncheckedChunk, None, None]:
-        """Streams as `pull_blocks`, without a copy, and leaves it to the caller to check each chunk, on any thread.
+        """Streams as `pull_blocks`, but without a copy; the caller checks each chunk, on any thread.
 
         Yields:
             The chunks; see `UncheckedChunk.check`.
 
         Raises:
-            StatepoolError: As `pull_blocks`, but for wrong bytes.
+            StatepoolError: As `pull_blocks`, except for wrong bytes.
         """
         deadline = self._transport.deadline(timeout)
         reader = self._transfer_reader(
@@ -124,7 +124,7 @@ class Endpoint:
         return self._transport.execute(calls.transfers.describe_transfer(transfer), timeout)
 
     def sum_transfer(self, transfer: Transfer, *, timeout: float | None = None) -> Checksums:
-        """Has checksums of lent states computed, which were still lent then.
+        """Has the server compute checksums of lent states, and makes sure that they are still lent afterwards.
 
         Returns:
             xxh3_64 of the states of each image, ``[n * ranks]``, those of one block side by side.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from statepool.channel import DEFAULT_TIMEOUT_SECONDS
+from statepool.channel import DEFAULT_TIMEOUT_SECONDS, seconds_left
 from statepool.errors import StatepoolError
 from statepool.group import GroupHandle
 from statepool.sync.scheduler import Scheduler
@@ -48,7 +48,7 @@ class Group(GroupHandle[Scheduler]):
         deadline = time.monotonic() + timeout
         for index, member in enumerate(self._members):
             try:
-                member.open(timeout=max(0.0, deadline - time.monotonic()))
+                member.open(timeout=seconds_left(deadline))
             except StatepoolError as error:
                 failures[index] = error
                 break  # those behind it are not to blame that it took their time
@@ -142,7 +142,7 @@ class Group(GroupHandle[Scheduler]):
         deadline = time.monotonic() + timeout
         for index in self._lacking():
             try:
-                self._keep(index, self._members[index].receive(timeout=max(0.0, deadline - time.monotonic())))
+                self._keep(index, self._members[index].receive(timeout=seconds_left(deadline)))
             except StatepoolError as error:
                 if self._is_refusal(index):
                     self._keep(index, error)

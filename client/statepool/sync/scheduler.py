@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from statepool.channel import error_of_cut_rpc
+from statepool.channel import error_of_cut_rpc, seconds_left
 from statepool.errors import StatepoolError, UnavailableError
 from statepool.handle import SchedulerHandle
 from statepool.lease import Lease
@@ -149,6 +149,7 @@ class Scheduler(SchedulerHandle):
         """
         if not self._pipeline.is_idle:
             raise RuntimeError(f"steps {self.unreceived_steps} were not received yet")
+        seconds = self._transport.seconds(timeout)
         self.send(
             admit=admit,
             schedule=schedule,
@@ -157,7 +158,7 @@ class Scheduler(SchedulerHandle):
             settled_step=settled_step,
             partial_admission=partial_admission,
         )
-        return self.receive(timeout=timeout)
+        return self.receive(timeout=seconds)
 
     def send(
         self,
@@ -226,7 +227,7 @@ class Scheduler(SchedulerHandle):
         if self._stream is None:
             self._stream = self._reopen(deadline)
         try:
-            stream, event = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
+            stream, event = self._inbox.get(timeout=seconds_left(deadline))
         except Empty:
             self._check()
             raise self._late() from None

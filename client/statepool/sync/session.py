@@ -1,13 +1,13 @@
-"""A session with blocking calls.blocks."""
+"""A session with blocking calls."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from statepool import calls
+from statepool.channel import seconds_left
 from statepool.sequences import Admission, Commits, Execution, Notice, Schedules
 from statepool.sync.streams import BlockStreams
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class Session(BlockStreams):
     """A lease on blocks, kept alive in the background until it is closed or lost.
 
-    Made by `Client.create_session`; a context manager that closes it. Every method raises a `StatepoolError`: the class
-    that the server raised, listed per method; in any case `UnavailableError` (after retries), `DeadlineExceededError`,
-    and once the session is lost `SessionExpiredError`, `SessionNotFoundError`, `SessionFencedError` or
-    `IncarnationMismatchError`, the same one every time. Methods that take block refs raise `GenerationStaleError` and
+    Made by `Client.create_session`; a context manager that closes it. Methods raise the subclasses of `StatepoolError`
+    that they list. Any of them raises `UnavailableError` (after retries) and `DeadlineExceededError`, and once the
+    session is lost `SessionExpiredError`, `SessionNotFoundError`, `SessionFencedError` or `IncarnationMismatchError`,
+    the same one every time. Methods that take block refs raise `GenerationStaleError` and
     `BlockIndexOutOfRangeError` for bad ones. A refused call has changed nothing. ``timeout`` is the deadline in
     seconds; None is the client's.
     """
@@ -203,14 +203,14 @@ class Session(BlockStreams):
             blocks: Committed blocks, anybody's, or uncommitted ones of the session that are in no sequence, ``[n]``.
             sequence_id: The sequence, in place of blocks.
             ttl: Seconds that the lease lasts. It is not renewed, so it should outlast the reader's deadline.
-            peer: Who it is for; for those who list transfers.
+            peer: Who it is for, as those who list transfers see it.
             timeout: Deadline in seconds.
 
         Raises:
             SequenceNotFoundError: No such sequence.
             StepOutOfOrderError: The sequence has an outstanding or unsettled step, or no state yet.
             BlockNotOwnedError, BlockBusyError, BlockInSequenceError: A block that cannot be lent.
-            QuotaExceededError: As many transfers are open as may be.
+            QuotaExceededError: As many transfers are open as are allowed.
             ValueError: Not exactly one of blocks and sequence_id is given.
         """
         call = calls.transfers.create_transfer(self._ref, blocks, sequence_id, ttl, peer)
@@ -219,19 +219,19 @@ class Session(BlockStreams):
     def receive_transfer(self, transfer: Transfer, *, source: str, timeout: float | None = None) -> Received:
         """Allocates blocks and has the server pull the states of a transfer into them, from another server.
 
-        Ended by its deadline, or in any other way than well, it leaves no block.
+        If it fails, or its deadline passes, it leaves no block behind.
 
         Args:
             transfer: A transfer of the source; it is completed.
-            source: Where the server of this session reaches the source, in gRPC's naming: a Unix socket or a loopback
-                address that its operator allows.
+            source: Where the server of this session reaches the source, in gRPC's naming: a Unix socket, a loopback
+                address, or over TLS any host, if its operator allows it.
             timeout: Deadline in seconds, to which the time that the bytes need at 64 MiB/s is added.
 
         Returns:
             The blocks.
 
         Raises:
-            PoolExhaustedError: Not so many blocks are there.
+            PoolExhaustedError: Not enough free and evictable blocks.
             PeerUntrustedError: The operator does not allow that source.
             PeerLostError: The source cannot be reached, or gives nothing any more.
             TransferNotFoundError: The transfer has ended.
@@ -244,7 +244,7 @@ class Session(BlockStreams):
         nbytes = transfer.block_count * pool.layout.block.image_bytes * len(pool.tp_ranks)
         extra_seconds = calls.images.stream_seconds(nbytes)
         call = calls.transfers.receive_transfer(self._ref, transfer, source, extra_seconds)
-        return self._transport.execute(call, deadline - time.monotonic(), self._lease)
+        return self._transport.execute(call, seconds_left(deadline), self._lease)
 
     def scheduler(
         self, *, execution: Execution = Execution.SERVER, on_notice: Callable[[Notice], object] | None = None
@@ -277,7 +277,7 @@ class Session(BlockStreams):
         """Applies one engine step without a stream, under a number of the caller's.
 
         Args:
-            number: The number: the one after the session's last step, or one of the last two steps again.
+            number: That of the session's last step plus 1; or of one of its last two steps, which is repeated then.
             execution: Who runs the copies.
             admit: As for `Scheduler.step`, like everything below.
             schedule: Forward passes to come.
@@ -304,15 +304,19 @@ class Session(BlockStreams):
     def delete(self, *, timeout: float | None = None) -> int:
         """Ends the session; whatever comes of it, the handle is closed.
 
-        Uncommitted blocks are free at once, committed ones stay findable.
+        Uncommitted blocks are free at once, or quarantined while an attached worker may still write them; committed
+        ones stay findable.
 
         Returns:
             References that were dropped; 0 where it was sent again, since the answer was lost.
         """
         deadline = self._transport.deadline(timeout)
-        self._transport.hold(self._lease, deadline)
-        self._transport.leases.give_back(self._lease)
-        return self._transport.execute(calls.sessions.delete_session(self._ref), deadline - time.monotonic())
+        try:
+            self._transport.hold(self._lease, deadline)
+        finally:
+            self._transport.leases.give_back(self._lease)
+        left = seconds_left(deadline)
+        return self._transport.execute(calls.sessions.delete_session(self._ref), left)
 
     def close(self) -> None:
         """Ends the session as well as it can, within a second: an unreachable server ends the lease by itself.

@@ -16,7 +16,7 @@ class Silence:
         """Begins to watch; `end` must follow.
 
         Args:
-            seconds: How long a read may take, and at most twice that.
+            seconds: Timeout of a read; a stalled one is cancelled after one to two times this.
             cancel: Ends the stream.
         """
         self.is_too_long = False

@@ -12,7 +12,15 @@ import grpc
 
 from statepool import calls, rpc, tracing
 from statepool.byte_chunks import decode_chunk
-from statepool.channel import RELEASE_SECONDS, ChannelOptions, channel_options, error_of_cut_rpc, error_of_rpc
+from statepool.channel import (
+    RELEASE_SECONDS,
+    ChannelOptions,
+    call_seconds,
+    channel_options,
+    error_of_cut_rpc,
+    error_of_rpc,
+    seconds_left,
+)
 from statepool.errors import StatepoolError, UnavailableError
 from statepool.lease import LOSING_ERRORS, Lease, log, suspended_error
 from statepool.leases import Leases
@@ -68,7 +76,7 @@ class Transport:
     ) -> None:
         security.check(target)
         self.target = target
-        self.timeout = timeout
+        self.timeout = call_seconds(timeout)
         self.leases = Leases()
         self._budget = RetryBudget(time.monotonic())
         arguments, credentials = channel_options([*security.options, *options]), security.credentials
@@ -130,14 +138,18 @@ class Transport:
         changed = threading.Event()
         with lease.watched(changed.set):
             while lease.is_suspended:
-                if not changed.wait(max(0.0, deadline - time.monotonic())):
+                if not changed.wait(seconds_left(deadline)):
                     raise suspended_error(lease)
                 changed.clear()
                 self.check(lease)
 
     def seconds(self, timeout: float | None) -> float:
-        """Tells how long a call may take whose caller has asked for a deadline, or for none."""
-        return self.timeout if timeout is None else timeout
+        """Tells how long a call may take whose caller has asked for a deadline, or for none.
+
+        Raises:
+            ValueError: As `call_seconds`.
+        """
+        return self.timeout if timeout is None else call_seconds(timeout)
 
     def deadline(self, timeout: float | None) -> float:
         """Tells when a call that begins now must have ended, by `time.monotonic`."""
@@ -221,7 +233,7 @@ class Transport:
         method = self._channel.stream_unary(*rpc.WRITE_BLOCKS.stub)
         with tracing.span_of(rpc.WRITE_BLOCKS, self._metadata) as metadata:
             try:
-                response = method(messages, timeout=deadline - time.monotonic() + extra_seconds, metadata=metadata)
+                response = method(messages, timeout=seconds_left(deadline) + extra_seconds, metadata=metadata)
             except grpc.RpcError as error:
                 raise self.leases.failed(lease, error_of_rpc(error)) from error
             return response.written_bytes
@@ -273,7 +285,7 @@ class Transport:
             StatepoolError: As `execute`.
         """
         if self._pool is None or self._pool.incarnation != self.leases.incarnation:
-            self._pool = self.execute(calls.pool.get_pool(), deadline - time.monotonic())
+            self._pool = self.execute(calls.pool.get_pool(), seconds_left(deadline))
         return self._pool
 
     def release(self, lease: Lease) -> bool:
@@ -290,7 +302,7 @@ class Transport:
         if not self.leases.give_back(lease):
             return True
         try:
-            self.execute(calls.sessions.delete_session(lease.opened.ref), deadline - time.monotonic())
+            self.execute(calls.sessions.delete_session(lease.opened.ref), seconds_left(deadline))
         except LOSING_ERRORS:
             return True
         except StatepoolError as error:
@@ -315,7 +327,7 @@ class Transport:
         path, encode, _ = called.stub
         method = self._channel.unary_stream(path, encode, decode_chunk)
         with tracing.span_of(called, self._metadata) as metadata:
-            seconds = deadline - time.monotonic() + reader.extra_seconds
+            seconds = seconds_left(deadline) + reader.extra_seconds
             responses = method(reader.request, timeout=seconds, metadata=metadata)
             try:
                 for response in responses:

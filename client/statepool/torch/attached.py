@@ -49,8 +49,8 @@ def attach(
             any.
         socket_path: The attach socket, where this process sees it elsewhere than the server does, as in a container.
         copy_threads: Threads of the copy engine, for host memory.
-        reattach_within: Seconds in which a broken connection must stand again, as it does when the server is started
-            again and has its state still; passes that would begin wait meanwhile.
+        reattach_within: Seconds within which a broken connection must be restored, as it is when the server restarts
+            and still has its state; new passes wait meanwhile.
         on_lost: Called once if the connection is lost for good, from a background thread.
         synchronize: Called before a fence is answered, when the passes that it concerns have ended; returns when all
             that they have queued on devices is done. None: synchronizes the CUDA devices that were current in passes.
@@ -61,12 +61,15 @@ def attach(
         LayoutMismatchError: The pool has another layout, or one that the kernels cannot address.
         FeatureUnavailableError: The memory of the rank cannot be shared, or not with this process: it does not see the
             device, or cannot map its memory.
-        QuotaExceededError: As many processes as may are attached.
-        PeerUntrustedError: The server does not take this process: it belongs to another user.
+        QuotaExceededError: As many processes are attached as are allowed.
+        PeerUntrustedError: The server does not accept this process: it belongs to another user.
         IncarnationMismatchError: The server was restarted meanwhile.
         UnavailableError: Nobody answers at the attach socket.
         OSError: This process cannot map so much.
+        ValueError: copy_threads is below 1.
     """
+    if copy_threads < 1:
+        raise ValueError(f"copy_threads: {copy_threads} is below 1")
     pool = client.get_pool(timeout=timeout)
     offer = client.attach_pool(
         rank_index=rank_index,
@@ -87,10 +90,13 @@ def attach(
         synchronize=synchronize or devices.synchronize,
         importers=IMPORTERS,
     )
-    if attachment.incarnation != pool.incarnation:
+    try:
+        if attachment.incarnation != pool.incarnation:
+            raise IncarnationMismatchError("the server was restarted while this process attached to it")
+        return AttachedPool(client, pool, attachment, devices, read_only=read_only, copy_threads=copy_threads)
+    except BaseException:
         attachment.detach()
-        raise IncarnationMismatchError("the server was restarted while this process attached to it")
-    return AttachedPool(client, pool, attachment, devices, read_only=read_only, copy_threads=copy_threads)
+        raise
 
 
 def import_cuda(descriptor: int, attached: attach_pb2.Attached, read_only: bool) -> MappedArena:
@@ -217,8 +223,8 @@ class AttachedPool:
     def run_copies(self, outcome: StepOutcome) -> None:
         """Does what a step has left to the worker: first post-copies, then zeroing, then pre-copies.
 
-        With `Execution.SERVER` that is nothing, so that a worker need not know. On a device it is put into the current
-        stream, in front of the kernels that follow.
+        With `Execution.SERVER` there is nothing to do, so a worker may call it in either case. On a device the copies
+        are put into the current stream, in front of the kernels that follow.
 
         Args:
             outcome: The step's outcome; on every rank the same.

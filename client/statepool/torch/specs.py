@@ -8,7 +8,7 @@ import torch
 
 from statepool.errors import BlockIndexOutOfRangeError, DsSpecNotContiguousError
 from statepool.layout import ConvLayout
-from statepool.shapes import get_conv_state_layout
+from statepool.shapes import ConvLayoutName, resolve_conv_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def get_conv_copy_spec(
     cur_block_idx: int,
     num_accepted_tokens: int,
     *,
-    conv_layout: ConvLayout | None = None,
+    conv_layout: ConvLayoutName | None = None,
 ) -> MambaCopySpec:
     """Finds what a conv state leaves to the next step: its rows from the last accepted token on.
 
@@ -40,13 +40,14 @@ def get_conv_copy_spec(
         block_ids: The request's blocks.
         cur_block_idx: Index of the running block in them.
         num_accepted_tokens: From 1 to the length.
-        conv_layout: None: `statepool.shapes.get_conv_state_layout`.
+        conv_layout: SD, DS, or None for `statepool.shapes.get_conv_state_layout`.
 
     Raises:
         DsSpecNotContiguousError: More than one accepted token in DS, where the rest is not one region.
         BlockIndexOutOfRangeError: An index past the end of the list, the tensor or the state.
+        ValueError: The layout is neither SD nor DS.
     """
-    layout = get_conv_state_layout() if conv_layout is None else conv_layout
+    layout = resolve_conv_layout(conv_layout)
     if layout is ConvLayout.DS and num_accepted_tokens > 1:
         raise DsSpecNotContiguousError(
             f"{num_accepted_tokens} accepted tokens are not one region in DS", field="num_accepted_tokens"

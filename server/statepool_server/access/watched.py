@@ -14,7 +14,7 @@ LOOK_SECONDS = 1.0
 """How long what was read is taken for good without a look at the files."""
 
 SETTLED_NS = 500_000_000
-"""How long ago a file was written at least: half of one may be a file without tenants, or without tokens."""
+"""Minimum age of a file before it is read, so that a half-written one is not taken for a shorter one."""
 
 _log = structlog.get_logger("statepool.access")
 

@@ -93,7 +93,7 @@ class BlockNews:
             self._is_listening = True
 
     def snapshot(self) -> Snapshot:
-        """Gives what can be found; the same one to all whom what has changed since can still be told."""
+        """Returns a snapshot of the prefix index; readers share it while the log still holds every later change."""
         snapshot = self._snapshot() if self._snapshot is not None else None
         if snapshot is None or not self.log.reaches(snapshot.sequence):
             self._tell()

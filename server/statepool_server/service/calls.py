@@ -40,7 +40,7 @@ END_SECONDS = 5.0
 _Admitted: TypeAlias = Callable[[Any, Context, Caller], Awaitable[Message | None]]
 
 _UNBOUNDED = contextlib.nullcontext()
-"""What a call stays within that nothing bounds."""
+"""A no-op context, for calls that have no quota."""
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _log = structlog.get_logger("statepool.calls")

@@ -25,7 +25,7 @@ class JournalWatch:
         Args:
             journal: The journal.
             ledger: Writes it.
-            health: What everybody is told by.
+            health: Health service to update.
         """
         self._journal = journal
         self._ledger = ledger

@@ -1,4 +1,4 @@
-"""Streams that last as long as their client: they end with the server, and when who opened them may not any more.
+"""Streams that last as long as their client: they end when the server stops, or when the caller loses its permission.
 
 The access file can change while they are open.
 """

@@ -27,7 +27,7 @@ class StallWatch:
 
         Args:
             copies: The threads.
-            health: What everybody is told by.
+            health: Health service to update.
             timeout: Seconds that work may run; it is found out within a quarter of that.
         """
         self._copies = copies
