@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.conftest import plain_stubs
 from service.raw import OpenWrite, busy_blocks, chunk_of, ref_of, refs, refusal_of
 from service.servers import CAPACITY, COMMAND, DEADLINE_SECONDS, Servers, arguments, until, write_model
-from statepool import DrainingError
+from statepool import Client, DrainingError
 from statepool.v1 import block_pb2 as pb
 from statepool.v1 import pool_pb2
 from statepool_server.cli import execute
@@ -137,6 +137,27 @@ def test_loopback_tcp_is_served_until_interrupted(servers: Servers) -> None:
         server.terminate(signal.SIGINT)
 
         server.stop()
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_reader_of_the_log_goes_away(tmp_path: Path, log_format: str) -> None:
+    """A log that nobody reads any more fails neither a call nor the end: what would be logged is dropped."""
+    target = f"unix:{tmp_path / 's.sock'}"
+    loud = ("--log-level", "debug", "--log-format", log_format)
+    command = [str(COMMAND), *arguments(write_model(tmp_path), target, tmp_path / "state", *loud)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            assert any("serving" in line for line in server.stderr)
+            server.stderr.close()
+            with Client(target, timeout=DEADLINE_SECONDS) as client:
+                client.create_session(60.0).allocate_blocks(1)
+
+            server.terminate()
+
+            assert server.wait(DEADLINE_SECONDS) == 0
+        finally:
+            server.kill()
 
 
 BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
