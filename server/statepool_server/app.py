@@ -20,7 +20,17 @@ from statepool_server.journal.journal import Journal
 from statepool_server.listeners import Listeners
 from statepool_server.memory import Memory
 from statepool_server.planning import Plan
-from statepool_server.recovery import CHECKSUMS, GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
+from statepool_server.recovery import (
+    CHECKSUMS,
+    GENERATIONS,
+    Estate,
+    ForeignStateError,
+    ServerState,
+    dump,
+    forget_locks,
+    load,
+    make_sense,
+)
 from statepool_server.service.attach_listener import AttachListener
 from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.copying import CopiesStuckError
@@ -183,12 +193,21 @@ async def run(config: ServerConfig) -> None:
 
 
 def _estate(config: ServerConfig, plan: Plan, journal: Journal) -> Estate | None:
-    """Reads what a server has left in the folder; removes it where it cannot be used as it is."""
-    history = journal.read() if plan.outlives_process else None
+    """Reads what a server has left in the folder; removes it where it cannot be used as it is.
+
+    Raises:
+        ForeignStateError: It is of another pool, and nobody has said that it may go.
+    """
+    history = journal.read() if config.recovery else None
     estate = None
     if history is not None:
         memory = Memory.none(plan.description.layout)
-        estate = make_sense(history, plan, lambda former: Assembly.of(config, former, memory, asyncio.Event()))
+        try:
+            estate = make_sense(history, plan, lambda former: Assembly.of(config, former, memory, asyncio.Event()))
+        except ForeignStateError as error:
+            if not config.discard_state:
+                raise
+            _log.warning("begins anew", error=str(error))
     if estate is None or estate.rescued is not None:  # who dies from here on has left nothing, rather than half of it
         journal.remove()
         forget_locks(plan.state_dir)

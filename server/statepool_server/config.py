@@ -47,6 +47,8 @@ class ServerConfig:
         state_dir: Private folder for host arenas and the journal, on tmpfs; by default /dev/shm/statepool-UID.
         recovery: Keep a journal beside host arenas, so that the next server on the same --state-dir goes on where this
             one ends, whatever ends it. Device memory ends with its server, and is not covered.
+        discard_state: Begin anew where --state-dir holds the state of another pool, which is then lost; without it the
+            server does not start there.
         recovery_grace: How long sessions live at least after such a restart, for their owners to come back.
         journal_bytes: Size of a file of the journal; there are two or three, and their pages are taken as needed.
         copy_engine: host copies on threads, or on a device by triton where that is installed; triton, or reference, the
@@ -127,6 +129,7 @@ class ServerConfig:
     device: str = "cpu"
     state_dir: Path | None = None
     recovery: bool = True
+    discard_state: Annotated[bool, Parameter(negative=())] = False
     recovery_grace: Seconds = 30.0
     journal_bytes: ByteSize = 64 * 2**20
     copy_engine: Literal["host", "reference", "triton"] = "host"
