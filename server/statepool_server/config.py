@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
-from statepool.cli.options import ByteSize, Seconds
+from statepool.cli.options import Addresses, ByteSize, Seconds, SomeBytes, SomeTime, split_list
 from statepool.layout import Arrangement
 
 DEFAULT_LISTEN = "unix:///run/statepool/statepool.sock"
@@ -16,13 +16,16 @@ DEFAULT_LISTEN = "unix:///run/statepool/statepool.sock"
 
 
 def _ranks(_type: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
-    return tuple(int(rank) for rank in tokens[0].value.split(","))
+    texts = [text for token in tokens for text in split_list(token.value)]
+    if not all(text.isascii() and text.isdecimal() for text in texts):
+        raise ValueError(f"{' '.join(texts)!r} is no list of ranks: it looks like 0,1")
+    return tuple(map(int, texts))
 
 
 Count: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1, lte=2**31 - 1))]
 """An option that counts something and cannot be zero."""
 
-Ranks: TypeAlias = Annotated[tuple[int, ...], Parameter(converter=_ranks, n_tokens=1)]
+Ranks: TypeAlias = Annotated[tuple[int, ...], Parameter(converter=_ranks, n_tokens=1, negative=())]
 """An option that lists tensor-parallel ranks: ``0,1``."""
 
 
@@ -134,14 +137,14 @@ class ServerConfig:
     journal_bytes: ByteSize = 64 * 2**20
     copy_engine: Literal["host", "reference", "triton"] = "host"
     copy_threads: Count = 2
-    listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
+    listen: Addresses = field(default_factory=lambda: [DEFAULT_LISTEN])
     metrics_listen: str | None = None
     insecure_metrics: Annotated[bool, Parameter(negative=())] = False
     tracing: Literal["off", "otlp"] = "off"
-    allow_peer: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
+    allow_peer: Addresses = field(default_factory=list)
     peer_ca: Path | None = None
     peer_token_file: Path | None = None
-    admin_listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
+    admin_listen: Addresses = field(default_factory=list)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
@@ -152,7 +155,7 @@ class ServerConfig:
     data_path: Literal["auto", "grpc", "nixl"] = "auto"
     nixl_devices: str | None = None
     checksums: Literal["off", "scrub", "lookup"] = "off"
-    scrub_rate: ByteSize = 64 * 2**20
+    scrub_rate: SomeBytes = 64 * 2**20
     max_batch: Count = 4096
     max_copy_specs: Count = 65536
     max_message_bytes: ByteSize = 16 * 2**20
@@ -173,9 +176,9 @@ class ServerConfig:
     max_replays: Count = 256
     min_ttl: Seconds = 0.1
     max_ttl: Seconds = 3600.0
-    stall_timeout: Seconds = 30.0
-    copy_stall_timeout: Seconds = 30.0
-    attach_timeout: Seconds = 10.0
+    stall_timeout: SomeTime = 30.0
+    copy_stall_timeout: SomeTime = 30.0
+    attach_timeout: SomeTime = 10.0
     drain_timeout: Seconds = 10.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"

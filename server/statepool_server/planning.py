@@ -9,7 +9,7 @@ from statepool.layout import ArenaLayout, Arrangement, BlockLayout, blocks_that_
 from statepool.models import ModelStates, bundled_models, model_layout, read_model_config
 from statepool_server.access.certificates import Certificates
 from statepool_server.access.rules import AccessFile, Role, roles_of
-from statepool_server.addresses import Address, is_loopback
+from statepool_server.addresses import Address, is_loopback, refuse_twice
 from statepool_server.arena import parse_devices
 from statepool_server.config import ServerConfig
 from statepool_server.journal.journal import RESERVE_BYTES
@@ -104,6 +104,9 @@ class Plan:
             config.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"),  # noqa: S108 — private: 0700 and locked
             config.recovery and all(device == "cpu" for device in devices),
         )
+        places = [("--listen", each.place) for each in plan.addresses]
+        places += [("--admin-listen", each.place) for each in plan.admin_addresses]
+        refuse_twice(places if metrics_address is None else [*places, ("--metrics-listen", metrics_address)])
         plan._refuse_plaintext(config.insecure_loopback)
         plan.peers.check()
         return plan

@@ -185,6 +185,20 @@ BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
     "no cuda": (["--device", "cuda:99"], "cuda:99"),
     "no such device": (["--device", "tpu"], "cpu, cuda:N"),
     "zero blocks": (["--blocks", "0"], "blocks"),
+    "a range of ranks": (["--tp-ranks", "0-1"], "--tp-ranks: '0-1' is no list of ranks"),
+    "nothing is compared": (["--scrub-rate", "0"], '"0" for --scrub-rate'),
+    "everybody stands still": (["--stall-timeout", "0"], "for --stall-timeout"),
+    "every copy stands still": (["--copy-stall-timeout", "0"], "for --copy-stall-timeout"),
+    "nobody can attach": (["--attach-timeout", "0"], "for --attach-timeout"),
+    "two listeners at a socket": (
+        ["--listen", "unix:/tmp/one", "--admin-listen", "unix:///tmp/one"],
+        "--listen and --admin-listen name the same address: /tmp/one",
+    ),
+    "two listeners at a port": (
+        ["--listen", "127.0.0.1:7", "--insecure-loopback", "", "--metrics-listen", "127.0.0.1:7"],
+        "--listen and --metrics-listen name the same address: 127.0.0.1:7",
+    ),
+    "a list in one address": (["--listen", "127.0.0.1:7,127.0.0.1:8"], "neither unix:PATH nor HOST:PORT"),
     "ttl bounds": (["--min-ttl", "2s", "--max-ttl", "1s"], "min-ttl"),
     "large chunks": (["--max-chunk-bytes", "16MiB"], "max-chunk-bytes"),
     "unknown flag": (["--no-such-flag", "1"], "no-such-flag"),
@@ -252,6 +266,27 @@ def test_printed_config_feeds_back(
     assert (first.code, code) == (0, 0)
     assert capfd.readouterr().out == first.out
     assert {"block-tokens = 16", "stall-timeout = 0.25", "tp-ranks = [1]"} <= set(first.out.splitlines())
+
+
+@pytest.mark.parametrize("separator", [",", " ", ", "])
+def test_lists_in_variables(start: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, separator: str) -> None:
+    """The values of a list in a variable are separated by commas, white space, or both."""
+    monkeypatch.setenv("STATEPOOL_TP_RANKS", separator.join(["0", "1"]))
+    monkeypatch.setenv("STATEPOOL_ALLOW_PEER", separator.join(["unix:/a", "unix:/b"]))
+
+    ended = start(last=("--print-config",))
+
+    assert {"tp-ranks = [0, 1]", 'allow-peer = ["unix:/a", "unix:/b"]'} <= set(ended.out.splitlines())
+
+
+def test_lists_in_a_file(tmp_path: Path, start: Callable[..., Ended]) -> None:
+    """A list of the configuration file is one, as what --print-config prints for several ranks."""
+    path = tmp_path / "server.toml"
+    path.write_text('tp-ranks = [1, 0]\nallow-peer = ["unix:/a", "unix:/b"]\n', encoding="utf-8")
+
+    ended = start("--config", str(path), last=("--print-config",))
+
+    assert {"tp-ranks = [1, 0]", 'allow-peer = ["unix:/a", "unix:/b"]'} <= set(ended.out.splitlines())
 
 
 def test_flags_win_over_environment_and_that_over_the_file(
