@@ -1,7 +1,9 @@
 """What an operator can set: one frozen dataclass, filled from flags, the environment and a TOML file."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -13,6 +15,15 @@ from statepool.layout import Arrangement
 
 DEFAULT_LISTEN = "unix:///run/statepool/statepool.sock"
 """Where a server listens unless told otherwise; the client's default target."""
+
+VARIABLES_PREFIX = "STATEPOOL_"
+"""How the environment variables of settings begin."""
+
+_OTHER_VARIABLES = ("CONFIG", "CLIENT_CONFIG", "FAILPOINTS", "TARGET", "CA", "CERT", "KEY", "SERVER_NAME", "TOKEN_FILE")
+"""What else is read from variables: by the server, and by commands beside it to find it."""
+
+_OF_KUBERNETES = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT(_\d+_\w+)?")
+"""Variables that it sets for services, one of which may be called statepool."""
 
 
 def _ranks(_type: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
@@ -182,3 +193,22 @@ class ServerConfig:
     drain_timeout: Seconds = 10.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
+
+
+def unknown_variables(names: Iterable[str]) -> dict[str, str]:
+    """Finds variables that look like settings and are none, of the server or of a client beside it.
+
+    Args:
+        names: The environment variables that there are.
+
+    Returns:
+        The variables, each with that of a setting which it resembles; empty: it resembles none.
+    """
+    settings = {f"{VARIABLES_PREFIX}{each.name.upper()}" for each in fields(ServerConfig)}
+    known = settings | {f"{VARIABLES_PREFIX}{name}" for name in _OTHER_VARIABLES}
+    unknown = (name for name in sorted(names) if name.startswith(VARIABLES_PREFIX) and name not in known)
+    return {
+        name: next(iter(get_close_matches(name, settings, 1)), "")
+        for name in unknown
+        if not _OF_KUBERNETES.fullmatch(name)
+    }

@@ -12,6 +12,7 @@ from statepool_server.access.rules import AccessFile, Role, roles_of
 from statepool_server.addresses import Address, is_loopback, refuse_twice
 from statepool_server.arena import parse_devices
 from statepool_server.config import ServerConfig
+from statepool_server.files import read_certificates, read_file
 from statepool_server.journal.journal import RESERVE_BYTES
 from statepool_server.limits import Limits
 from statepool_server.memory import engine_for
@@ -160,8 +161,12 @@ def _certificates(config: ServerConfig) -> Certificates | None:
 def _peer_terms(config: ServerConfig) -> PeerTerms:
     """Tells how other servers are reached: over TLS as soon as this server has anything to do with it."""
     allowed, tls = tuple(Address.parse(text) for text in config.allow_peer), None
+    if config.peer_ca is not None:
+        read_certificates("--peer-ca", config.peer_ca)
     if config.tls_cert is not None or config.peer_ca is not None:
         tls = Tls(ca=config.peer_ca or config.tls_client_ca, cert=config.tls_cert, key=config.tls_key)
+    if tls is not None and config.peer_token_file is not None:
+        read_file("--peer-token-file", config.peer_token_file)
     return PeerTerms(allowed, tls, config.peer_token_file)
 
 

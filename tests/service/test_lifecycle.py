@@ -1,11 +1,13 @@
 """Guarantee: a server starts as it was told or says in one line why not, and stops without losing what it had begun."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import grpc
@@ -17,9 +19,11 @@ from service.conftest import plain_stubs
 from service.raw import OpenWrite, busy_blocks, chunk_of, ref_of, refs, refusal_of
 from service.servers import CAPACITY, COMMAND, DEADLINE_SECONDS, Servers, arguments, until, write_model
 from statepool import Client, DrainingError
+from statepool.cli.connect import Connection
 from statepool.v1 import block_pb2 as pb
 from statepool.v1 import pool_pb2
-from statepool_server.cli import execute
+from statepool_server.cli.command import execute
+from statepool_server.config import unknown_variables
 
 
 @dataclass(frozen=True)
@@ -168,15 +172,20 @@ BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
     "plain metrics to the network": (["--metrics-listen", "0.0.0.0:0"], "insecure-metrics"),
     "plain text from afar": (["--allow-peer", "10.0.0.1:50051"], "beyond this machine"),
     "a token in plain text": (["--peer-token-file", "/nonexistent/token"], "over TLS only"),
-    "no such authority": (["--peer-ca", "/nonexistent/ca.pem"], "/nonexistent/ca.pem"),
+    "no such authority": (["--peer-ca", "/nonexistent/ca.pem"], "--peer-ca /nonexistent/ca.pem: No such file"),
     "certificate without a key": (["--tls-cert", "/nonexistent/cert.pem"], "together"),
     "no such certificate": (
         ["--tls-cert", "/nonexistent/c", "--tls-key", "/nonexistent/k", "--tls-client-ca", "/nonexistent/ca"],
-        "/nonexistent/c",
+        "--tls-cert /nonexistent/c: No such file",
     ),
     "nobody can be known": (["--tls-cert", "/nonexistent/c", "--tls-key", "/nonexistent/k"], "give one"),
     "no such role": (["--local-roles", "root"], "'root' is no role"),
-    "no such access file": (["--access", "/nonexistent/access.toml"], "/nonexistent/access.toml"),
+    "no such access file": (
+        ["--access", "/nonexistent/access.toml"],
+        "--access /nonexistent/access.toml: No such file",
+    ),
+    "no such configuration": (["--config", "/nonexistent/s.toml"], "--config /nonexistent/s.toml: No such file"),
+    "no authority": (["--peer-ca", __file__], "holds no certificate in PEM"),
     "no address": (["--listen", "nonsense"], "neither unix:PATH nor HOST:PORT"),
     "no such model": (["--model-config", "/nonexistent/config.json"], "/nonexistent/config.json"),
     "no such rank": (["--tp-ranks", "0,2"], "tp-ranks"),
@@ -242,15 +251,52 @@ def test_too_little_memory_is_told_with_numbers(tmp_path: Path, capfd: pytest.Ca
     assert "1024 bytes hold 1 blocks of 1024 bytes" in capfd.readouterr().err
 
 
-def test_unknown_key_of_a_file_is_refused(tmp_path: Path, start: Callable[..., Ended]) -> None:
-    """A misspelt key of the configuration file is an error that names it."""
+@pytest.mark.parametrize(("text", "words"), [("block-tokns = 16\n", "'block-tokns'"), ("blocks =\n", "Invalid value")])
+def test_bad_file_is_refused(tmp_path: Path, start: Callable[..., Ended], text: str, words: str) -> None:
+    """A misspelt key of the configuration file, or what is no TOML, is an error that names it and the file."""
     path = tmp_path / "server.toml"
-    path.write_text("block-tokns = 16\n", encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
     ended = start("--config", str(path))
 
     assert (ended.code, len(ended.error.splitlines())) == (1, 1)
-    assert "block-tokns" in ended.error
+    assert f"--config {path}: " in ended.error
+    assert words in ended.error
+
+
+def test_no_model_is_told_as_such(capfd: pytest.CaptureFixture[str]) -> None:
+    """Without what every server needs, the flag is named."""
+    assert execute([]) == 2
+    assert capfd.readouterr().err == "statepool-server: --model-config is required\n"
+
+
+def test_an_install_without_the_server_says_what_to_install() -> None:
+    """Without the extra's libraries the command names the extra instead of showing a traceback."""
+    for name in ("cyclopts", "structlog"):
+        code = f"import sys\nsys.modules[{name!r}] = None\nfrom statepool_server.cli import main\nmain()"
+
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+        assert done.returncode == 2
+        assert done.stderr == "statepool-server: the server is an extra: pip install 'statepool[server]'\n"
+
+
+def test_variables_without_a_setting() -> None:
+    """A variable that no setting has is found, with what it resembles; clients' and Kubernetes' are others'."""
+    clients = {f"STATEPOOL_{each.name.upper()}" for each in fields(Connection)}
+    others = {"STATEPOOL_PORT", "STATEPOOL_PORT_50051_TCP_ADDR", "STATEPOOL_SERVICE_HOST", "STATEPOOL_CONFIG", "HOME"}
+    unknown = {"STATEPOOL_NO_RECOVERY": "STATEPOOL_RECOVERY", "STATEPOOL_BLOCK_TOKNS": "STATEPOOL_BLOCK_TOKENS"}
+
+    assert unknown_variables({"STATEPOOL_BLOCKS", *clients, *others, *unknown}) == unknown
+
+
+def test_variable_without_a_setting_is_told(servers: Servers) -> None:
+    """A variable that looks like a setting and is none is told in the log."""
+    server = servers.start(environment={"STATEPOOL_NO_RECOVERY": "1"}).wait_until_ready()
+
+    (told,) = [line for line in map(json.loads, server.log.splitlines()) if "variable" in line]
+    assert (told["level"], told["variable"]) == ("warning", "STATEPOOL_NO_RECOVERY")
+    server.stop()
 
 
 def test_printed_config_feeds_back(
