@@ -143,6 +143,22 @@ def test_loopback_tcp_is_served_until_interrupted(servers: Servers) -> None:
         server.stop()
 
 
+def test_a_start_is_ended(servers: Servers) -> None:
+    """A server that takes its memory says so, and ends when it is told to, with what was there before it."""
+    server = servers.start(environment={"STATEPOOL_FAILPOINTS": "start=1*stop"})
+    stat = Path(f"/proc/{server.process.pid}/stat")
+    until(lambda: stat.read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T", "the server to stand still")
+
+    server.terminate()
+    server.process.send_signal(signal.SIGCONT)
+
+    assert server.wait() == 0
+    told = [json.loads(line) for line in server.log.splitlines()]
+    assert [line["event"] for line in told] == ["taking memory", "stopped before it served"]
+    assert told[0]["size"] == "34KiB"
+    assert {path.name for path in server.state_dir.iterdir()} == {"lock"}
+
+
 @pytest.mark.parametrize("log_format", ["console", "json"])
 def test_reader_of_the_log_goes_away(tmp_path: Path, log_format: str) -> None:
     """A log that nobody reads any more fails neither a call nor the end: what would be logged is dropped."""
@@ -220,7 +236,7 @@ def test_bad_setting_is_one_line(start: Callable[..., Ended], name: str) -> None
     """A server that cannot be started says why in one line that names the setting, and exits with 1 or 2."""
     changes, words = BAD_SETTINGS[name]
 
-    ended = start(*changes)
+    ended = start(*changes, "--log-level", "error")
 
     assert ended.code in (1, 2)
     assert ended.out == ""
@@ -238,8 +254,8 @@ def test_engine_that_cannot_copy_leaves_nothing_behind(tmp_path: Path) -> None:
         [COMMAND, *flags], env=env, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False
     )
 
-    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
-    assert "the triton engine copies device memory, the arena is on cpu" in result.stderr
+    assert result.returncode == 1
+    assert "the triton engine copies device memory, the arena is on cpu" in result.stderr.splitlines()[-1]
     assert [path.name for path in state_dir.iterdir()] == ["lock"]
 
 
