@@ -1,7 +1,9 @@
 """Where a server may listen."""
 
 import ipaddress
+import re
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +30,19 @@ class Address:
                 raise ValueError(f"listen {text!r}: unix:PATH or unix:///ABSOLUTE/PATH is needed")
             return cls(f"unix:{path}", path)
         host, colon, port = text.rpartition(":")
-        if not (colon and host and port.isascii() and port.isdecimal() and int(port) < 2**16):
+        if re.search(r"[,\s]", text) or not (
+            colon and host and port.isascii() and port.isdecimal() and int(port) < 2**16
+        ):
             raise ValueError(f"listen {text!r}: neither unix:PATH nor HOST:PORT")
         return cls(text, None)
+
+    @property
+    def place(self) -> Path | tuple[str, int]:
+        """What nobody else can listen at: a path, or host and port."""
+        if self.socket_path is not None:
+            return self.socket_path.absolute()
+        host, _, port = self.target.rpartition(":")
+        return host.strip("[]"), int(port)
 
     @property
     def is_local(self) -> bool:
@@ -72,6 +84,25 @@ class Address:
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(self.socket_path)) == 0:
                 raise ValueError(f"listen {self.target}: another server answers there")
+
+
+def refuse_twice(places: Iterable[tuple[str, Path | tuple[str, int]]]) -> None:
+    """Refuses to listen at one place twice: either listener would be told what is meant for the other.
+
+    Args:
+        places: Flag and place of each listener; port 0 is another one each time.
+
+    Raises:
+        ValueError: Two are the same.
+    """
+    flags: dict[Path | tuple[str, int], str] = {}
+    for flag, place in places:
+        if isinstance(place, tuple) and not place[1]:
+            continue
+        if place in flags:
+            shown = "{}:{}".format(*place) if isinstance(place, tuple) else place
+            raise ValueError(f"{flags[place]} and {flag} name the same address: {shown}")
+        flags[place] = flag
 
 
 def is_loopback(host: str) -> bool:

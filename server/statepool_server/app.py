@@ -6,11 +6,13 @@ import gc
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import structlog
 
+from statepool.units import format_bytes
+from statepool_server import failpoints
 from statepool_server.arena import StateDir
 from statepool_server.assembly import Assembly
 from statepool_server.config import ServerConfig
@@ -20,7 +22,17 @@ from statepool_server.journal.journal import Journal
 from statepool_server.listeners import Listeners
 from statepool_server.memory import Memory
 from statepool_server.planning import Plan
-from statepool_server.recovery import CHECKSUMS, GENERATIONS, Estate, ServerState, dump, forget_locks, load, make_sense
+from statepool_server.recovery import (
+    CHECKSUMS,
+    GENERATIONS,
+    Estate,
+    ForeignStateError,
+    ServerState,
+    dump,
+    forget_locks,
+    load,
+    make_sense,
+)
 from statepool_server.service.attach_listener import AttachListener
 from statepool_server.service.attach_processes import AttachedProcesses
 from statepool_server.service.copying import CopiesStuckError
@@ -36,6 +48,10 @@ EXIT_STUCK = 3
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = structlog.get_logger("statepool.server")
+
+
+class _StartEndedError(Exception):
+    """A signal has ended the server before it served."""
 
 
 @contextlib.asynccontextmanager
@@ -161,42 +177,67 @@ async def run(config: ServerConfig) -> None:
     for address in (*plan.addresses, *plan.admin_addresses):
         address.refuse_if_served()
     stop = asyncio.Event()
-    for signal_number in _STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
+    for signal_number in _STOP_SIGNALS:  # handlers of the loop would be run when it turns, which is after all this
+        signal.signal(signal_number, lambda *_: stop.set())
+    try:
+        await _run(config, plan, stop)
+    except _StartEndedError:
+        _log.info("stopped before it served")
+    for signal_number in _STOP_SIGNALS:  # a second signal must not turn a clean end into a death by signal
+        asyncio.get_running_loop().remove_signal_handler(signal_number)
+        signal.signal(signal_number, signal.SIG_IGN)
+
+
+async def _run(config: ServerConfig, plan: Plan, stop: asyncio.Event) -> None:
+    def check() -> None:
+        failpoints.reach("start")
+        if stop.is_set():
+            raise _StartEndedError
+
     with contextlib.ExitStack() as opened:
         opened.callback(StateDir(plan.state_dir).close)
         journal = Journal(plan.state_dir, config.journal_bytes)
         opened.callback(journal.close)
         estate = _estate(config, plan, journal)
-        memory = _open_memory(config, plan, estate)
+        memory = _open_memory(config, plan, estate, check)
         opened.callback(memory.close, keep=plan.outlives_process)
         kept, state = (journal if plan.outlives_process else None), (estate.state if estate else None)
+        for signal_number in _STOP_SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
         try:
             async with serving(config, plan, memory, stop, kept, state):
                 await stop.wait()
         except CopiesStuckError as error:
             _log.critical("ends in spite of its copies", error=str(error))
             os._exit(EXIT_STUCK)  # neither can their threads be joined, nor their memory be given back under them
-    for signal_number in _STOP_SIGNALS:  # a second signal must not turn a clean end into a death by signal
-        asyncio.get_running_loop().remove_signal_handler(signal_number)
-        signal.signal(signal_number, signal.SIG_IGN)
 
 
 def _estate(config: ServerConfig, plan: Plan, journal: Journal) -> Estate | None:
-    """Reads what a server has left in the folder; removes it where it cannot be used as it is."""
-    history = journal.read() if plan.outlives_process else None
+    """Reads what a server has left in the folder; removes it where it cannot be used as it is.
+
+    Raises:
+        ForeignStateError: It is of another pool, and nobody has said that it may go.
+    """
+    history = journal.read() if config.recovery else None
     estate = None
     if history is not None:
         memory = Memory.none(plan.description.layout)
-        estate = make_sense(history, plan, lambda former: Assembly.of(config, former, memory, asyncio.Event()))
+        try:
+            estate = make_sense(history, plan, lambda former: Assembly.of(config, former, memory, asyncio.Event()))
+        except ForeignStateError as error:
+            if not config.discard_state:
+                raise
+            _log.warning("begins anew", error=str(error))
     if estate is None or estate.rescued is not None:  # who dies from here on has left nothing, rather than half of it
         journal.remove()
         forget_locks(plan.state_dir)
     return estate
 
 
-def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None) -> Memory:
+def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None, check: Callable[[], None]) -> Memory:
     known = plan.description
+    all_bytes = known.layout.nbytes * len(known.tp_ranks)
+    _log.info("taking memory", bytes=all_bytes, size=format_bytes(all_bytes), devices=sorted(set(known.devices)))
 
     def opened(*, is_kept: bool) -> Memory:
         return Memory.open(
@@ -208,6 +249,7 @@ def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None) -> Mem
             threads=config.copy_threads,
             is_kept=is_kept,
             saves=plan.outlives_process,
+            check=check,
         )
 
     if estate is None or estate.rescued is None:

@@ -1,11 +1,12 @@
 """Arenas of host memory, the folder that they lie in, and the arenas of all ranks."""
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,17 +22,25 @@ if TYPE_CHECKING:
 MADV_POPULATE_WRITE = 23
 """From linux/mman.h (Linux 5.14); makes all pages present at once."""
 
+PIECE_BYTES = 256 * 2**20
+"""What is taken at once: a fraction of a second's work."""
+
+
+def _go_on() -> None:
+    """Lets memory be taken to the end."""
+
 
 class HostArena:
     """A file on tmpfs, mapped shared, so that other processes on the machine can map the same bytes."""
 
-    def __init__(self, path: Path, nbytes: int, *, is_kept: bool = False) -> None:
+    def __init__(self, path: Path, nbytes: int, *, is_kept: bool = False, check: Callable[[], None] = _go_on) -> None:
         """Creates the file (in place of one that a dead server left), fills it with pages and maps it.
 
         Args:
             path: The file; its folder is private and locked (`StateDir`).
             nbytes: Size of the arena.
             is_kept: Whether the file that a server has left is mapped as it is instead; see `has_arenas`.
+            check: Is called before each piece of it; what it raises ends the taking, and nothing new is left.
 
         Raises:
             ArenaError: The file system has not so much room.
@@ -44,15 +53,15 @@ class HostArena:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | created, 0o600)
         try:
             if not is_kept:
-                _reserve(descriptor, path, nbytes)
+                _reserve(descriptor, path, nbytes, check)
             self._map = mmap.mmap(descriptor, nbytes, mmap.MAP_SHARED)
+            self._populate(check)
         except BaseException:
             if not is_kept:
                 path.unlink(missing_ok=True)
             raise
         finally:
             os.close(descriptor)
-        self._advise()
         self._memory: Bytes | None = np.frombuffer(self._map, np.uint8)
 
     @property
@@ -101,12 +110,14 @@ class HostArena:
         if not keep:
             self.path.unlink(missing_ok=True)
 
-    def _advise(self) -> None:
-        for advice in (mmap.MADV_HUGEPAGE, MADV_POPULATE_WRITE):
-            try:
-                self._map.madvise(advice)
-            except OSError:
-                continue  # an older kernel, or no huge pages for this file system: pages come at their first use
+    def _populate(self, check: Callable[[], None]) -> None:
+        """Takes the pages, as far as the kernel and the file system can: others come at their first use."""
+        with contextlib.suppress(OSError):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        for start, nbytes in _pieces(len(self._map)):
+            check()
+            with contextlib.suppress(OSError):
+                self._map.madvise(MADV_POPULATE_WRITE, start, nbytes)
 
 
 class StateDir:
@@ -166,7 +177,13 @@ def has_arenas(nbytes: int, tp_ranks: Sequence[int], folder: Path) -> bool:
 
 
 def open_arenas(
-    nbytes: int, tp_ranks: Sequence[int], devices: Sequence[str], folder: Path, *, is_kept: bool = False
+    nbytes: int,
+    tp_ranks: Sequence[int],
+    devices: Sequence[str],
+    folder: Path,
+    *,
+    is_kept: bool = False,
+    check: Callable[[], None] = _go_on,
 ) -> list[Arena]:
     """Opens one arena per rank; either all of them or none.
 
@@ -176,6 +193,7 @@ def open_arenas(
         devices: Device of each.
         folder: Where host arenas are.
         is_kept: Whether those that a server has left there are used again.
+        check: As of `HostArena`.
 
     Raises:
         ArenaError: The memory of one cannot be had.
@@ -184,7 +202,7 @@ def open_arenas(
     try:
         for rank, device in zip(tp_ranks, devices, strict=True):
             if device == "cpu":
-                arenas.append(HostArena(_arena_path(folder, rank), nbytes, is_kept=is_kept))
+                arenas.append(HostArena(_arena_path(folder, rank), nbytes, is_kept=is_kept, check=check))
             else:
                 from statepool_server.arena_cuda import open_cuda_arena  # imports torch
 
@@ -200,14 +218,21 @@ def _arena_path(folder: Path, rank: int) -> Path:
     return folder / f"rank{rank}.arena"
 
 
-def _reserve(descriptor: int, path: Path, nbytes: int) -> None:
+def _pieces(nbytes: int) -> Iterator[tuple[int, int]]:
+    """Divides so many bytes; where each piece begins, and how large it is."""
+    return ((start, min(PIECE_BYTES, nbytes - start)) for start in range(0, nbytes, PIECE_BYTES))
+
+
+def _reserve(descriptor: int, path: Path, nbytes: int, check: Callable[[], None]) -> None:
     """Takes the file's pages now: on a full tmpfs the first touch of a missing page would kill the process."""
     file_system = os.fstatvfs(descriptor)
     free = file_system.f_bavail * file_system.f_frsize
     available = min(free, _available_memory())
     if nbytes <= available:
         try:
-            os.posix_fallocate(descriptor, 0, nbytes)
+            for start, size in _pieces(nbytes):
+                check()
+                os.posix_fallocate(descriptor, start, size)
             return
         except OSError:
             available = min(available, os.fstatvfs(descriptor).f_bavail * file_system.f_frsize)

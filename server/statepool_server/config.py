@@ -1,28 +1,42 @@
 """What an operator can set: one frozen dataclass, filled from flags, the environment and a TOML file."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
-from statepool.cli.options import ByteSize, Seconds
+from statepool.cli.options import Addresses, ByteSize, Seconds, SomeBytes, SomeTime, split_list
 from statepool.layout import Arrangement
 
 DEFAULT_LISTEN = "unix:///run/statepool/statepool.sock"
 """Where a server listens unless told otherwise; the client's default target."""
 
+VARIABLES_PREFIX = "STATEPOOL_"
+"""How the environment variables of settings begin."""
+
+_OTHER_VARIABLES = ("CONFIG", "CLIENT_CONFIG", "FAILPOINTS", "TARGET", "CA", "CERT", "KEY", "SERVER_NAME", "TOKEN_FILE")
+"""What else is read from variables: by the server, and by commands beside it to find it."""
+
+_OF_KUBERNETES = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT(_\d+_\w+)?")
+"""Variables that it sets for services, one of which may be called statepool."""
+
 
 def _ranks(_type: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
-    return tuple(int(rank) for rank in tokens[0].value.split(","))
+    texts = [text for token in tokens for text in split_list(token.value)]
+    if not all(text.isascii() and text.isdecimal() for text in texts):
+        raise ValueError(f"{' '.join(texts)!r} is no list of ranks: it looks like 0,1")
+    return tuple(map(int, texts))
 
 
 Count: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1, lte=2**31 - 1))]
 """An option that counts something and cannot be zero."""
 
-Ranks: TypeAlias = Annotated[tuple[int, ...], Parameter(converter=_ranks, n_tokens=1)]
+Ranks: TypeAlias = Annotated[tuple[int, ...], Parameter(converter=_ranks, n_tokens=1, negative=())]
 """An option that lists tensor-parallel ranks: ``0,1``."""
 
 
@@ -47,6 +61,8 @@ class ServerConfig:
         state_dir: Private folder for host arenas and the journal, on tmpfs; by default /dev/shm/statepool-UID.
         recovery: Keep a journal beside host arenas, so that the next server on the same --state-dir goes on where this
             one ends, whatever ends it. Device memory ends with its server, and is not covered.
+        discard_state: Begin anew where --state-dir holds the state of another pool, which is then lost; without it the
+            server does not start there.
         recovery_grace: How long sessions live at least after such a restart, for their owners to come back.
         journal_bytes: Size of a file of the journal; there are two or three, and their pages are taken as needed.
         copy_engine: host copies on threads, or on a device by triton where that is installed; triton, or reference, the
@@ -127,18 +143,19 @@ class ServerConfig:
     device: str = "cpu"
     state_dir: Path | None = None
     recovery: bool = True
+    discard_state: Annotated[bool, Parameter(negative=())] = False
     recovery_grace: Seconds = 30.0
     journal_bytes: ByteSize = 64 * 2**20
     copy_engine: Literal["host", "reference", "triton"] = "host"
     copy_threads: Count = 2
-    listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=lambda: [DEFAULT_LISTEN])
+    listen: Addresses = field(default_factory=lambda: [DEFAULT_LISTEN])
     metrics_listen: str | None = None
     insecure_metrics: Annotated[bool, Parameter(negative=())] = False
     tracing: Literal["off", "otlp"] = "off"
-    allow_peer: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
+    allow_peer: Addresses = field(default_factory=list)
     peer_ca: Path | None = None
     peer_token_file: Path | None = None
-    admin_listen: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
+    admin_listen: Addresses = field(default_factory=list)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
@@ -149,7 +166,7 @@ class ServerConfig:
     data_path: Literal["auto", "grpc", "nixl"] = "auto"
     nixl_devices: str | None = None
     checksums: Literal["off", "scrub", "lookup"] = "off"
-    scrub_rate: ByteSize = 64 * 2**20
+    scrub_rate: SomeBytes = 64 * 2**20
     max_batch: Count = 4096
     max_copy_specs: Count = 65536
     max_message_bytes: ByteSize = 16 * 2**20
@@ -170,9 +187,28 @@ class ServerConfig:
     max_replays: Count = 256
     min_ttl: Seconds = 0.1
     max_ttl: Seconds = 3600.0
-    stall_timeout: Seconds = 30.0
-    copy_stall_timeout: Seconds = 30.0
-    attach_timeout: Seconds = 10.0
+    stall_timeout: SomeTime = 30.0
+    copy_stall_timeout: SomeTime = 30.0
+    attach_timeout: SomeTime = 10.0
     drain_timeout: Seconds = 10.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
+
+
+def unknown_variables(names: Iterable[str]) -> dict[str, str]:
+    """Finds variables that look like settings and are none, of the server or of a client beside it.
+
+    Args:
+        names: The environment variables that there are.
+
+    Returns:
+        The variables, each with that of a setting which it resembles; empty: it resembles none.
+    """
+    settings = {f"{VARIABLES_PREFIX}{each.name.upper()}" for each in fields(ServerConfig)}
+    known = settings | {f"{VARIABLES_PREFIX}{name}" for name in _OTHER_VARIABLES}
+    unknown = (name for name in sorted(names) if name.startswith(VARIABLES_PREFIX) and name not in known)
+    return {
+        name: next(iter(get_close_matches(name, settings, 1)), "")
+        for name in unknown
+        if not _OF_KUBERNETES.fullmatch(name)
+    }

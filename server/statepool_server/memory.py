@@ -83,6 +83,7 @@ class Memory:
         threads: int,
         is_kept: bool = False,
         saves: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> "Memory":
         """Takes the memory of every rank.
 
@@ -95,13 +96,14 @@ class Memory:
             threads: Threads of a host engine.
             is_kept: Whether the arenas that a server has left there are used again, with what they hold.
             saves: Whether copies are done so that they can be run again by another process.
+            check: Is called again and again meanwhile; what it raises ends the taking, and nothing new is left.
 
         Raises:
             ArenaError: The memory cannot be had.
             RuntimeError: The engine is not installed.
             ValueError: The engine cannot copy such memory.
         """
-        arenas = open_arenas(layout.nbytes, tp_ranks, devices, folder, is_kept=is_kept)
+        arenas = open_arenas(layout.nbytes, tp_ranks, devices, folder, is_kept=is_kept, check=check)
         try:
             engines = [
                 _engine(engine_for(device, engine), arena, layout, threads)

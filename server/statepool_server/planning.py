@@ -9,9 +9,10 @@ from statepool.layout import ArenaLayout, Arrangement, BlockLayout, blocks_that_
 from statepool.models import ModelStates, find_model_config, model_layout, read_model_config
 from statepool_server.access.certificates import Certificates
 from statepool_server.access.rules import AccessFile, Role, roles_of
-from statepool_server.addresses import Address, is_loopback
+from statepool_server.addresses import Address, is_loopback, refuse_twice
 from statepool_server.arena import parse_devices
 from statepool_server.config import ServerConfig
+from statepool_server.files import read_certificates, read_file
 from statepool_server.journal.journal import RESERVE_BYTES
 from statepool_server.limits import Limits
 from statepool_server.memory import engine_for
@@ -104,6 +105,9 @@ class Plan:
             config.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"),  # noqa: S108 — private: 0700 and locked
             config.recovery and all(device == "cpu" for device in devices),
         )
+        places = [("--listen", each.place) for each in plan.addresses]
+        places += [("--admin-listen", each.place) for each in plan.admin_addresses]
+        refuse_twice(places if metrics_address is None else [*places, ("--metrics-listen", metrics_address)])
         plan._refuse_plaintext(config.insecure_loopback)
         plan.peers.check()
         return plan
@@ -157,8 +161,12 @@ def _certificates(config: ServerConfig) -> Certificates | None:
 def _peer_terms(config: ServerConfig) -> PeerTerms:
     """Tells how other servers are reached: over TLS as soon as this server has anything to do with it."""
     allowed, tls = tuple(Address.parse(text) for text in config.allow_peer), None
+    if config.peer_ca is not None:
+        read_certificates("--peer-ca", config.peer_ca)
     if config.tls_cert is not None or config.peer_ca is not None:
         tls = Tls(ca=config.peer_ca or config.tls_client_ca, cert=config.tls_cert, key=config.tls_key)
+    if tls is not None and config.peer_token_file is not None:
+        read_file("--peer-token-file", config.peer_token_file)
     return PeerTerms(allowed, tls, config.peer_token_file)
 
 

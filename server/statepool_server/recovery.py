@@ -49,6 +49,10 @@ CHECKSUMS = "checksums.bin"
 _log = structlog.get_logger("statepool.recovery")
 
 
+class ForeignStateError(RuntimeError):
+    """The folder holds the state of another pool, which is not given up unless that is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What must be the same for memory and state to mean the same."""
@@ -84,6 +88,21 @@ class Identity:
             known.tp_size,
             list(known.tp_ranks),
         )
+
+    def differences(self, found: "Identity") -> list[str]:
+        """Tells what is not the same, in the words of an operator."""
+        if found.format != self.format:
+            return [f"another version of statepool has written it (format {found.format}, {self.format} here)"]
+        named = {
+            "--blocks": (found.block_count, self.block_count),
+            "--block-tokens": (found.block_tokens, self.block_tokens),
+            "--num-spec": (found.num_spec, self.num_spec),
+            "--tp-size": (found.tp_size, self.tp_size),
+            "--tp-ranks": tuple(",".join(map(str, each.tp_ranks)) for each in (found, self)),
+            "--arrangement": (found.arrangement, self.arrangement),
+            "model, dtypes or conv layout": (found.fingerprint[:8], self.fingerprint[:8]),
+        }
+        return [f"{name}: {theirs} there, {ours} here" for name, (theirs, ours) in named.items() if theirs != ours]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +167,10 @@ def make_sense(history: History, plan: Plan, blank_of: Callable[[Plan], Assembly
         blank_of: Makes a server without memory, to run the acts of the journal again, within the bounds they had.
 
     Returns:
-        What goes on; None: nothing does, since it is of another pool, or nothing is known.
+        What goes on; None: nothing does, since nothing is known.
+
+    Raises:
+        ForeignStateError: It is of another pool.
     """
     state = _read_state(history, plan)
     if state is None:
@@ -198,9 +220,14 @@ def _read_state(history: History, plan: Plan) -> ServerState | None:
         return None
     try:
         identity = decode(history.snapshot, _Named).identity
-        if identity != Identity.of(known):
-            _log.warning("begins anew: the state is of another pool", found=str(identity))
-            return None
+        differences = Identity.of(known).differences(identity)
+        if not plan.outlives_process:
+            differences.append(f"--device: cpu there, {known.devices[0]} here")
+        if differences:
+            raise ForeignStateError(
+                f"state-dir {plan.state_dir}: holds the state of another pool: {'; '.join(differences)}; give the "
+                "settings of that pool or another --state-dir, or give that state up with --discard-state"
+            )
         state = decode(history.snapshot, ServerState)
     except EncodingError as error:
         _log.error("begins anew: the snapshot cannot be read", error=str(error))

@@ -1,5 +1,6 @@
 """Guarantee: over TCP there is TLS only, for whom the authority knows, and certificates change without a restart."""
 
+import re
 import socket
 import ssl
 import warnings
@@ -24,6 +25,7 @@ from statepool import (
 )
 from statepool.security import Security
 from statepool.v1 import pool_pb2
+from statepool_server.access.certificates import Certificates
 
 PATIENCE_SECONDS = 1.0
 """Deadline of a call that cannot succeed; a client goes on trying to connect until then."""
@@ -212,3 +214,23 @@ def test_authority_of_clients_is_replaced_without_a_restart(
 
     until(lambda: renewed.knows(of_new), "the new authority to be known")
     assert not renewed.knows(old)
+
+
+def test_files_that_are_not_what_they_should_be(authority: Authority, tmp_path: Path) -> None:
+    """A file that holds something else, or another's key, is named with its setting."""
+    pair, other, nothing = authority.server(), authority.server(), tmp_path / "nothing"
+    nothing.write_text("nothing", encoding="ascii")
+    wrong = {
+        (pair.key, pair.cert, authority.ca): f"--tls-cert {pair.key}: holds no certificate in PEM",
+        (pair.cert, pair.cert, authority.ca): f"--tls-key {pair.cert}: holds no private key in PEM",
+        (pair.cert, pair.key, nothing): f"--tls-client-ca {nothing}: holds no certificate in PEM",
+        (pair.cert, tmp_path, authority.ca): f"--tls-key {tmp_path}: Is a directory",
+        (
+            pair.cert,
+            other.key,
+            authority.ca,
+        ): f"--tls-key {other.key}, --tls-client-ca {authority.ca}: key values mismatch",
+    }
+    for (cert, key, client_ca), words in wrong.items():
+        with pytest.raises(ValueError, match=re.escape(words)):
+            Certificates(cert, key, client_ca)

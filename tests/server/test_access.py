@@ -36,7 +36,10 @@ def test_example(tmp_path: Path) -> None:
 BAD = {
     "no toml": ("[tenants", "access.toml"),
     "unknown key": ("[tenants.acme]\nmax-block = 1", "max-block"),
-    "no such role": (f'[[tokens]]\nname = "a"\nroles = ["root"]\nsha256 = "{HASH}"', "root"),
+    "no such role": (
+        f'[[tokens]]\nname = "a"\nroles = ["root"]\nsha256 = "{HASH}"',
+        "roles are worker, scheduler, observer, admin",
+    ),
     "no such tenant": (f'[[tokens]]\nname = "a"\nroles = []\ntenant = "b"\nsha256 = "{HASH}"', "no tenant 'b'"),
     "a token itself": ('[[tokens]]\nname = "a"\nroles = []\nsha256 = "a token"', "sha256"),
     "upper case": (f'[[tokens]]\nname = "a"\nroles = []\nsha256 = "{HASH.upper()}"', "sha256"),
@@ -51,7 +54,7 @@ BAD = {
 def test_bad_file(name: str, tmp_path: Path) -> None:
     """What cannot be meant is refused, with the file and the fault; what might be a token is not repeated."""
     text, words = BAD[name]
-    with pytest.raises(ValueError, match=r"access\.toml") as refused:
+    with pytest.raises(ValueError, match=r"^--access .*access\.toml: ") as refused:
         read(tmp_path, text)
     assert words in str(refused.value)
     assert "a token" not in str(refused.value)

@@ -97,6 +97,25 @@ def test_more_than_there_is_is_refused_with_the_numbers(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_taking_that_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch, is_kept: bool) -> None:
+    """Memory is taken piece by piece, and what ends that leaves nothing new, but what was there before."""
+    monkeypatch.setattr("statepool_server.arena.PIECE_BYTES", 4096)
+    if is_kept:
+        HostArena(folder / "rank0.arena", 4 * 4096).close(keep=True)
+    checks: list[None] = []
+
+    def check() -> None:
+        checks.append(None)
+        if len(checks) == 3:
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        HostArena(folder / "rank0.arena", 4 * 4096, is_kept=is_kept, check=check)
+
+    assert len(list(folder.iterdir())) == is_kept
+
+
 def test_state_dir_is_private(folder: Path) -> None:
     """A folder that others may enter is refused; a missing one is made for us alone."""
     open_folder = folder / "open"

@@ -1,11 +1,13 @@
 """Guarantee: a server starts as it was told or says in one line why not, and stops without losing what it had begun."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import grpc
@@ -16,10 +18,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.conftest import plain_stubs
 from service.raw import OpenWrite, busy_blocks, chunk_of, ref_of, refs, refusal_of
 from service.servers import CAPACITY, COMMAND, DEADLINE_SECONDS, Servers, arguments, until, write_model
-from statepool import DrainingError
+from statepool import Client, DrainingError
+from statepool.cli.connect import Connection
 from statepool.v1 import block_pb2 as pb
 from statepool.v1 import pool_pb2
-from statepool_server.cli import execute
+from statepool_server.cli.command import execute
+from statepool_server.config import unknown_variables
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,43 @@ def test_loopback_tcp_is_served_until_interrupted(servers: Servers) -> None:
         server.stop()
 
 
+def test_a_start_is_ended(servers: Servers) -> None:
+    """A server that takes its memory says so, and ends when it is told to, with what was there before it."""
+    server = servers.start(environment={"STATEPOOL_FAILPOINTS": "start=1*stop"})
+    stat = Path(f"/proc/{server.process.pid}/stat")
+    until(lambda: stat.read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T", "the server to stand still")
+
+    server.terminate()
+    server.process.send_signal(signal.SIGCONT)
+
+    assert server.wait() == 0
+    told = [json.loads(line) for line in server.log.splitlines()]
+    assert [line["event"] for line in told] == ["taking memory", "stopped before it served"]
+    assert told[0]["size"] == "34KiB"
+    assert {path.name for path in server.state_dir.iterdir()} == {"lock"}
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_reader_of_the_log_goes_away(tmp_path: Path, log_format: str) -> None:
+    """A log that nobody reads any more fails neither a call nor the end: what would be logged is dropped."""
+    target = f"unix:{tmp_path / 's.sock'}"
+    loud = ("--log-level", "debug", "--log-format", log_format)
+    command = [str(COMMAND), *arguments(write_model(tmp_path), target, tmp_path / "state", *loud)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            assert any("serving" in line for line in server.stderr)
+            server.stderr.close()
+            with Client(target, timeout=DEADLINE_SECONDS) as client:
+                client.create_session(60.0).allocate_blocks(1)
+
+            server.terminate()
+
+            assert server.wait(DEADLINE_SECONDS) == 0
+        finally:
+            server.kill()
+
+
 BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
     "memory and blocks": (["--memory", "1MiB"], "exactly one of blocks and memory"),
     "plain text unasked": (["--listen", "127.0.0.1:50051"], "insecure-loopback"),
@@ -147,15 +188,20 @@ BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
     "plain metrics to the network": (["--metrics-listen", "0.0.0.0:0"], "insecure-metrics"),
     "plain text from afar": (["--allow-peer", "10.0.0.1:50051"], "beyond this machine"),
     "a token in plain text": (["--peer-token-file", "/nonexistent/token"], "over TLS only"),
-    "no such authority": (["--peer-ca", "/nonexistent/ca.pem"], "/nonexistent/ca.pem"),
+    "no such authority": (["--peer-ca", "/nonexistent/ca.pem"], "--peer-ca /nonexistent/ca.pem: No such file"),
     "certificate without a key": (["--tls-cert", "/nonexistent/cert.pem"], "together"),
     "no such certificate": (
         ["--tls-cert", "/nonexistent/c", "--tls-key", "/nonexistent/k", "--tls-client-ca", "/nonexistent/ca"],
-        "/nonexistent/c",
+        "--tls-cert /nonexistent/c: No such file",
     ),
     "nobody can be known": (["--tls-cert", "/nonexistent/c", "--tls-key", "/nonexistent/k"], "give one"),
     "no such role": (["--local-roles", "root"], "'root' is no role"),
-    "no such access file": (["--access", "/nonexistent/access.toml"], "/nonexistent/access.toml"),
+    "no such access file": (
+        ["--access", "/nonexistent/access.toml"],
+        "--access /nonexistent/access.toml: No such file",
+    ),
+    "no such configuration": (["--config", "/nonexistent/s.toml"], "--config /nonexistent/s.toml: No such file"),
+    "no authority": (["--peer-ca", __file__], "holds no certificate in PEM"),
     "no address": (["--listen", "nonsense"], "neither unix:PATH nor HOST:PORT"),
     "no such model": (["--model-config", "/nonexistent/config.json"], "/nonexistent/config.json"),
     "no such rank": (["--tp-ranks", "0,2"], "tp-ranks"),
@@ -164,6 +210,20 @@ BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
     "no cuda": (["--device", "cuda:99"], "cuda:99"),
     "no such device": (["--device", "tpu"], "cpu, cuda:N"),
     "zero blocks": (["--blocks", "0"], "blocks"),
+    "a range of ranks": (["--tp-ranks", "0-1"], "--tp-ranks: '0-1' is no list of ranks"),
+    "nothing is compared": (["--scrub-rate", "0"], '"0" for --scrub-rate'),
+    "everybody stands still": (["--stall-timeout", "0"], "for --stall-timeout"),
+    "every copy stands still": (["--copy-stall-timeout", "0"], "for --copy-stall-timeout"),
+    "nobody can attach": (["--attach-timeout", "0"], "for --attach-timeout"),
+    "two listeners at a socket": (
+        ["--listen", "unix:/tmp/one", "--admin-listen", "unix:///tmp/one"],
+        "--listen and --admin-listen name the same address: /tmp/one",
+    ),
+    "two listeners at a port": (
+        ["--listen", "127.0.0.1:7", "--insecure-loopback", "", "--metrics-listen", "127.0.0.1:7"],
+        "--listen and --metrics-listen name the same address: 127.0.0.1:7",
+    ),
+    "a list in one address": (["--listen", "127.0.0.1:7,127.0.0.1:8"], "neither unix:PATH nor HOST:PORT"),
     "ttl bounds": (["--min-ttl", "2s", "--max-ttl", "1s"], "min-ttl"),
     "large chunks": (["--max-chunk-bytes", "16MiB"], "max-chunk-bytes"),
     "unknown flag": (["--no-such-flag", "1"], "no-such-flag"),
@@ -176,7 +236,7 @@ def test_bad_setting_is_one_line(start: Callable[..., Ended], name: str) -> None
     """A server that cannot be started says why in one line that names the setting, and exits with 1 or 2."""
     changes, words = BAD_SETTINGS[name]
 
-    ended = start(*changes)
+    ended = start(*changes, "--log-level", "error")
 
     assert ended.code in (1, 2)
     assert ended.out == ""
@@ -194,8 +254,8 @@ def test_engine_that_cannot_copy_leaves_nothing_behind(tmp_path: Path) -> None:
         [COMMAND, *flags], env=env, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False
     )
 
-    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
-    assert "the triton engine copies device memory, the arena is on cpu" in result.stderr
+    assert result.returncode == 1
+    assert "the triton engine copies device memory, the arena is on cpu" in result.stderr.splitlines()[-1]
     assert [path.name for path in state_dir.iterdir()] == ["lock"]
 
 
@@ -207,15 +267,52 @@ def test_too_little_memory_is_told_with_numbers(tmp_path: Path, capfd: pytest.Ca
     assert "1024 bytes hold 1 blocks of 1024 bytes" in capfd.readouterr().err
 
 
-def test_unknown_key_of_a_file_is_refused(tmp_path: Path, start: Callable[..., Ended]) -> None:
-    """A misspelt key of the configuration file is an error that names it."""
+@pytest.mark.parametrize(("text", "words"), [("block-tokns = 16\n", "'block-tokns'"), ("blocks =\n", "Invalid value")])
+def test_bad_file_is_refused(tmp_path: Path, start: Callable[..., Ended], text: str, words: str) -> None:
+    """A misspelt key of the configuration file, or what is no TOML, is an error that names it and the file."""
     path = tmp_path / "server.toml"
-    path.write_text("block-tokns = 16\n", encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
     ended = start("--config", str(path))
 
     assert (ended.code, len(ended.error.splitlines())) == (1, 1)
-    assert "block-tokns" in ended.error
+    assert f"--config {path}: " in ended.error
+    assert words in ended.error
+
+
+def test_no_model_is_told_as_such(capfd: pytest.CaptureFixture[str]) -> None:
+    """Without what every server needs, the flag is named."""
+    assert execute([]) == 2
+    assert capfd.readouterr().err == "statepool-server: --model-config is required\n"
+
+
+def test_an_install_without_the_server_says_what_to_install() -> None:
+    """Without the extra's libraries the command names the extra instead of showing a traceback."""
+    for name in ("cyclopts", "structlog"):
+        code = f"import sys\nsys.modules[{name!r}] = None\nfrom statepool_server.cli import main\nmain()"
+
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+        assert done.returncode == 2
+        assert done.stderr == "statepool-server: the server is an extra: pip install 'statepool[server]'\n"
+
+
+def test_variables_without_a_setting() -> None:
+    """A variable that no setting has is found, with what it resembles; clients' and Kubernetes' are others'."""
+    clients = {f"STATEPOOL_{each.name.upper()}" for each in fields(Connection)}
+    others = {"STATEPOOL_PORT", "STATEPOOL_PORT_50051_TCP_ADDR", "STATEPOOL_SERVICE_HOST", "STATEPOOL_CONFIG", "HOME"}
+    unknown = {"STATEPOOL_NO_RECOVERY": "STATEPOOL_RECOVERY", "STATEPOOL_BLOCK_TOKNS": "STATEPOOL_BLOCK_TOKENS"}
+
+    assert unknown_variables({"STATEPOOL_BLOCKS", *clients, *others, *unknown}) == unknown
+
+
+def test_variable_without_a_setting_is_told(servers: Servers) -> None:
+    """A variable that looks like a setting and is none is told in the log."""
+    server = servers.start(environment={"STATEPOOL_NO_RECOVERY": "1"}).wait_until_ready()
+
+    (told,) = [line for line in map(json.loads, server.log.splitlines()) if "variable" in line]
+    assert (told["level"], told["variable"]) == ("warning", "STATEPOOL_NO_RECOVERY")
+    server.stop()
 
 
 def test_printed_config_feeds_back(
@@ -231,6 +328,27 @@ def test_printed_config_feeds_back(
     assert (first.code, code) == (0, 0)
     assert capfd.readouterr().out == first.out
     assert {"block-tokens = 16", "stall-timeout = 0.25", "tp-ranks = [1]"} <= set(first.out.splitlines())
+
+
+@pytest.mark.parametrize("separator", [",", " ", ", "])
+def test_lists_in_variables(start: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, separator: str) -> None:
+    """The values of a list in a variable are separated by commas, white space, or both."""
+    monkeypatch.setenv("STATEPOOL_TP_RANKS", separator.join(["0", "1"]))
+    monkeypatch.setenv("STATEPOOL_ALLOW_PEER", separator.join(["unix:/a", "unix:/b"]))
+
+    ended = start(last=("--print-config",))
+
+    assert {"tp-ranks = [0, 1]", 'allow-peer = ["unix:/a", "unix:/b"]'} <= set(ended.out.splitlines())
+
+
+def test_lists_in_a_file(tmp_path: Path, start: Callable[..., Ended]) -> None:
+    """A list of the configuration file is one, as what --print-config prints for several ranks."""
+    path = tmp_path / "server.toml"
+    path.write_text('tp-ranks = [1, 0]\nallow-peer = ["unix:/a", "unix:/b"]\n', encoding="utf-8")
+
+    ended = start("--config", str(path), last=("--print-config",))
+
+    assert {"tp-ranks = [1, 0]", 'allow-peer = ["unix:/a", "unix:/b"]'} <= set(ended.out.splitlines())
 
 
 def test_flags_win_over_environment_and_that_over_the_file(

@@ -10,7 +10,7 @@ import pytest
 from service.servers import BLOCK_TOKENS, Server, Servers
 from statepool import Admission, Commits, Schedules, Session
 from statepool.cli.app import COMMANDS
-from statepool_server.cli import execute
+from statepool_server.cli.command import execute
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 CALLS, ENGINE, MOVE, DIRECTORY, WORKER, MODEL = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -236,19 +236,54 @@ def test_lower_limits(servers: Servers) -> None:
             client.create_session(LONG)
 
 
-def test_another_pool(servers: Servers) -> None:
-    """A server of another size takes nothing over from the folder, and says so."""
+OTHER_POOLS = {
+    ("--blocks", "9", "--block-tokens", "32"): (
+        f": --blocks: {CAPACITY + 1} there, 9 here; --block-tokens: {BLOCK_TOKENS} there, 32 here; give"
+    ),
+    ("--conv-layout", "DS"): ": model, dtypes or conv layout: ",
+    ("--device", "cuda:0"): ": --device: cpu there, cuda:0 here; give",
+}
+
+
+@pytest.mark.parametrize("flags", OTHER_POOLS)
+def test_another_pool(servers: Servers, flags: tuple[str, ...]) -> None:
+    """A server of another pool does not start on the folder: it says what differs, and the state is still there."""
+    server = servers.start().wait_until_ready()
+    hashes = [b"a" * 32]
+    with server.client() as client:
+        _, images = _commit(client, hashes)
+        server.stop()
+
+        other = servers.start(*flags, "--state-dir", str(server.state_dir))
+        code = other.wait()
+
+        assert code == 1
+        told = other.log.splitlines()[-1]
+        assert OTHER_POOLS[flags] in told
+        assert "--discard-state" in told
+        heir = servers.start("--state-dir", str(server.state_dir), listen=server.target).wait_until_ready()
+        assert _found(client, hashes) == {hashes[0]: bytes(images[0])}
+        heir.stop()
+
+
+def test_another_pool_that_may_take_the_place(servers: Servers) -> None:
+    """With --discard-state a server of another pool begins anew, and says so; the same pool goes on all the same."""
     server = servers.start().wait_until_ready()
     with server.client() as client:
         _commit(client, [b"a" * 32])
-    server.stop()
+        server.stop()
 
-    other = servers.start("--blocks", "9", "--state-dir", str(server.state_dir)).wait_until_ready()
+        other = servers.start("--blocks", "9", "--state-dir", str(server.state_dir), "--discard-state", "")
+        with other.wait_until_ready().client() as theirs:
+            assert theirs.get_pool().usage.free_blocks == 8
+            _commit(theirs, [b"b" * 32])
+        assert "another pool" in other.log
+        other.stop()
 
-    with other.client() as client:
-        assert client.get_pool().usage.free_blocks == 8
-    assert "another pool" in other.log
-    other.stop()
+        other.start()
+        with other.wait_until_ready().client() as theirs:
+            assert theirs.get_pool().usage.evictable_blocks == 1
+        other.kill()
 
 
 def test_a_stopped_server_is_continued(servers: Servers) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from statepool.cli.connect import HERE, Connection
 from statepool.cli.health import ask_health
-from statepool.cli.options import ByteSize, Seconds
+from statepool.cli.options import Addresses, ByteSize, Seconds, split_list
 from statepool.doctor import Deployment, Finding, Verdict, Wanted, examine
 
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILURE: "bold red"}
@@ -29,7 +29,7 @@ def doctor(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     tls_client_ca: Path | None = None,
-    admin_listen: Annotated[list[str] | None, Parameter(negative=())] = None,
+    admin_listen: Addresses | None = None,
     timeout: Seconds = 3.0,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -55,7 +55,7 @@ def doctor(
         timeout: How long the server may take for an answer.
         as_json: Print one JSON object instead of a table.
     """
-    ranks = len(tp_ranks.split(",")) if tp_ranks else tp_size
+    ranks = len(split_list(tp_ranks)) if tp_ranks else tp_size
     folder = None if state_dir is None else state_dir.absolute()
     wanted = Wanted(memory, ranks, device, folder, tls_cert, tls_key, tls_client_ca)
     health = ask_health(connection, "", timeout)

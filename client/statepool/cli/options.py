@@ -1,5 +1,6 @@
 """Types of command-line options that several commands share."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -18,6 +19,15 @@ def _from_text(parse: Callable[[str], _T]) -> Callable[[Any, Sequence[Token]], _
     return convert
 
 
+def split_list(text: str) -> list[str]:
+    """Splits a list as it is written in one word: by commas, white space, or both."""
+    return [item for item in re.split(r"[,\s]+", text) if item]
+
+
+def _split_variable(_type: Any, value: str, *, delimiter: str | None = None) -> list[str]:  # noqa: ARG001 — is given
+    return split_list(value)
+
+
 ByteSize: TypeAlias = Annotated[int, Parameter(converter=_from_text(parse_bytes), n_tokens=1)]
 """An option that is a size: ``4GiB``; see `statepool.units.parse_bytes`."""
 
@@ -26,3 +36,9 @@ Seconds: TypeAlias = Annotated[float, Parameter(converter=_from_text(parse_secon
 
 SomeTime: TypeAlias = Annotated[Seconds, Parameter(validator=Number(gt=0))]
 """A duration that is more than 0."""
+
+SomeBytes: TypeAlias = Annotated[ByteSize, Parameter(validator=Number(gt=0))]
+"""A size that is more than 0."""
+
+Addresses: TypeAlias = Annotated[list[str], Parameter(negative=(), env_var_split=_split_variable)]
+"""An option that may be repeated; in a variable, its values are separated as `split_list` has them."""

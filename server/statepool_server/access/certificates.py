@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 
 from statepool_server.access.watched import Watched
+from statepool_server.files import read_certificates, read_key
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,8 +30,7 @@ class Certificates:
             client_ca: Authorities of callers, who then must show a certificate; None: they need none.
 
         Raises:
-            OSError: A file cannot be read.
-            ValueError: A file is not what it should be, or the key is not the certificate's.
+            ValueError: A file cannot be read or is not what it should be, or the key is not the certificate's.
         """
         self._cert = cert
         self._key = key
@@ -70,9 +70,10 @@ class Certificates:
         return self._files.current
 
     def _read(self) -> _Read:
+        cert = read_certificates("--tls-cert", self._cert)
+        pair = read_key("--tls-key", self._key), cert
+        roots = None if self._client_ca is None else read_certificates("--tls-client-ca", self._client_ca)
         context = self._context()  # says what is wrong with the files: gRPC would only do so at the first handshake
-        roots = None if self._client_ca is None else self._client_ca.read_bytes()
-        pair = self._key.read_bytes(), self._cert.read_bytes()
         return _Read(grpc.ssl_server_certificate_configuration([pair], roots), context)
 
     def _context(self) -> ssl.SSLContext:
@@ -85,10 +86,12 @@ class Certificates:
                 context.load_verify_locations(self._client_ca)
                 context.verify_mode = ssl.CERT_REQUIRED
         except ssl.SSLError as error:
-            named = f"tls-cert {self._cert}, tls-key {self._key}, tls-client-ca {self._client_ca}"
-            raise ValueError(f"{named}: {error.reason or error}") from error
+            named = f"--tls-cert {self._cert}, --tls-key {self._key}"
+            named += f", --tls-client-ca {self._client_ca}" if self._client_ca is not None else ""
+            reason = (error.reason or str(error)).lower().replace("_", " ")
+            raise ValueError(f"{named}: {reason}") from error
         return context
 
 
 def _no_password() -> str:
-    raise ValueError("tls-key: an encrypted key cannot be used")
+    raise ValueError("--tls-key: an encrypted key cannot be used")

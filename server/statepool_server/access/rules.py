@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 
 from statepool_server.access.watched import Watched
+from statepool_server.files import read_file
 
 SERVICE = "statepool"
 """Part of a name in a certificate beside which stand tenant and role; no tenant's name."""
@@ -103,18 +104,19 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Reads a TOML file.
 
         Raises:
-            OSError: It cannot be read.
-            ValueError: It says something that cannot be.
+            ValueError: It cannot be read, or says something that cannot be.
         """
+        content = read_file("--access", path)
         try:
-            rules = msgspec.toml.decode(path.read_bytes(), type=cls)
+            rules = msgspec.toml.decode(content, type=cls)
         except (msgspec.MsgspecError, ValueError) as error:
-            raise ValueError(f"access {path}: {error}") from error
+            known = f"; roles are {', '.join(Role)}" if "enum value" in str(error) else ""
+            raise ValueError(f"--access {path}: {error}{known}") from error
         if SERVICE in rules.tenants:
-            raise ValueError(f"access {path}: no tenant can be called {SERVICE!r}")
+            raise ValueError(f"--access {path}: no tenant can be called {SERVICE!r}")
         for token in rules.tokens:
             if token.tenant and token.tenant not in rules.tenants:
-                raise ValueError(f"access {path}: token {token.name!r}: there is no tenant {token.tenant!r}")
+                raise ValueError(f"--access {path}: token {token.name!r}: there is no tenant {token.tenant!r}")
         return rules
 
     def find(self, token: str) -> Token | None:
@@ -133,7 +135,7 @@ class AccessFile:
         """Reads it.
 
         Raises:
-            OSError, ValueError: As `Rules.read`.
+            ValueError: As `Rules.read`.
         """
         self._rules = Rules()
         self._file = None if path is None else Watched([path], lambda: Rules.read(path))

@@ -1,5 +1,6 @@
 """What files say, read anew when they change."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,7 +51,9 @@ class Watched(Generic[T]):
         """
         self._paths = paths
         self._read = read
-        self._stamps = self._look()
+        self._stamps: list[_Stamp] = []
+        with contextlib.suppress(OSError):  # `read` says it better
+            self._stamps = self._look()
         self._looked_at = time.monotonic()
         self._lock = Lock()  # gRPC asks for certificates from threads of its own
         self.current = read()

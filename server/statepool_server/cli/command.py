@@ -1,7 +1,8 @@
-"""The ``statepool-server`` command."""
+"""The command line: where settings come from, and how its errors look."""
 
 import asyncio
 import faulthandler
+import os
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -10,11 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+import structlog
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.config import Dict, Env
 
-from statepool_server.config import ServerConfig
+from statepool_server.config import VARIABLES_PREFIX, ServerConfig, unknown_variables
+from statepool_server.files import cause
 from statepool_server.logs import configure_logging
+
+_log = structlog.get_logger("statepool.cli")
 
 app = App(
     name="statepool-server",
@@ -37,7 +42,7 @@ def _launch(
         tokens: Flags of the server.
         config: TOML file whose keys are the names of the flags; unknown keys are errors.
     """
-    app.config = [Env("STATEPOOL_", command=False)]
+    app.config = [Env(VARIABLES_PREFIX, command=False)]
     if config is not None:
         app.config = [*app.config, Dict(_read_settings(config), source=str(config))]
     return app(tokens)
@@ -55,6 +60,8 @@ def _serve(settings: ServerConfig, *, print_config: Annotated[bool, Parameter(ne
         print(_to_toml(settings), end="")
         return 0
     configure_logging(settings.log_level, settings.log_format)
+    for variable, resembled in unknown_variables(os.environ).items():
+        _log.warning("ignores a variable that no setting has", variable=variable, resembles=resembled)
     faulthandler.enable()  # a fatal signal, SIGABRT by an operator's hand included, shows the stacks of all threads
     from statepool_server.app import run  # half a second that --help and --print-config need not spend
 
@@ -62,19 +69,20 @@ def _serve(settings: ServerConfig, *, print_config: Annotated[bool, Parameter(ne
     return 0
 
 
-def main() -> None:
-    """Runs the command line of this process and exits.
-
-    Exit codes: 0 stopped by a signal after draining, 1 the server cannot run, 2 the command line is wrong, 3 stopped
-    while copies stood still. An error is one line on standard error.
-    """
-    sys.exit(execute(sys.argv[1:]))
-
-
 def execute(arguments: Sequence[str]) -> int:
-    """Runs one command line and returns its exit code."""
+    """Runs one command line.
+
+    Args:
+        arguments: What follows the program's name.
+
+    Returns:
+        The exit code.
+    """
     try:
         result = app.meta(list(arguments))
+    except MissingArgumentError as error:
+        missing = error.argument
+        return _fail(error if missing is None or missing.tokens else f"{missing.name} is required", 2)
     except CycloptsError as error:
         return _fail(error, 2)
     except (OSError, ValueError, RuntimeError) as error:
@@ -82,17 +90,20 @@ def execute(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _fail(error: Exception, exit_code: int) -> int:
+def _fail(error: Exception | str, exit_code: int) -> int:
     print(f"statepool-server: {' '.join(str(error).split())}", file=sys.stderr)
     return exit_code
 
 
 def _read_settings(path: Path) -> dict[str, object]:
-    settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--config {path}: {cause(error)}") from error
     known = {field.name.replace("_", "-") for field in fields(ServerConfig)}
     for key in settings:
         if key.replace("_", "-") not in known:
-            raise ValueError(f"{path}: unknown key {key!r}")
+            raise ValueError(f"--config {path}: unknown key {key!r}")
     return settings
 
 
