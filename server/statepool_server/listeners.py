@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from statepool_server.access.callers import Caller, Door, door_by_certificate, door_by_token, door_for_all
 from statepool_server.access.rules import EVERY_ROLE, Role
@@ -22,6 +22,7 @@ from statepool_server.assembly import DESCRIPTORS, Assembly
 from statepool_server.config import ServerConfig
 from statepool_server.limits import Limits
 from statepool_server.planning import Plan
+from statepool_server.service.standard_service import HealthService, ReflectionService
 
 MAX_METADATA_BYTES = 8192
 """Of a call; ours have at most a token, and proxies add little."""
@@ -123,9 +124,10 @@ def _add_services(server: grpc.aio.Server, assembly: Assembly, way: _Way) -> Non
     for name, servicer in assembly.servicers.items():
         calls.register(server, DESCRIPTORS[name], servicer, way.door, way.roles)
     calls.register(server, _CHANNELZ, channelz.aio.ChannelzServicer(), way.door, way.roles)
-    health_pb2_grpc.add_HealthServicer_to_server(assembly.health.servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(assembly.health.servicer, calls.lasting), server)
     services = (*DESCRIPTORS.values(), _CHANNELZ, health_pb2.DESCRIPTOR.services_by_name["Health"])
-    reflection.enable_server_reflection([*(each.full_name for each in services), reflection.SERVICE_NAME], server)
+    names = [*(each.full_name for each in services), reflection.SERVICE_NAME]
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionService(names, calls.lasting), server)
 
 
 def _bind(server: grpc.aio.Server, way: _Way, umask: int) -> None:

@@ -8,11 +8,14 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.conftest import plain_stubs
 from service.raw import OpenKeepAlive, OpenSchedule, Stubs, ref_of, refusal_of
@@ -121,6 +124,32 @@ def test_stop_ends_the_process_when_all_is_done(server: Server, client: Client, 
     assert isinstance(stream.refusal(), DrainingError)
     assert isinstance(leases.refusal(), DrainingError)
     assert server.wait() == 0
+
+
+def test_stop_ends_what_only_watches(server: Server) -> None:
+    """Who watches health is told the last of it, whoever else watches; then those streams end, and reflection's too."""
+    with grpc.insecure_channel(server.target) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch
+        names = ["", "", "", "statepool.v1.PoolService", "liveness"]
+        watchers = [watch(health_pb2.HealthCheckRequest(service=name), timeout=DEADLINE_SECONDS) for name in names]
+        assert [next(watcher).status for watcher in watchers] == [SERVING] * 5
+        asks: SimpleQueue[reflection_pb2.ServerReflectionRequest | None] = SimpleQueue()
+        asks.put(reflection_pb2.ServerReflectionRequest(list_services=""))
+        reflecting = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+            iter(asks.get, None), timeout=DEADLINE_SECONDS
+        )
+        assert next(reflecting).list_services_response.service
+
+        started = time.monotonic()
+        server.stop()
+
+        assert time.monotonic() - started < 30.0
+        for name, watcher in zip(names, watchers, strict=True):
+            last = [] if name == "liveness" else [NOT_SERVING]
+            assert [next(watcher).status for _ in last] == last
+            assert isinstance(refusal_of(partial(next, watcher)), DrainingError)
+        assert isinstance(refusal_of(lambda: next(reflecting)), DrainingError)
+        asks.put(None)
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["at once", "drained before"])

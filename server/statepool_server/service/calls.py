@@ -157,7 +157,7 @@ class Calls:
             except StatepoolError as raised:
                 error = self._core.refusal(raised)
                 code, reason = error.code.name, error.reason
-                await _end(context, error, END_SECONDS if method.server_streaming else None)
+                await end_call(context, error, END_SECONDS if method.server_streaming else None)
             except asyncio.CancelledError:
                 code = Code.CANCELLED.name
                 raise
@@ -210,8 +210,14 @@ class Calls:
         return call
 
 
-async def _end(context: Context, error: StatepoolError, seconds: float | None) -> NoReturn:
-    """Ends a call with a status, without waiting for ever for a client who does not take what stands before it."""
+async def end_call(context: Context, error: StatepoolError, seconds: float | None) -> NoReturn:
+    """Ends a call with a status, without waiting for ever for a client who does not take what stands before it.
+
+    Args:
+        context: The call.
+        error: Says the status.
+        seconds: How long; None: as long as it takes.
+    """
     try:
         async with asyncio.timeout(seconds):
             await context.abort(_STATUS[error.code], message_of(error), trailers_of(error, time_remaining(context)))
