@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from statepool.errors import DivergedError, GroupError, StatepoolError
+from statepool.errors import CancelledError, DivergedError, GroupError, StatepoolError
 from statepool.outcomes import StepOutcome
 
 if TYPE_CHECKING:
@@ -120,6 +120,11 @@ class GroupHandle(Generic[S]):
             for index, member in enumerate(self._members)
             if member.next_step != first
         }
+
+
+def lost_by(error: BaseException) -> StatepoolError:
+    """Makes of what a member has raised why it is lost; a member that somebody has closed raises a `RuntimeError`."""
+    return error if isinstance(error, StatepoolError) else CancelledError(str(error) or repr(error))
 
 
 def _facts(answer: Answer) -> tuple[object, ...]:

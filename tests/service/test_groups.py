@@ -269,6 +269,24 @@ def test_a_member_that_dies_while_it_is_closed(group: Group, three: list[Server]
         group.receive()
 
 
+def test_a_member_that_is_closed_behind_the_groups_back(three: list[Server], sessions: list[Session]) -> None:
+    """A step that others were sent before ends the group; one that nobody was sent is an error of its own."""
+    members = [session.scheduler() for session in sessions]
+    with Group(members) as group:
+        members[0].close()
+        with pytest.raises(RuntimeError, match="the scheduler is closed"):
+            group.send()
+        assert [member.unreceived_steps for member in members] == [()] * MEMBERS
+
+    members = [session.scheduler() for session in sessions]
+    with Group(members) as group:
+        members[1].close()
+        with pytest.raises(GroupError, match="the scheduler is closed") as caught:
+            group.step()
+        assert caught.value.member == three[1].target
+        _assert_ended(group, caught.value)
+
+
 def test_a_member_that_stands_still(group: Group, three: list[Server]) -> None:
     """A server that is stopped is lost as soon as the deadline has passed."""
     _prefill(group, 1)
@@ -326,6 +344,41 @@ async def test_asyncio(async_group: AsyncGroup, three: list[Server]) -> None:
     assert isinstance(caught.value.__cause__, StatepoolError)
     with pytest.raises(GroupError):
         await group.step(finish=[1])
+
+
+async def test_a_group_that_is_closed_while_a_task_receives(async_group: AsyncGroup, three: list[Server]) -> None:
+    """The task is told so."""
+    for server in three:
+        server.process.send_signal(signal.SIGSTOP)
+    try:
+        await async_group.send()
+        receiving = asyncio.ensure_future(async_group.receive())
+        await asyncio.sleep(0)
+        await async_group.close()
+        with pytest.raises(RuntimeError, match="the group is closed"):
+            await receiving
+    finally:
+        for server in three:
+            server.process.send_signal(signal.SIGCONT)
+
+
+async def test_a_member_that_is_closed_behind_the_groups_back_async(three: list[Server]) -> None:
+    """A group for asyncio does not come about with it, and ends when the others are sent a step that it is not."""
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(AsyncClient(server.target)) for server in three]
+        sessions = [await client.create_session(60.0) for client in clients]
+        members = [session.scheduler() for session in sessions]
+        await members[2].close()
+        with pytest.raises(RuntimeError, match="the scheduler is closed"):
+            await AsyncGroup(members).open()
+
+        members = [session.scheduler() for session in sessions]
+        async with AsyncGroup(members) as group:
+            await members[1].close()
+            with pytest.raises(GroupError, match="the scheduler is closed") as caught:
+                await group.step()
+            assert caught.value.member == three[1].target
+            assert group.error is not None
 
 
 async def test_a_cancelled_step_is_everybodys_or_nobodys(async_group: AsyncGroup) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from statepool.aio.scheduler import AsyncScheduler
 from statepool.channel import DEFAULT_TIMEOUT_SECONDS
 from statepool.errors import StatepoolError
-from statepool.group import GroupHandle
+from statepool.group import GroupHandle, lost_by
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -37,7 +37,9 @@ class AsyncGroup(GroupHandle[AsyncScheduler]):
         opened = await asyncio.gather(
             *(member.open(timeout=timeout) for member in self._members), return_exceptions=True
         )
-        await self._end_for(_failures(opened) or self._standing())
+        await self._end_for(_failures(opened))
+        self._raise_others(opened)
+        await self._end_for(self._standing())
 
     async def step(
         self,
@@ -97,6 +99,7 @@ class AsyncGroup(GroupHandle[AsyncScheduler]):
         lacking = self._lacking()
         received = await asyncio.gather(*(self._receive(index, timeout) for index in lacking), return_exceptions=True)
         await self._end_for({lacking[at]: error for at, error in _failures(received).items()})
+        self._raise_others(received)
         answer, failures = self._decided()
         await self._end_for(failures)
         if isinstance(answer, StatepoolError):
@@ -122,12 +125,12 @@ class AsyncGroup(GroupHandle[AsyncScheduler]):
 
     async def _send(self, arguments: StepArguments) -> int:
         sent = await asyncio.gather(*(member.send(**arguments) for member in self._members), return_exceptions=True)
-        await self._end_for(_failures(sent))
-        number = sent[0]
-        if isinstance(number, BaseException):
-            raise number
-        self._sent.append(number)
-        return number
+        numbers = [number for number in sent if isinstance(number, int)]
+        if self._is_closed or not numbers:
+            self._raise_others(sent)
+        await self._end_for({at: lost_by(error) for at, error in enumerate(sent) if isinstance(error, BaseException)})
+        self._sent.append(numbers[0])
+        return numbers[0]
 
     async def _receive(self, index: int, timeout: float) -> None:
         try:
@@ -144,6 +147,13 @@ class AsyncGroup(GroupHandle[AsyncScheduler]):
             await self.close()
             raise error
 
+    def _raise_others(self, results: Sequence[object]) -> None:
+        """Raises what is no failure of a member, if something is not: somebody has closed it, or erred in the step."""
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, StatepoolError):
+                self._check()
+                raise result
+
     async def __aenter__(self) -> Self:
         try:
             await self.open()
@@ -159,5 +169,5 @@ class AsyncGroup(GroupHandle[AsyncScheduler]):
 
 
 def _failures(results: Sequence[object]) -> dict[int, StatepoolError]:
-    """Selects the failures of members; another exception is a mistake of the caller's, which all members have told."""
+    """Selects the failures of members."""
     return {index: result for index, result in enumerate(results) if isinstance(result, StatepoolError)}

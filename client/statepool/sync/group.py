@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from statepool.channel import DEFAULT_TIMEOUT_SECONDS, seconds_left
 from statepool.errors import StatepoolError
-from statepool.group import GroupHandle
+from statepool.group import GroupHandle, lost_by
 from statepool.sync.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Group(GroupHandle[Scheduler]):
         """Sends an engine step to every member without waiting; see `Scheduler.send`.
 
         Raises:
-            GroupError: The group has ended.
+            GroupError: The group has ended; also where a member was closed that others were sent the step before.
             ValueError, RuntimeError: As `Scheduler.send`; nobody was sent anything.
         """
         self._check()
@@ -116,8 +116,10 @@ class Group(GroupHandle[Scheduler]):
                         partial_admission=partial_admission,
                     )
                 )
-            except StatepoolError as error:
-                failures[index] = error
+            except Exception as error:
+                if not isinstance(error, StatepoolError) and not numbers:
+                    raise
+                failures[index] = lost_by(error)
         self._end_for(failures)
         (number,) = numbers
         self._sent.append(number)
