@@ -1,11 +1,11 @@
 """What a configuration comes to: model, layout, size and limits, checked as a whole before any memory is taken."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from statepool import Tls
 from statepool.layout import ArenaLayout, Arrangement, BlockLayout, blocks_that_fit
+from statepool.machine import default_state_dir
 from statepool.models import ModelStates, find_model_config, model_layout, read_model_config
 from statepool_server.access.certificates import Certificates
 from statepool_server.access.rules import AccessFile, Role, roles_of
@@ -101,7 +101,7 @@ class Plan:
             _certificates(config),
             AccessFile(config.access),
             _local_roles(config.local_roles),
-            config.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"),  # noqa: S108 — private: 0700 and locked
+            config.state_dir or default_state_dir(),
             config.recovery and all(device == "cpu" for device in devices),
         )
         plan._refuse_plaintext(config.insecure_loopback)
