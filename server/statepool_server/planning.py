@@ -1,11 +1,11 @@
 """What a configuration comes to: model, layout, size and limits, checked as a whole before any memory is taken."""
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from statepool import Tls
 from statepool.layout import ArenaLayout, Arrangement, BlockLayout, blocks_that_fit
+from statepool.machine import default_state_dir
 from statepool.models import ModelStates, find_model_config, model_layout, read_model_config
 from statepool_server.access.certificates import Certificates
 from statepool_server.access.rules import AccessFile, Role, roles_of
@@ -102,7 +102,7 @@ class Plan:
             _certificates(config),
             AccessFile(config.access),
             _local_roles(config.local_roles),
-            config.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"),  # noqa: S108 — private: 0700 and locked
+            config.state_dir or default_state_dir(),
             config.recovery and all(device == "cpu" for device in devices),
         )
         places = [("--listen", each.place) for each in plan.addresses]
@@ -232,21 +232,5 @@ def limits_of(config: ServerConfig) -> Limits:
         raise ValueError(f"journal-bytes: must be at least twice max-message-bytes and {4 * RESERVE_BYTES} more")
     if not 0 < config.min_ttl <= config.max_ttl:
         raise ValueError("min-ttl: must be positive and not above max-ttl")
-    return Limits(
-        max_batch=config.max_batch,
-        max_copy_specs=config.max_copy_specs,
-        max_message_bytes=config.max_message_bytes,
-        max_chunk_bytes=config.max_chunk_bytes,
-        max_sessions=config.max_sessions,
-        max_waiting_allocations=config.max_waiting_allocations,
-        max_replays=config.max_replays,
-        min_ttl_ms=round(config.min_ttl * 1000),
-        max_ttl_ms=round(config.max_ttl * 1000),
-        max_sequences=config.max_sequences,
-        max_step_hashes=config.max_step_hashes,
-        max_attachments=config.max_attachments,
-        max_calls=config.max_calls,
-        max_session_calls=config.max_session_calls,
-        max_transfers=config.max_transfers,
-        max_watchers=config.max_watchers,
-    )
+    counts = {field.name: getattr(config, field.name) for field in fields(Limits) if hasattr(config, field.name)}
+    return Limits(**counts, min_ttl_ms=round(config.min_ttl * 1000), max_ttl_ms=round(config.max_ttl * 1000))

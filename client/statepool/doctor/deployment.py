@@ -1,6 +1,5 @@
 """What can be found out about a deployment from where the doctor stands."""
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from statepool import Client, Pool, ServerInfo
 from statepool.doctor.listener import Listener
 from statepool.doctor.mounts import Folder
 from statepool.errors import StatepoolError
+from statepool.machine import default_state_dir
 from statepool.security import PLAIN, Security, Tls
 
 
@@ -124,4 +124,4 @@ class Deployment:
         """Where host arenas lie, or would; None: a running server may not be asked."""
         if self.pool is not None:
             return self.listener.arenas if self.listener else None
-        return Folder.here(self.wanted.state_dir or Path(f"/dev/shm/statepool-{os.getuid()}"))  # noqa: S108 — checked
+        return Folder.here(self.wanted.state_dir or default_state_dir())

@@ -3,17 +3,13 @@
 import os
 import re
 import socket
-import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from statepool.doctor.mounts import Folder
+from statepool.machine import SO_PEERPIDFD, peer_of
 
-SO_PEERPIDFD = 77
-"""From asm-generic/socket.h (Linux 6.5)."""
-
-_CREDENTIALS = struct.Struct("iII")  # struct ucred
 _ARENA = re.compile(r" ([0-9a-f]+):([0-9a-f]+) \d+ +(/.*)/rank\d+\.arena$", re.MULTILINE)
 
 
@@ -37,8 +33,7 @@ class Listener:
         """
         with socket.socket(socket.AF_UNIX) as stream:
             stream.connect(str(path))
-            pid, uid, _ = _CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            return cls(pid, uid, _has_pidfd())
+            return cls(*peer_of(stream), _has_pidfd())
 
     @property
     def arenas(self) -> Folder | None:

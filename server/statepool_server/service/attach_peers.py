@@ -6,18 +6,13 @@ import fcntl
 import os
 import select
 import socket
-import struct
 from pathlib import Path
 
 from statepool.errors import PeerUntrustedError
-
-SO_PEERPIDFD = 77
-"""From asm-generic/socket.h (Linux 6.5): a pidfd of the very process that connected."""
+from statepool.machine import SO_PEERPIDFD, peer_of
 
 POLL_SECONDS = 0.2
 """How often a process that no pidfd watches is looked for."""
-
-_CREDENTIALS = struct.Struct("iII")  # struct ucred
 
 
 class DeathLock:
@@ -84,8 +79,7 @@ class Peer:
     @classmethod
     def of(cls, connection: socket.socket) -> "Peer":
         """Asks the kernel who has connected."""
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid, uid, _ = _CREDENTIALS.unpack(raw)
+        pid, uid = peer_of(connection)
         return cls(pid, uid, _pidfd(connection, pid))
 
     @classmethod

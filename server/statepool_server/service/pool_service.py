@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from statepool.errors import BadFieldError
 from statepool.layout import BlockLayout, ConvLayout
@@ -48,7 +49,7 @@ class PoolService:
             num_spec=known.num_spec,
             devices=known.devices,
             usage=core.usage(),
-            limits=self._limits(),
+            limits=pb.Limits(**asdict(core.limits)),
             features=known.features,
             family=known.family,
             family_parameters=known.family_parameters,
@@ -105,27 +106,6 @@ class PoolService:
     ) -> pb.ListAttachmentsResponse:
         """Lists attached processes."""
         return pb.ListAttachmentsResponse(incarnation=self._core.incarnation, attachments=self._processes.rows())
-
-    def _limits(self) -> pb.Limits:
-        limits = self._core.limits
-        return pb.Limits(
-            max_batch=limits.max_batch,
-            max_copy_specs=limits.max_copy_specs,
-            max_message_bytes=limits.max_message_bytes,
-            max_chunk_bytes=limits.max_chunk_bytes,
-            max_sessions=limits.max_sessions,
-            max_waiting_allocations=limits.max_waiting_allocations,
-            max_replays=limits.max_replays,
-            min_ttl_ms=limits.min_ttl_ms,
-            max_ttl_ms=limits.max_ttl_ms,
-            max_sequences=limits.max_sequences,
-            max_step_hashes=limits.max_step_hashes,
-            max_attachments=limits.max_attachments,
-            max_calls=limits.max_calls,
-            max_session_calls=limits.max_session_calls,
-            max_transfers=limits.max_transfers,
-            max_watchers=limits.max_watchers,
-        )
 
 
 def _states(request: pb.ListBlocksRequest) -> list[BlockState]:
