@@ -80,42 +80,60 @@ async def serving(
     """
     tracing = _open_tracing(config)
     assembly = Assembly.of(config, plan, memory, stop, tracing)
-    core, processes = assembly.core, assembly.processes
-    health, supervisor, drain = assembly.health, assembly.supervisor, assembly.drain
+    core, processes, health, supervisor = assembly.core, assembly.processes, assembly.health, assembly.supervisor
     if state is not None:
         load(assembly, state)
         core.goes_by(core.incarnation)
         core.pool.prolong_leases(time.monotonic_ns() + round(config.recovery_grace * 1e9))
-    if assembly.nixl is not None:
-        await assembly.nixl.start()
-    listeners = Listeners(config, plan, assembly)
-    listener = _listen(plan.attach_socket, processes, config.attach_timeout)
-    web = await web_listener(plan, assembly)
-    if journal is not None:
-        _keep_checksums(assembly.verifier, plan.state_dir / CHECKSUMS, continues=state is not None)
-        journal.begin(core.incarnation, dump(assembly))
-        core.pool.blocks.keep_generations_in(new_column(plan.state_dir / GENERATIONS, core.pool.blocks.block_count))
-        core.ledger.write_to(journal, lambda: dump(assembly))
-    core.works.resume()
-    processes.resume()
-    await health.starting()
-    await listeners.start()
-    gc.collect()
-    gc.freeze()  # no later collection has to look at what was imported
-    supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
-    supervisor.run("attach listener", "nothing can be attached any more", listener.run())
-    supervisor.run("verifier", "checksums are neither taken nor compared", assembly.verifier.run())
-    if assembly.nixl is not None:
-        supervisor.run("nixl", "states neither come nor go over NIXL", assembly.nixl.run())
-    if plan.access.is_given:
-        supervisor.run("access", "streams of callers who may not any more go on", assembly.calls.lasting.run())
-    if journal is not None:
-        full = JournalWatch(journal, core.ledger, health)
-        supervisor.run("journal", "the journal is no longer shortened", full.run())
-    watch = StallWatch(core.copies, health, config.copy_stall_timeout)
-    supervisor.run("stall watch", "copies that stand still go unnoticed", watch.run())
-    supervisor.run("heartbeat", "a loop that stands still is no longer noticed", assembly.heartbeat.run())
-    await health.ready()
+    async with contextlib.AsyncExitStack() as ends:  # what was begun last ends first
+        ends.push_async_callback(asyncio.to_thread, tracing.close)
+        if journal is not None:
+            _keep_checksums(assembly.verifier, plan.state_dir / CHECKSUMS, continues=state is not None)
+            journal.begin(core.incarnation, dump(assembly))
+            core.pool.blocks.keep_generations_in(new_column(plan.state_dir / GENERATIONS, core.pool.blocks.block_count))
+            core.ledger.write_to(journal, lambda: dump(assembly))
+            ends.callback(_leave, journal, assembly)
+        ends.push_async_callback(core.copies.close, config.drain_timeout)
+        if assembly.nixl is not None:
+            ends.push_async_callback(assembly.nixl.close)
+            await assembly.nixl.start()
+        ends.push_async_callback(assembly.peers.close)
+        listeners = Listeners(config, plan, assembly)
+        ends.push_async_callback(processes.close)
+        listener = _listen(plan.attach_socket, processes, config.attach_timeout)
+        ends.push_async_callback(listener.close)
+        web = await web_listener(plan, assembly)
+        ends.push_async_callback(web.close)
+        core.works.resume()
+        processes.resume()
+        await health.starting()
+        ends.push_async_callback(supervisor.close)
+        await listeners.start()
+        ends.push_async_callback(_drain, assembly, listeners, config.drain_timeout)
+        gc.collect()
+        gc.freeze()  # no later collection has to look at what was imported
+        supervisor.run("reaper", "sessions no longer expire", assembly.reaper.run())
+        supervisor.run("attach listener", "nothing can be attached any more", listener.run())
+        supervisor.run("verifier", "checksums are neither taken nor compared", assembly.verifier.run())
+        if assembly.nixl is not None:
+            supervisor.run("nixl", "states neither come nor go over NIXL", assembly.nixl.run())
+        if plan.access.is_given:
+            supervisor.run("access", "streams of callers who may not any more go on", assembly.calls.lasting.run())
+        if journal is not None:
+            full = JournalWatch(journal, core.ledger, health)
+            supervisor.run("journal", "the journal is no longer shortened", full.run())
+        watch = StallWatch(core.copies, health, config.copy_stall_timeout)
+        supervisor.run("stall watch", "copies that stand still go unnoticed", watch.run())
+        supervisor.run("heartbeat", "a loop that stands still is no longer noticed", assembly.heartbeat.run())
+        await health.ready()
+        _tell(plan, assembly, web.port)
+        yield
+    _log.info("stopped")
+
+
+def _tell(plan: Plan, assembly: Assembly, metrics_port: int | None) -> None:
+    """Logs that the server serves, and what."""
+    core = assembly.core
     _log.info(
         "serving",
         addresses=[address.target for address in plan.addresses],
@@ -126,28 +144,18 @@ async def serving(
         arena_bytes=plan.description.layout.nbytes,
         ranks=list(plan.description.tp_ranks),
         incarnation=f"{core.incarnation:016x}",
-        metrics_port=web.port,
+        metrics_port=metrics_port,
         continues=[f"{incarnation:016x}" for incarnation in core.continued_incarnations[-1:]],
     )
-    try:
-        yield
-    finally:
-        drain.begin(stop_within=config.drain_timeout)
-        await drain.drained.wait()
-        assembly.calls.lasting.end(draining_error())
-        await listeners.stop(drain.seconds_left)
-        await supervisor.close()
-        await web.close()
-        await listener.close()
-        await processes.close()
-        await assembly.peers.close()
-        if assembly.nixl is not None:
-            await assembly.nixl.close()
-        await core.copies.close(config.drain_timeout)
-        if journal is not None:
-            _leave(journal, assembly)
-        await asyncio.to_thread(tracing.close)
-        _log.info("stopped")
+
+
+async def _drain(assembly: Assembly, listeners: Listeners, seconds: float) -> None:
+    """Lets what has begun come to an end, and takes no more calls."""
+    drain = assembly.drain
+    drain.begin(stop_within=seconds)
+    await drain.drained.wait()
+    assembly.calls.lasting.end(draining_error())
+    await listeners.stop(drain.seconds_left)
 
 
 def _keep_checksums(verifier: Verifier, path: Path, *, continues: bool) -> None:
