@@ -10,8 +10,8 @@ from types import MappingProxyType
 
 from statepool import Client, Pool, ServerInfo
 from statepool.doctor.listener import Listener
-from statepool.doctor.mounts import Folder
 from statepool.errors import StatepoolError
+from statepool.mounts import Folder
 from statepool.security import PLAIN, Security, Tls
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from statepool.doctor.mounts import Folder
+from statepool.mounts import Folder
 
 SO_PEERPIDFD = 77
 """From asm-generic/socket.h (Linux 6.5)."""
