@@ -170,4 +170,5 @@ class Leases:
         self.suspend([lease for lease in others if lease.may_be_resumed])
         lost = [lease for lease in others if not lease.may_be_resumed]
         if lost:
-            self.lose(lost, IncarnationMismatchError("another server process answers: every session and ref is gone"))
+            told = "another server process answers, and the session, opened without resume_within, does not go on"
+            self.lose(lost, IncarnationMismatchError(told))

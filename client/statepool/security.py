@@ -51,17 +51,19 @@ class Security:
     insecure: bool = False
     """Whether plain text may leave this machine."""
 
-    def check(self, target: str) -> None:
+    def check(self, target: str, *, remedy: str = "tls=… or insecure=True (plain text)") -> None:
         """Refuses to send states, or a token, in the clear by accident.
 
         Args:
             target: Where to connect, in gRPC's naming.
+            remedy: What the caller's user can give for another machine.
 
         Raises:
-            ValueError: Without TLS, the target is neither a Unix socket nor a loopback address, and nobody has said
-                ``insecure=True``; or there is a token, and the target is no Unix socket; or there are both TLS and
-                insecure; or the token is not printable ASCII.
+            ValueError: The target is a bare path or a URL; or, without TLS, it is neither a Unix socket nor a loopback
+                address, and nobody has said ``insecure=True``; or there is a token, and it is not a Unix socket; or
+                there are both TLS and insecure; or the token is not printable ASCII.
         """
+        _refuse_form(target)
         if self.token is not None and not _is_token(self.token):
             raise ValueError("token: must be printable ASCII, in one line")
         if self.tls is not None:
@@ -69,9 +71,9 @@ class Security:
                 raise ValueError("tls and insecure=True contradict each other")
             return
         if not (self.insecure or _is_local(target)):
-            raise ValueError(f"{target}: not on this machine, so it needs tls=… or insecure=True (plain text)")
+            raise ValueError(f"{target}: not on this machine, so it needs {remedy}")
         if self.token is not None and not _is_unix(target):
-            raise ValueError(f"{target}: a token is sent over TLS (tls=…) or a Unix socket only")
+            raise ValueError(f"{target}: a token is sent over TLS or a Unix socket only")
 
     @property
     def credentials(self) -> grpc.ChannelCredentials | None:
@@ -115,6 +117,15 @@ def _is_token(text: str) -> bool:
 
 def _read(path: _File) -> bytes | None:
     return None if path is None else Path(path).read_bytes()
+
+
+def _refuse_form(target: str) -> None:
+    """Refuses what gRPC would take for the name of a host."""
+    if target.startswith(("/", "./", "../", "~")):
+        raise ValueError(f"{target}: the path of a socket needs unix: before it")
+    scheme, separator, _ = target.partition("://")
+    if separator and scheme.lower() in ("http", "https", "grpc", "grpcs", "tcp"):
+        raise ValueError(f"{target}: a target is unix:PATH or HOST:PORT, without {scheme}://")
 
 
 def _is_unix(target: str) -> bool:

@@ -13,7 +13,7 @@ import structlog
 
 from statepool.units import format_bytes
 from statepool_server import failpoints
-from statepool_server.arena import StateDir
+from statepool_server.arena import StateDir, is_in_memory
 from statepool_server.assembly import Assembly
 from statepool_server.config import ServerConfig
 from statepool_server.heap import keep_freed_memory
@@ -126,18 +126,18 @@ async def serving(
         supervisor.run("stall watch", "copies that stand still go unnoticed", watch.run())
         supervisor.run("heartbeat", "a loop that stands still is no longer noticed", assembly.heartbeat.run())
         await health.ready()
-        _tell(plan, assembly, web.port)
+        _tell(plan, assembly, listeners, web.port)
         yield
     _log.info("stopped")
 
 
-def _tell(plan: Plan, assembly: Assembly, metrics_port: int | None) -> None:
+def _tell(plan: Plan, assembly: Assembly, listeners: Listeners, metrics_port: int | None) -> None:
     """Logs that the server serves, and what."""
     core = assembly.core
     _log.info(
         "serving",
-        addresses=[address.target for address in plan.addresses],
-        admin_addresses=[address.target for address in plan.admin_addresses],
+        addresses=listeners.targets,
+        admin_addresses=listeners.admin_targets,
         tls=plan.certificates is not None,
         model_type=plan.description.model_type,
         blocks=plan.description.layout.block_count,
@@ -245,6 +245,8 @@ def _estate(config: ServerConfig, plan: Plan, journal: Journal) -> Estate | None
 def _open_memory(config: ServerConfig, plan: Plan, estate: Estate | None, check: Callable[[], None]) -> Memory:
     known = plan.description
     all_bytes = known.layout.nbytes * len(known.tp_ranks)
+    if "cpu" in known.devices and not is_in_memory(plan.state_dir):
+        _log.warning("states would be written to a disk: state-dir is not on tmpfs", folder=str(plan.state_dir))
     _log.info("taking memory", bytes=all_bytes, size=format_bytes(all_bytes), devices=sorted(set(known.devices)))
 
     def opened(*, is_kept: bool) -> Memory:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from statepool.host import Bytes
+from statepool.mounts import Mount
 from statepool.units import format_bytes
 from statepool_server.arena_types import Arena, ArenaError, Export
 
@@ -168,6 +169,15 @@ def parse_devices(text: str, rank_count: int) -> tuple[str, ...]:
         raise ValueError(f"device {text!r}: {len(numbers)} devices for {rank_count} ranks")
     devices = [f"cuda:{int(number)}" for number in numbers]
     return tuple(devices * rank_count if len(devices) == 1 else devices)
+
+
+def is_in_memory(folder: Path) -> bool:
+    """Tells whether a folder lies on tmpfs; where nobody can say, it is taken for granted."""
+    try:
+        mount = Mount.of(folder.stat().st_dev, "self")
+    except OSError:
+        return True
+    return mount is not None and mount.kind in ("tmpfs", "ramfs", "hugetlbfs")
 
 
 def has_arenas(nbytes: int, tp_ranks: Sequence[int], folder: Path) -> bool:

@@ -11,7 +11,7 @@ from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from statepool.cli.options import Addresses, ByteSize, Seconds, SomeBytes, SomeTime, split_list
-from statepool.layout import Arrangement
+from statepool.layout import Arrangement, ConvLayout
 
 DEFAULT_LISTEN = "unix:///run/statepool/statepool.sock"
 """Where a server listens unless told otherwise; the client's default target."""
@@ -81,14 +81,14 @@ class ServerConfig:
         access: TOML file with tenants and hashes of tokens; it is read anew when it changes.
         metrics_listen: HOST:PORT of an HTTP listener for Prometheus (/metrics) and browsers (the status page, /); by
             default there is none. It shows numbers, not states, hashes or keys: on a loopback host to whoever can
-            connect, elsewhere over HTTPS (tls_cert) to the roles observer and admin.
+            connect, elsewhere over HTTPS (--tls-cert) to the roles observer and admin.
         insecure_metrics: Serve them in plain HTTP to whoever can connect, on any host.
         tracing: otlp makes calls, engine steps and copies spans of OpenTelemetry, exported as the environment variables
             of its SDK say (OTEL_EXPORTER_OTLP_ENDPOINT, …); needs statepool[otel].
         allow_peer: Servers that states may be received from: unix:PATH or HOST:PORT; may be repeated. By default any on
-            a Unix socket or a loopback host of this machine, but none for a tenant. With tls_cert or peer_ca, TCP is
-            over TLS, and this server shows its certificate; without, only loopback hosts are reached.
-        peer_ca: PEM file of the authority of their certificates; by default tls_client_ca, else those that gRPC has.
+            a Unix socket or a loopback host of this machine, but none for a tenant. With --tls-cert or --peer-ca, TCP
+            is over TLS, and this server shows its certificate; without, only loopback hosts are reached.
+        peer_ca: PEM file of the authority of their certificates; by default --tls-client-ca, else those that gRPC has.
         peer_token_file: File with a bearer token to show them, where they know callers by tokens.
         data_path: How received states come: nixl where both servers have it, their layouts are the same and the memory
             is the host's, else as gRPC streams (auto); or one of the two and no other.
@@ -136,7 +136,7 @@ class ServerConfig:
     tp_size: Count = 1
     tp_ranks: Ranks | None = None
     num_spec: Annotated[int, Parameter(validator=Number(gte=0, lte=1024))] = 0
-    conv_layout: Literal["SD", "DS"] | None = None
+    conv_layout: ConvLayout | None = None
     conv_dtype: str = "auto"
     temporal_dtype: str = "auto"
     arrangement: Arrangement = Arrangement.BLOCK_MAJOR

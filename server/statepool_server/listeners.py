@@ -50,7 +50,12 @@ class _Way:
 
 
 class Listeners:
-    """Binds every address, and serves on them."""
+    """Binds every address, and serves on them.
+
+    Attributes:
+        targets: The addresses, with the ports that were found where any was asked for.
+        admin_targets: The same of those for operators.
+    """
 
     def __init__(self, config: ServerConfig, plan: Plan, assembly: Assembly) -> None:
         """Binds the addresses; nothing is answered before `start`.
@@ -68,11 +73,14 @@ class Listeners:
         ways = [(way, umask) for way in _ways(plan, plan.addresses, others)]
         ways += [(way, 0o177) for way in _ways(plan, plan.admin_addresses, OPERATORS)]
         self._servers = []
+        bound: dict[Address, str] = {}
         for way, umask in ways:
             server = _new_server(plan.limits, config.max_connections)
             _add_services(server, assembly, way)
-            _bind(server, way, umask)
+            bound |= _bind(server, way, umask)
             self._servers.append(server)
+        self.targets = [bound[address] for address in plan.addresses]
+        self.admin_targets = [bound[address] for address in plan.admin_addresses]
 
     async def start(self) -> None:
         """Begins to answer."""
@@ -130,17 +138,22 @@ def _add_services(server: grpc.aio.Server, assembly: Assembly, way: _Way) -> Non
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionService(names, calls.lasting), server)
 
 
-def _bind(server: grpc.aio.Server, way: _Way, umask: int) -> None:
-    for address in way.addresses:
-        if address.socket_path is not None:
-            address.socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        former = os.umask(umask)  # whom a socket lets in is decided when it is made
-        try:
-            if way.credentials is None:
-                server.add_insecure_port(address.target)
-            else:
-                server.add_secure_port(address.target, way.credentials)
-        except RuntimeError as error:
-            raise ValueError(f"listen {address.target}: cannot be bound: {error}") from error
-        finally:
-            os.umask(former)
+def _bind(server: grpc.aio.Server, way: _Way, umask: int) -> dict[Address, str]:
+    """Binds the addresses of a way; returns what each has become, since port 0 is any."""
+    return {address: _bind_one(server, address, way.credentials, umask) for address in way.addresses}
+
+
+def _bind_one(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCredentials | None, umask: int) -> str:
+    if address.socket_path is not None:
+        address.socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    former = os.umask(umask)  # whom a socket lets in is decided when it is made
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address.target)
+        else:
+            port = server.add_secure_port(address.target, credentials)
+    except RuntimeError as error:
+        raise ValueError(f"listen {address.target}: cannot be bound: {error}") from error
+    finally:
+        os.umask(former)
+    return address.target if address.socket_path is not None else f"{address.target.rpartition(':')[0]}:{port}"

@@ -181,16 +181,20 @@ def _arena_layout(config: ServerConfig, model: ModelStates) -> ArenaLayout:
     """Sizes the arena of a rank.
 
     Raises:
-        ValueError: Neither or both of blocks and memory are given, or not even two blocks fit.
+        ValueError: The model has no such states, neither or both of blocks and memory are given, or not even two blocks
+            fit.
     """
-    block = model_layout(
-        model,
-        tp_size=config.tp_size,
-        num_spec=config.num_spec,
-        conv_layout=config.conv_layout,
-        conv_dtype=config.conv_dtype,
-        temporal_dtype=config.temporal_dtype,
-    )
+    try:
+        block = model_layout(
+            model,
+            tp_size=config.tp_size,
+            num_spec=config.num_spec,
+            conv_layout=config.conv_layout,
+            conv_dtype=config.conv_dtype,
+            temporal_dtype=config.temporal_dtype,
+        )
+    except ValueError as error:
+        raise ValueError(f"model-config {config.model_config}: {error}") from error
     return ArenaLayout(block, _block_count(config, block), config.arrangement)
 
 

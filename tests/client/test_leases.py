@@ -169,6 +169,7 @@ def test_another_server_process_loses_every_lease_of_the_former() -> None:
 
     assert told_old == ["INCARNATION_MISMATCH"]
     assert isinstance(old.error, IncarnationMismatchError)
+    assert "opened without resume_within" in old.error.message
     assert new.error is None
 
 

@@ -52,6 +52,22 @@ def test_plain_text_to_another_machine_is_refused(target: str) -> None:
     Security(tls=grpc.ssl_channel_credentials()).check(target)
 
 
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("/run/statepool/statepool.sock", "the path of a socket needs unix: before it"),
+        ("./statepool.sock", "the path of a socket needs unix: before it"),
+        ("http://localhost:50051", "without http://"),
+        ("https://pool.example:50051", "without https://"),
+    ],
+)
+@pytest.mark.parametrize("security", [Security(), Security(insecure=True), Security(tls=Tls())])
+def test_target_of_another_form(target: str, words: str, security: Security) -> None:
+    """What gRPC would take for the name of a host, and never reach, is refused for what it is."""
+    with pytest.raises(ValueError, match=words):
+        security.check(target)
+
+
 def test_tls_and_insecure_contradict_each_other() -> None:
     """Nobody is left believing that a connection is encrypted."""
     with pytest.raises(ValueError, match="contradict"):

@@ -55,11 +55,13 @@ def test_load_test_needs_no_more_than_its_roles(secured: Server, authority: Auth
 @pytest.mark.parametrize(
     ("connection", "words"),
     [
-        (["--target", "pool.example:1"], "needs tls="),
+        (["--target", "pool.example:1"], "needs --ca"),
+        (["--target", "/run/statepool.sock"], "needs unix:"),
+        (["--target", "localhost:1", "--cert", "/nonexistent/cert.pem"], "--cert and --key"),
         (["--target", "localhost:1", "--token-file", "{token}"], "over TLS"),
-        (["--target", "localhost:1", "--token-file", "/nonexistent/token"], "/nonexistent/token"),
         (["--target", "unix:///nonexistent", "--token-file", "{two_lines}"], "two-lines: holds no token"),
-        (["--target", "pool.example:1", "--ca", "/nonexistent/ca.pem"], "/nonexistent/ca.pem"),
+        (["--target", "localhost:1", "--token-file", "/nonexistent/token"], "--token-file /nonexistent/token: No"),
+        (["--target", "pool.example:1", "--ca", "/nonexistent/ca.pem"], "--ca /nonexistent/ca.pem: No"),
     ],
 )
 def test_what_cannot_be(command: str, connection: list[str], words: str, tmp_path: Path) -> None:

@@ -86,11 +86,14 @@ def test_operators_have_a_listener_of_their_own(secured: Server, admin_target: s
     with channel_of(secured.target, tls) as everywhere, channel_of(admin_target, tls) as here:
         refused = refusal_of(lambda: Stubs(everywhere).admin.ReleaseQuarantine(admin_pb2.ReleaseQuarantineRequest()))
         assert isinstance(refused, RoleForbiddenError)
+        assert "ReleaseQuarantine is for admin at the addresses of --admin-listen, and " in refused.message
         assert Stubs(here).admin.ReleaseQuarantine(admin_pb2.ReleaseQuarantineRequest()).cleared_blocks == 0
         for method in METHODS:
             policy = POLICIES[method.containing_service.full_name][method.name]
             if not policy.roles & {Role.ADMIN, Role.OBSERVER}:
-                assert isinstance(call(here, method), RoleForbiddenError), method.name
+                elsewhere = call(here, method)
+                assert isinstance(elsewhere, RoleForbiddenError), method.name
+                assert "at the addresses of --listen, and " in elsewhere.message
 
 
 def test_channelz_on_the_listener_for_operators(admin_target: str, authority: Authority) -> None:

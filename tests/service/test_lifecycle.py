@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from service.raw import OpenWrite, busy_blocks, chunk_of, ref_of, refs, refusal_
 from service.servers import CAPACITY, COMMAND, DEADLINE_SECONDS, Servers, arguments, until, write_model
 from statepool import Client, DrainingError
 from statepool.cli.connect import Connection
+from statepool.mounts import Mount
 from statepool.v1 import block_pb2 as pb
 from statepool.v1 import pool_pb2
 from statepool_server.cli.command import execute
@@ -130,17 +130,25 @@ def test_socket_of_a_dead_server_is_taken_over(servers: Servers) -> None:
 
 
 def test_loopback_tcp_is_served_until_interrupted(servers: Servers) -> None:
-    """A server listens on a loopback host as well; SIGINT ends it as SIGTERM does, keep-alive streams or not."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = servers.start("--insecure-loopback", "", listen=f"127.0.0.1:{port}").wait_until_ready()
-    with server.client() as client:
+    """A server listens on a loopback host as well, and tells a port that it found itself; SIGINT ends it as SIGTERM."""
+    server = servers.start("--insecure-loopback", "", listen="127.0.0.1:0")
+    until(lambda: '"serving"' in server.log, "the server to serve")
+    (address,) = json.loads(server.log.splitlines()[-1])["addresses"]
+    with Client(address) as client:
         client.create_session(60.0).allocate_blocks(1)
 
         server.terminate(signal.SIGINT)
 
         server.stop()
+
+
+def test_memory_on_a_disk(servers: Servers, tmp_path: Path) -> None:
+    """A server whose states would be written to a disk says so, and another one does not."""
+    server = servers.start("--state-dir", str(tmp_path / "state")).wait_until_ready()
+
+    mount = Mount.of(tmp_path.stat().st_dev, "self")
+    assert ("not on tmpfs" in server.log) == (mount is None or mount.kind != "tmpfs")
+    assert "not on tmpfs" not in servers.shared().log
 
 
 def test_a_start_is_ended(servers: Servers) -> None:
@@ -224,6 +232,10 @@ BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
         "--listen and --metrics-listen name the same address: 127.0.0.1:7",
     ),
     "a list in one address": (["--listen", "127.0.0.1:7,127.0.0.1:8"], "neither unix:PATH nor HOST:PORT"),
+    "a model that cannot be divided": (
+        ["--model-config", "mamba2", "--tp-size", "7"],
+        "model-config mamba2: num_heads: 128 is not divisible by 7",
+    ),
     "ttl bounds": (["--min-ttl", "2s", "--max-ttl", "1s"], "min-ttl"),
     "large chunks": (["--max-chunk-bytes", "16MiB"], "max-chunk-bytes"),
     "unknown flag": (["--no-such-flag", "1"], "no-such-flag"),
@@ -349,6 +361,14 @@ def test_lists_in_a_file(tmp_path: Path, start: Callable[..., Ended]) -> None:
     ended = start("--config", str(path), last=("--print-config",))
 
     assert {"tp-ranks = [1, 0]", 'allow-peer = ["unix:/a", "unix:/b"]'} <= set(ended.out.splitlines())
+
+
+@pytest.mark.parametrize("text", ["DS", "ds"])
+def test_conv_layout_in_either_case(start: Callable[..., Ended], text: str) -> None:
+    """An order of conv dimensions may be written in lower case, as for `statepool shapes`."""
+    ended = start("--conv-layout", text, last=("--print-config",))
+
+    assert 'conv-layout = "DS"' in ended.out.splitlines()
 
 
 def test_flags_win_over_environment_and_that_over_the_file(

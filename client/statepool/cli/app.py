@@ -15,7 +15,8 @@ from statepool.errors import StatepoolError
 
 app = App(
     name="statepool",
-    help="Client of statepool, the service that owns the state-block pool of hybrid and state-space models.",
+    help="Client of statepool, the service that owns the state-block pool of hybrid and state-space models. Sizes are "
+    "written as 4GiB or 512MB, durations as 30s or 500ms.",
     version=lambda: version("statepool"),
     result_action="return_value",
     exit_on_error=False,

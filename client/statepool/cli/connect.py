@@ -55,11 +55,17 @@ class Connection:
         Raises:
             CommandError: Something would be, or a file cannot be read.
         """
+        if (self.cert is None) != (self.key is None):
+            raise CommandError("--cert and --key are given together or not at all", exit_code=2)
         try:
             asked = Security(tls=self.tls, token=read_token(self.token_file))
-            asked.check(self.target)
+            asked.check(self.target, remedy="--ca (TLS)")
             asked.credentials  # noqa: B018 — reads the files
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            named = {"--ca": self.ca, "--cert": self.cert, "--key": self.key, "--token-file": self.token_file}
+            flag = next((flag for flag, path in named.items() if str(path) == error.filename), "")
+            raise CommandError(f"{flag} {error.filename}: {error.strerror}", exit_code=2) from error
+        except ValueError as error:
             raise CommandError(str(error), exit_code=2) from error
         return asked
 

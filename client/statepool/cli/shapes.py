@@ -42,6 +42,11 @@ def shapes(
     """
     try:
         model = read_model_config(find_model_config(model_config))
+    except OSError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    try:
         layout = model_layout(
             model,
             tp_size=tp_size,
@@ -50,10 +55,8 @@ def shapes(
             conv_dtype=conv_dtype,
             temporal_dtype=temporal_dtype,
         )
-    except OSError as error:
-        raise CommandError(f"{error.filename}: {error.strerror}") from error
     except ValueError as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(f"{model_config}: {error}") from error
     block_count = None if memory is None else blocks_that_fit(layout, memory, arrangement)
     facts = _facts(model, layout) | {
         "tp_size": tp_size,

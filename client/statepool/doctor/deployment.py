@@ -9,9 +9,9 @@ from types import MappingProxyType
 
 from statepool import Client, Pool, ServerInfo
 from statepool.doctor.listener import Listener
-from statepool.doctor.mounts import Folder
 from statepool.errors import StatepoolError
 from statepool.machine import default_state_dir
+from statepool.mounts import Folder
 from statepool.security import PLAIN, Security, Tls
 
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from statepool.doctor.mounts import Folder
 from statepool.machine import SO_PEERPIDFD, peer_of
+from statepool.mounts import Folder
 
 _ARENA = re.compile(r" ([0-9a-f]+):([0-9a-f]+) \d+ +(/.*)/rank\d+\.arena$", re.MULTILINE)
 

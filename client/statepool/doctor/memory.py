@@ -9,7 +9,7 @@ from pathlib import Path
 from statepool.doctor.cgroups import memory_limit
 from statepool.doctor.deployment import Deployment
 from statepool.doctor.findings import Finding, bad, doubtful, good
-from statepool.doctor.mounts import Folder, Mount, existing
+from statepool.mounts import Folder, Mount, existing
 from statepool.units import format_bytes
 
 PROCESS_BYTES = 2**30

@@ -23,7 +23,8 @@ _log = structlog.get_logger("statepool.cli")
 
 app = App(
     name="statepool-server",
-    help="Owns the state-block pool of a hybrid or state-space model and serves it over gRPC.",
+    help="Owns the state-block pool of a hybrid or state-space model and serves it over gRPC. Sizes are written as "
+    "4GiB or 512MB, durations as 30s or 500ms.",
     version=lambda: version("statepool"),
     result_action="return_value",
     exit_on_error=False,

@@ -30,13 +30,15 @@ class Policy:
     """Roles of which a caller needs one."""
     spans_tenants: bool = False
     """Whether the method shows or touches what all tenants have, so that who acts for one of them may not call it."""
+    elsewhere: frozenset[Role] = frozenset()
+    """Roles with which it may be called at the server's other listeners only."""
 
     treatment: Treatment = Treatment.ORDINARY
     """How its calls are treated."""
 
     def among(self, roles: frozenset[Role]) -> "Policy":
         """Narrows it to roles that callers may have in some place."""
-        return replace(self, roles=self.roles & roles)
+        return replace(self, roles=self.roles & roles, elsewhere=self.roles - roles)
 
     def treated(self, treatment: Treatment) -> "Policy":
         """Makes it that of a method whose calls are treated in this way."""
@@ -49,11 +51,16 @@ class Policy:
             RoleForbiddenError: It has none of the roles, or acts for one tenant only.
         """
         if self.roles.isdisjoint(caller.roles):
-            raise RoleForbiddenError(
-                f"{method} is for {_listed(self.roles)} here, and {caller.name} is {_listed(caller.roles)}"
-            )
+            raise RoleForbiddenError(f"{method} is for {self._allowed}, and {caller.name} is {_listed(caller.roles)}")
         if self.spans_tenants and caller.tenant:
             raise RoleForbiddenError(f"{method} spans tenants, and {caller.name} acts for {caller.tenant} only")
+
+    @property
+    def _allowed(self) -> str:
+        here = f"{_listed(self.roles)} here" if self.roles else ""
+        flag = "--admin-listen" if Role.ADMIN in self.elsewhere else "--listen"
+        there = f"{_listed(self.elsewhere)} at the addresses of {flag}" if self.elsewhere else ""
+        return ", ".join(filter(None, (here, there)))
 
 
 def _listed(roles: frozenset[Role]) -> str:
