@@ -34,8 +34,12 @@ class BlockRefs:
 
     @classmethod
     def of(cls, block_ids: ArrayLike, generations: ArrayLike) -> "BlockRefs":
-        """Builds refs from anything numpy can read as two columns of integers."""
-        return cls(np.asarray(block_ids, np.int64), np.asarray(generations, np.int64))
+        """Builds refs from anything numpy can read as two columns of integers.
+
+        Raises:
+            ValueError: Something else than integers.
+        """
+        return cls(_integers(block_ids, "block_ids"), _integers(generations, "generations"))
 
     @classmethod
     def empty(cls) -> "BlockRefs":
@@ -82,3 +86,10 @@ class BlockRefs:
     def __repr__(self) -> str:
         shown = ", ".join(f"{i}@{g}" for i, g in zip(self.block_ids[:4], self.generations[:4], strict=True))
         return f"<BlockRefs [{len(self)}] {shown}{', …' if len(self) > 4 else ''}>"
+
+
+def _integers(values: ArrayLike, name: str) -> NDArray[np.int64]:
+    column = np.asarray(values)
+    if column.size and column.dtype.kind not in "iu":
+        raise ValueError(f"{name}: must be a column of integers")
+    return column.astype(np.int64, copy=False)

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TypeVar
 
-from statepool.columns import FIXED32, FIXED64, columns_of_message, message_of_columns
+from statepool.columns import FIXED32, FIXED64, columns_of_message, merge_columns
 from statepool.descriptions import PoolUsage
 from statepool.errors import BadFieldError, LayoutMismatchError
 from statepool.layout import ArenaLayout, Arrangement, BlockLayout, ConvLayout, Dtype, StateKind, StateSpec, TensorSpec
+from statepool.packing import pack
 from statepool.refs import BlockRefs
 from statepool.v1 import pool_pb2
 from statepool.v1 import types_pb2 as pb
@@ -25,9 +26,15 @@ _ARRANGEMENT_OF: Mapping[int, Arrangement] = {value: arrangement for arrangement
 
 
 def refs_to_wire(refs: BlockRefs) -> pb.BlockRefs:
-    """Writes refs."""
-    ids, generations = refs.block_ids.astype(FIXED32), refs.generations.astype(FIXED64)
-    return message_of_columns(pb.BlockRefs, {1: ids, 2: generations})
+    """Writes refs.
+
+    Raises:
+        ValueError: A number that is negative, too large for the wire, or no integer.
+    """
+    message = pb.BlockRefs()
+    ids, generations = pack(refs.block_ids, "block_ids", FIXED32), pack(refs.generations, "generations", FIXED64)
+    merge_columns(message, {1: ids, 2: generations})
+    return message
 
 
 def refs_from_wire(message: pb.BlockRefs) -> BlockRefs:

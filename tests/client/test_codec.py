@@ -114,6 +114,22 @@ def _packed(number: int, form: str, value: int) -> bytes:
     return bytes([number << 3 | 2, struct.calcsize(form)]) + struct.pack(form, value)
 
 
+@pytest.mark.parametrize(("block_id", "generation"), [(2**32 + 1, 1), (-1, 1), (1, -1)])
+def test_refs_that_would_wrap_around_are_refused(block_id: int, generation: int) -> None:
+    """They are never another block's."""
+    with pytest.raises(ValueError, match="must be a column of integers from 0"):
+        refs_to_wire(BlockRefs.of([block_id], [generation]))
+
+
+@pytest.mark.parametrize("column", [[1.5], [1.0], ["1"], [True], [2**64]])
+def test_refs_that_are_no_integers_are_refused(column: list[object]) -> None:
+    """Nothing is cut off."""
+    with pytest.raises(ValueError, match="block_ids: must be a column of integers"):
+        BlockRefs.of(column, [1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="generations: must be a column of integers"):
+        BlockRefs.of([1], column)  # type: ignore[arg-type]
+
+
 def test_refs_of_different_lengths_are_refused() -> None:
     """A row without its generation is no ref."""
     with pytest.raises(ValueError, match="columns of one length"):

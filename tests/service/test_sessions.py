@@ -1,7 +1,8 @@
 """Guarantee: a session lives as long as it is renewed, has one owner at a time, and takes its blocks with it."""
 
+import asyncio
 import threading
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,28 @@ def test_keep_alive_outlives_the_ttl(client: Client) -> None:
 
         assert session.error is None
     assert losses.told == []
+
+
+async def test_a_broken_keep_alive_leaves_no_task_behind(server: Server, client: Client, tmp_path: Path) -> None:
+    """However often its connection breaks, a client for asyncio has a few tasks, and not one more each time."""
+    breaks = 8
+    with between(tmp_path, server.socket) as proxy:
+        async with (
+            AsyncClient(proxy.target) as cut_off,
+            await cut_off.create_session(1.0, resume_within=60.0) as session,
+        ):
+            for _ in range(breaks):
+                before = client.get_session(session.session_id).expire_time
+                proxy.cut()
+                await asyncio.to_thread(_until_renewed, client, session.session_id, before)
+
+            async with asyncio.timeout(DEADLINE_SECONDS / 10):
+                while len(asyncio.all_tasks()) > breaks:  # noqa: ASYNC110 - no event tells of it
+                    await asyncio.sleep(0.01)
+
+
+def _until_renewed(client: Client, session_id: int, before: datetime) -> None:
+    until(lambda: client.get_session(session_id).expire_time > before, "the lease to be renewed")
 
 
 def test_loss_is_told_without_a_call(server: Server, client: Client) -> None:

@@ -18,7 +18,7 @@ class _Stream:
     """One KeepAlive stream: requests go into a queue, what comes back goes into the keeper's inbox."""
 
     def __init__(self, transport: AsyncTransport, inbox: "asyncio.Queue[_Event]") -> None:
-        self._requests: asyncio.Queue[KeepAliveRequest] = asyncio.Queue()
+        self._requests: asyncio.Queue[KeepAliveRequest | None] = asyncio.Queue()
         self._inbox = inbox
         self._responses = transport.keep_alive(self._each_request())
         self._receiver = asyncio.create_task(self._receive(), name="statepool-keep-alive-responses")
@@ -29,10 +29,11 @@ class _Stream:
     def close(self) -> None:
         self._responses.cancel()
         self._receiver.cancel()
+        self._requests.put_nowait(None)
 
     async def _each_request(self) -> AsyncIterator[KeepAliveRequest]:
-        while True:
-            yield await self._requests.get()
+        while (request := await self._requests.get()) is not None:
+            yield request
 
     async def _receive(self) -> None:
         with suppress(grpc.RpcError):  # every end of a stream means the same: open another
