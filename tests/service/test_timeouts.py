@@ -1,128 +1,71 @@
-"""Guarantee: a call ends by the deadline that its caller gave, whatever it has to ask or to wait for first."""
+"""Guarantee: a deadline may be as long as one likes; what is none is refused before anything is sent."""
 
-import asyncio
-import contextlib
-import signal
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import math
+from contextlib import closing
 
 import pytest
 
-from service.proxy import between
-from service.servers import DEADLINE_SECONDS, IMAGE_BYTES, Server, Servers
-from statepool import AsyncClient, Client, StatepoolError
+from service.servers import Server
+from service.test_commands import run
+from statepool import AsyncClient, Client, Session
 
-IMAGE = bytes(IMAGE_BYTES)
-GIVEN, WAITED = 7.0, 6.0
-"""Deadline of calls that wait for their session, and how long they do; who gave the deadline twice would take both."""
-
-
-@contextlib.contextmanager
-def frozen(server: Server) -> Iterator[None]:
-    """Has a server stand still."""
-    server.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        server.process.send_signal(signal.SIGCONT)
+ENDLESS = [math.inf, 1e10, 1e300]
+NONE = [math.nan, -1.0, -math.inf]
 
 
-def seconds_until_it_fails(call: Callable[[], object]) -> float:
-    """Makes a call that must fail, and tells how long that took."""
-    began = time.monotonic()
-    with pytest.raises(StatepoolError):
-        call()
-    return time.monotonic() - began
+@pytest.mark.parametrize("seconds", ENDLESS)
+def test_endless(server: Server, seconds: float) -> None:
+    """Calls, streams and steps are answered as with any deadline, be it the client's or their own."""
+    with Client(server.target, timeout=seconds) as client, client.create_session(60.0) as session:
+        blocks = session.allocate_blocks(1, timeout=seconds)
+        assert len(session.read_images(blocks, timeout=seconds)) == 1
+        session.write_blocks(blocks, session.read_images(blocks), timeout=seconds)
+        with session.scheduler() as scheduler:
+            assert scheduler.step(timeout=seconds).step == 1
+        with closing(client.watch_blocks(timeout=seconds)) as changes:
+            assert next(changes).is_first
 
 
-def test_the_first_stream_of_a_client(servers: Servers) -> None:
-    """A client that does not know the pool yet asks for it within the deadline of the call that needs it."""
-    server = servers.start().wait_until_ready()
-    with server.client() as client, client.create_session(60.0) as session:
-        blocks = session.allocate_blocks(1)
-        session.commit_blocks(blocks, prefix_hashes=[b"a"], boundary_tokens=16, written_through_tokens=16)
-        transfer = session.create_transfer(blocks)
-        with frozen(server):
-            for call in (
-                lambda: session.read_images(blocks, timeout=0.1),
-                lambda: list(session.read_blocks(blocks, timeout=0.1)),
-                lambda: session.write_blocks(blocks, IMAGE, timeout=0.1),
-                lambda: list(session.pull_blocks(transfer, timeout=0.1)),
-                lambda: list(session.pull_unchecked(transfer, timeout=0.1)),
-                lambda: session.receive_transfer(transfer, source=server.target, timeout=0.1),
-            ):
-                assert seconds_until_it_fails(call) < DEADLINE_SECONDS / 2
+@pytest.mark.parametrize("seconds", ENDLESS)
+async def test_endless_in_asyncio(server: Server, seconds: float) -> None:
+    """The same for asyncio."""
+    async with (
+        AsyncClient(server.target, timeout=seconds) as client,
+        await client.create_session(60.0, timeout=seconds) as session,
+        session.scheduler() as scheduler,
+    ):
+        assert len(await session.allocate_blocks(1, timeout=seconds)) == 1
+        assert (await scheduler.step(timeout=seconds)).step == 1
 
 
-async def test_the_first_stream_of_a_client_async(servers: Servers) -> None:
-    """So does the client for asyncio."""
-    server = servers.start().wait_until_ready()
-    async with AsyncClient(server.target, timeout=DEADLINE_SECONDS) as client:
-        session = await client.create_session(60.0)
-        blocks = await session.allocate_blocks(1)
-        transfer = await session.create_transfer(blocks)
-        with frozen(server):
-            began = time.monotonic()
-            for call in (
-                session.read_images(blocks, timeout=0.1),
-                anext(session.read_blocks(blocks, timeout=0.1)),
-                session.write_blocks(blocks, IMAGE, timeout=0.1),
-                anext(session.pull_blocks(transfer, timeout=0.1)),
-                anext(session.pull_unchecked(transfer, timeout=0.1)),
-                session.receive_transfer(transfer, source=server.target, timeout=0.1),
-            ):
-                with pytest.raises(StatepoolError):
-                    await call
-            assert time.monotonic() - began < DEADLINE_SECONDS / 2
+@pytest.mark.parametrize("seconds", NONE)
+def test_none(client: Client, session: Session, seconds: float) -> None:
+    """A step is not sent, nor is anything else."""
+    with session.scheduler() as scheduler:
+        for call in (scheduler.step, client.get_pool, session.delete):
+            with pytest.raises(ValueError, match=r"^timeout: -?(nan|inf|1\.0) is no number of seconds from 0 on"):
+                call(timeout=seconds)
+        assert scheduler.unreceived_steps == ()
+    with pytest.raises(ValueError, match=r"^timeout: "):
+        Client("unix:/run/s.sock", timeout=seconds)
+    with pytest.raises(ValueError, match=r"^resume_within: "):
+        client.create_session(60.0, resume_within=seconds)
 
 
-def test_a_session_that_is_resumed_late(servers: Servers, tmp_path: Path) -> None:
-    """What a call has waited for its session is part of its deadline, also where the bytes come as a stream."""
-    server = servers.start().wait_until_ready()
-    with between(tmp_path, server.socket) as proxy, Client(proxy.target, timeout=DEADLINE_SECONDS) as client:
-        session, deleted = (client.create_session(60.0, resume_within=60.0) for _ in range(2))
-        blocks = session.allocate_blocks(2)
-        session.read_images(blocks)
-        lease, leases = session._lease, session._transport.leases  # noqa: SLF001 - else it cannot be timed
-        proxy.hold_answers(WAITED)
-        with lease.watched(lambda: proxy.hold_answers(DEADLINE_SECONDS)):  # nothing after the renewal is answered
-            leases.suspend(leases.live())
-            with ThreadPoolExecutor(3) as executor:
-                seconds = list(
-                    executor.map(
-                        seconds_until_it_fails,
-                        [
-                            lambda: session.read_images(blocks[:1], timeout=GIVEN),
-                            lambda: session.write_blocks(blocks[1:], IMAGE, timeout=GIVEN),
-                            lambda: deleted.delete(timeout=GIVEN),
-                        ],
-                    )
-                )
-    assert max(seconds) < GIVEN + WAITED / 2
+@pytest.mark.parametrize("seconds", NONE)
+async def test_none_in_asyncio(server: Server, seconds: float) -> None:
+    """The same for asyncio."""
+    async with (
+        AsyncClient(server.target) as client,
+        await client.create_session(60.0) as session,
+        session.scheduler() as scheduler,
+    ):
+        for call in (scheduler.step, client.get_pool, session.delete):
+            with pytest.raises(ValueError, match=r"^timeout: "):
+                await call(timeout=seconds)
+        assert scheduler.unreceived_steps == ()
 
 
-async def test_a_session_that_is_resumed_late_async(servers: Servers, tmp_path: Path) -> None:
-    """So it is with the client for asyncio."""
-    server = servers.start().wait_until_ready()
-    with between(tmp_path, server.socket) as proxy:
-        async with AsyncClient(proxy.target, timeout=DEADLINE_SECONDS) as client:
-            session = await client.create_session(60.0, resume_within=60.0)
-            deleted = await client.create_session(60.0, resume_within=60.0)
-            blocks = await session.allocate_blocks(2)
-            await session.read_images(blocks)
-            lease, leases = session._lease, session._transport.leases  # noqa: SLF001 - else it cannot be timed
-            proxy.hold_answers(WAITED)
-            with lease.watched(lambda: proxy.hold_answers(DEADLINE_SECONDS)):
-                leases.suspend(leases.live())
-                began = time.monotonic()
-                failed = await asyncio.gather(
-                    session.read_images(blocks[:1], timeout=GIVEN),
-                    session.write_blocks(blocks[1:], IMAGE, timeout=GIVEN),
-                    deleted.delete(timeout=GIVEN),
-                    return_exceptions=True,
-                )
-                seconds = time.monotonic() - began
-    assert all(isinstance(failure, StatepoolError) for failure in failed)
-    assert seconds < GIVEN + WAITED / 2
+def test_a_probe_with_an_endless_deadline(server: Server) -> None:
+    """The commands take any duration as well."""
+    assert run("health", "--target", server.target, "--timeout", "9999999999h").stdout == "SERVING\n"
