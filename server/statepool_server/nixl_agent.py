@@ -121,10 +121,14 @@ class NixlAgent:
             name = self._agent.add_remote_agent(endpoint.metadata)
             if isinstance(name, bytes):
                 name = name.decode()
-            if name != endpoint.name:
-                self._agent.remove_remote_agent(name)
-                raise BadDescriptorError(f"the metadata is of agent {name!r}, not {endpoint.name!r}")
-            self._peers[name] = self._agent.prep_xfer_dlist(name, _rows(endpoint.regions), "DRAM", ["UCX"])
+            try:
+                if name != endpoint.name:
+                    raise BadDescriptorError(f"the metadata is of agent {name!r}, not {endpoint.name!r}")
+                self._peers[name] = self._agent.prep_xfer_dlist(name, _rows(endpoint.regions), "DRAM", ["UCX"])
+            except Exception:
+                if name not in self._peers:
+                    self._agent.remove_remote_agent(name)
+                raise
         except NixlError:
             raise
         except Exception as error:
@@ -152,14 +156,19 @@ class NixlAgent:
             handle = self._agent.make_prepped_xfer(
                 "READ", self._local, local.astype(np.int32), self._peers[peer], remote.astype(np.int32), b"", ["UCX"]
             )
-            if self._agent.transfer(handle) == "ERR":
-                raise PeerGoneError("the read was refused")
+            read = Read(handle, peer)
+            self._reads[peer] += 1
+            try:
+                if self._agent.transfer(handle) == "ERR":
+                    raise PeerGoneError("the read was refused")
+            except Exception:
+                self.forget(read)
+                raise
         except NixlError:
             raise
         except Exception as error:
             raise self._translated(error) from error
-        self._reads[peer] += 1
-        return Read(handle, peer)
+        return read
 
     def has_ended(self, read: Read) -> bool:
         """Tells whether a read has succeeded.

@@ -1,11 +1,14 @@
-"""Guarantee: an agent that makes room for others reads again from those that it has forgotten."""
+"""Guarantee: an agent reads again from those that it has forgotten, and keeps nothing of what has failed."""
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from statepool.host import Bytes
 from statepool_server import nixl_agent as module
-from statepool_server.nixl_agent import NixlAgent, nixl_package
+from statepool_server.nixl_agent import BadDescriptorError, NixlAgent, NixlError, PeerGoneError, nixl_package
 from statepool_server.recency import Ids
 
 pytestmark = pytest.mark.skipif(nixl_package() is None, reason="NIXL is not installed")
@@ -49,3 +52,53 @@ def test_agents_make_room(agents: list[tuple[NixlAgent, list[Bytes]]], monkeypat
             assert (memory[0][BLOCK_BYTES : 2 * BLOCK_BYTES] == theirs[0][0]).all()
             assert (memory[1][2 * BLOCK_BYTES : 3 * BLOCK_BYTES] == theirs[1][0]).all()
     assert not memory[0][:BLOCK_BYTES].any()  # nothing else was written
+
+
+def test_an_agent_that_cannot_be_met(agents: list[tuple[NixlAgent, list[Bytes]]]) -> None:
+    """One that tells of memory which is not its own, or under another's name, is forgotten; one that is known stays."""
+    (reader, _), (known, _), (liar, _) = agents
+    reader.part(liar.endpoint.name)
+    reader.meet(known.endpoint)
+    regions = [replace(region, block_count=2 * BLOCKS) for region in liar.endpoint.regions]
+    for endpoint in (replace(liar.endpoint, regions=tuple(regions)), replace(liar.endpoint, name="other")):
+        with pytest.raises(BadDescriptorError):
+            reader.meet(endpoint)
+        assert not _knows(reader, liar)
+    with pytest.raises(BadDescriptorError):
+        reader.meet(replace(known.endpoint, name="other"))
+    assert _knows(reader, known)
+    _read(reader, known, _ids(1), _ids(1))
+    _read(reader, liar, _ids(1), _ids(1))
+
+
+@pytest.mark.parametrize(("failure", "kind"), [("ERR", PeerGoneError), (RuntimeError("no"), BadDescriptorError)])
+def test_a_read_that_cannot_begin(
+    agents: list[tuple[NixlAgent, list[Bytes]]],
+    monkeypatch: pytest.MonkeyPatch,
+    failure: str | Exception,
+    kind: type[NixlError],
+) -> None:
+    """What was prepared for it is given back at once, and its source can be forgotten."""
+    (reader, _), (source, _), _ = agents
+    reader.meet(source.endpoint)
+    handles: list[Any] = []
+
+    def transfer(handle: Any) -> str:
+        handles.append(handle)
+        if isinstance(failure, Exception):
+            raise failure
+        return failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reader._agent, "transfer", transfer)  # noqa: SLF001 — what NIXL says cannot be had at will
+        with pytest.raises(kind):
+            reader.begin(source.endpoint.name, _ids(1), _ids(1))
+
+    assert [handle._released for handle in handles] == [True]  # noqa: SLF001
+    reader.part(source.endpoint.name)
+    assert not _knows(reader, source)
+    _read(reader, source, _ids(1), _ids(1))
+
+
+def _knows(reader: NixlAgent, other: NixlAgent) -> bool:
+    return bool(reader._agent.check_remote_metadata(other.endpoint.name))  # noqa: SLF001
