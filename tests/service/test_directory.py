@@ -2,14 +2,23 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from service.proxy import between
 from service.servers import BLOCK_TOKENS, DEADLINE_SECONDS, Server, Servers, until
-from statepool import AsyncClient, Client, DeadlineExceededError, IncarnationMismatchError, Session, UnavailableError
+from service.test_watching import ending
+from statepool import (
+    AsyncClient,
+    BlockChanges,
+    Client,
+    DeadlineExceededError,
+    IncarnationMismatchError,
+    Session,
+    UnavailableError,
+)
 from statepool.disagg import AsyncPrefixDirectory, DirectoryHit, PrefixDirectory
 
 HASHES = [b"1", b"2", b"3"]
@@ -152,6 +161,49 @@ async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not condition():  # noqa: ASYNC110 - a directory tells of nothing but that it is current
             await asyncio.sleep(0.01)
+
+
+async def test_a_watch_that_ends_in_good_order() -> None:
+    """It is opened again, and until then the server is not known as it is."""
+    with ending() as target:
+        with PrefixDirectory([target]) as directory:
+            until(lambda: isinstance(directory.servers[target].error, UnavailableError), "the end")
+            directory.wait_until_current(DEADLINE_SECONDS)
+        async with AsyncPrefixDirectory([target]) as following:
+            await _until(lambda: isinstance(following.servers[target].error, UnavailableError))
+            await following.wait_until_current(DEADLINE_SECONDS)
+
+
+class _Broken(Client):
+    """A client with a mistake in it."""
+
+    def watch_blocks(self, *_: object, **__: object) -> Generator[BlockChanges, None, None]:
+        """Fails."""
+        raise ZeroDivisionError
+
+
+class _AsyncBroken(AsyncClient):
+    """A client with a mistake in it."""
+
+    async def watch_blocks(self, *_: object, **__: object) -> AsyncGenerator[BlockChanges, None]:
+        """Fails."""
+        for changes in list[BlockChanges]():
+            yield changes
+        raise ZeroDivisionError
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_follower_that_dies(two: list[Server]) -> None:
+    """What nobody has foreseen is told; the server does not pass for known."""
+    target = two[0].target
+    with PrefixDirectory([target], connect=_Broken) as directory:
+        until(lambda: directory.servers[target].error is not None, "the end of the follower")
+        assert "ZeroDivisionError" in str(directory.servers[target].error)
+        assert not directory.is_current
+    async with AsyncPrefixDirectory([target], connect=_AsyncBroken) as following:
+        await _until(lambda: following.servers[target].error is not None)
+        assert "ZeroDivisionError" in str(following.servers[target].error)
+        assert not following.is_current
 
 
 def test_a_connection_of_the_callers_choice(two: list[Server]) -> None:

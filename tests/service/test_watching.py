@@ -1,9 +1,11 @@
 """Guarantee: who applies what a watch tells knows what can be found; what it is not told, it is told of."""
 
+import contextlib
 import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from service.raw import Stubs, refusal_of
 from service.servers import BLOCK_TOKENS, DEADLINE_SECONDS, Server, Servers, until
 from service.test_stalls import WINDOW
 from statepool import (
+    AsyncClient,
     BadFieldError,
     BlockRefs,
     BlockState,
@@ -31,6 +34,7 @@ from statepool import (
     Session,
     UnavailableError,
     WatchCursor,
+    rpc,
 )
 from statepool.calls import watching
 from statepool.v1 import pool_pb2
@@ -314,6 +318,48 @@ def test_a_server_that_stops_while_watches_open(servers: Servers) -> None:
 
     assert {type(end) for end in ends} <= {DrainingError, CancelledError}
     assert server.wait() == 0
+
+
+def _tell_and_end(
+    request: pool_pb2.WatchBlocksRequest, context: grpc.ServicerContext
+) -> Iterator[pool_pb2.WatchBlocksResponse]:
+    nothing = pool_pb2.BlockChanges(kind=pool_pb2.BlockChanges.KIND_SNAPSHOT, is_first=True, is_last=True)
+    yield pool_pb2.WatchBlocksResponse(incarnation=7, changes=[nothing])
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[str]:
+    """Runs a server that ends each watch when it has told all that there is; gives its address."""
+    with ThreadPoolExecutor(2) as executor:
+        server = grpc.server(executor)
+        handler = grpc.unary_stream_rpc_method_handler(
+            _tell_and_end,
+            pool_pb2.WatchBlocksRequest.FromString,
+            pool_pb2.WatchBlocksResponse.SerializeToString,
+        )
+        service = grpc.method_handlers_generic_handler(rpc.WATCH_BLOCKS.service, {rpc.WATCH_BLOCKS.name: handler})
+        server.add_generic_rpc_handlers((service,))
+        port = server.add_insecure_port("localhost:0")
+        server.start()
+        try:
+            yield f"localhost:{port}"
+        finally:
+            server.stop(None).wait()
+
+
+async def test_a_watch_that_ends_in_good_order() -> None:
+    """No server of ours does that; it is gone on with as if the connection had been lost."""
+    with ending() as target:
+        with Client(target) as client:
+            watch = client.watch_blocks()
+            assert next(watch).kind is ChangeKind.SNAPSHOT
+            with pytest.raises(UnavailableError, match="the server ended the stream"):
+                next(watch)
+        async with AsyncClient(target) as aio:
+            aio_watch = aio.watch_blocks()
+            assert (await anext(aio_watch)).kind is ChangeKind.SNAPSHOT
+            with pytest.raises(UnavailableError, match="the server ended the stream"):
+                await anext(aio_watch)
 
 
 def test_silence_ends_a_watch(server: Server, tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ class AsyncTransport:
             silence: Seconds without a word after which the server is given up.
 
         Raises:
-            UnavailableError: Nothing was heard for so long.
+            UnavailableError: Nothing was heard for so long, or the server has ended the stream.
             StatepoolError: As `execute`.
         """
         self.check(None)
@@ -271,6 +271,8 @@ class AsyncTransport:
         try:
             while True:
                 response = await alarm.within(time.monotonic() + silence, responses.read())
+                if response is grpc.aio.EOF:
+                    raise UnavailableError("the server ended the stream")
                 self.leases.saw_incarnation(response.incarnation)
                 yield response
         except TimeoutError:

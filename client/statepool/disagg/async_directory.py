@@ -75,6 +75,9 @@ class AsyncPrefixDirectory(Directory):
                     await self._watch(followed, client)
                 except StatepoolError as error:
                     await asyncio.sleep(followed.broke(error))
+                except Exception as error:
+                    followed.died(error)
+                    raise
 
     async def _watch(self, followed: Followed, client: AsyncClient) -> None:
         async with aclosing(client.watch_blocks(followed.cursor)) as watch:

@@ -104,8 +104,9 @@ class _Follower(threading.Thread):
                 self._watch()
             except StatepoolError as error:
                 self._is_over.wait(self.followed.broke(error))
-            except RuntimeError:
+            except Exception as error:
                 if not self._is_over.is_set():  # else the client was closed before the watch was opened
+                    self.followed.died(error)
                     raise
 
     def stop(self) -> None:

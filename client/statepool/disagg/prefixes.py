@@ -138,6 +138,10 @@ class Followed:
             self.cursor = None
         return self._backoff.broke()
 
+    def died(self, error: Exception) -> None:
+        """Notes that it is followed no longer, for what nobody has foreseen."""
+        self.broke(StatepoolError(f"it is followed no longer: {error!r}"))
+
     def lookup(self, namespace: str, prefix_hashes: Sequence[bytes], max_staleness: float) -> DirectoryHit | None:
         """Finds its deepest prefix, unless it has not been heard for too long."""
         staleness = self._staleness()

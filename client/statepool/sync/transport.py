@@ -246,7 +246,7 @@ class Transport:
             silence: Seconds without a word after which the server is given up.
 
         Raises:
-            UnavailableError: Nothing was heard for so long.
+            UnavailableError: Nothing was heard for so long, or the server has ended the stream.
             StatepoolError: As `execute`.
         """
         self.check(None)
@@ -255,7 +255,9 @@ class Transport:
         try:
             while True:
                 with heard.broken():
-                    response = next(responses)
+                    response = next(responses, None)
+                if response is None:
+                    raise UnavailableError("the server ended the stream")
                 self.leases.saw_incarnation(response.incarnation)
                 yield response
         except grpc.RpcError as error:
