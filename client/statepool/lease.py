@@ -118,7 +118,7 @@ class Lease:
         self.resume_within = resume_within
         self.error: StatepoolError | None = None
         self.on_lost: Callable[[StatepoolError], object] | None = None
-        self._listeners: list[Callable[[], object]] = []
+        self._listeners: dict[Callable[[], object], None] = {}  # threads come and go: each change of it is one step
         self.renewed(asked_at)
 
     @property
@@ -161,15 +161,15 @@ class Lease:
 
     def listen(self, listener: Callable[[], object]) -> None:
         """Has somebody told, on any thread, whenever it was renewed, lost or given back, until `forget`."""
-        self._listeners.append(listener)
+        self._listeners[listener] = None
 
     def forget(self, listener: Callable[[], object]) -> None:
         """Has somebody told no longer; a second time does nothing."""
-        self._listeners = [other for other in self._listeners if other != listener]
+        self._listeners.pop(listener, None)
 
     def changed(self) -> None:
         """Tells those who listen that it was renewed, lost or given back."""
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener()
 
 

@@ -50,13 +50,25 @@ def mortal(servers: Servers) -> Iterator[Server]:
     """Starts a server that the test may kill."""
     server = servers.start("--recovery-grace", "100ms").wait_until_ready()
     yield server
+    started()
     server.wait_until_ready()
 
 
+_starting: list[threading.Timer] = []
+
+
 def restart(server: Server) -> None:
-    """Kills a server and starts it again, in a while."""
+    """Kills a server, which runs or is about to, and starts it again, in a while."""
+    started()
     server.kill()
-    threading.Timer(0.2, server.start).start()
+    _starting.append(threading.Timer(0.2, server.start))
+    _starting[0].start()
+
+
+def started() -> None:
+    """Waits until the server that was restarted last has been started."""
+    while _starting:
+        _starting.pop().join()
 
 
 def refused(client: Client | AsyncClient) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from queue import Empty, SimpleQueue
-from threading import Thread, current_thread
+from threading import Lock, Thread, current_thread
 
 import grpc
 
@@ -56,6 +56,7 @@ class Keeper:
         self._renewals = Renewals(transport.leases)
         self._inbox: SimpleQueue[_Event] = SimpleQueue()
         self._thread: Thread | None = None
+        self._starting = Lock()
         self._stream: _Stream | None = None
         self._closed = False
         transport.leases.on_suspended = lambda: self._inbox.put((None, None))
@@ -63,9 +64,10 @@ class Keeper:
     def keep(self, lease: Lease) -> None:
         """Takes a lease; it is renewed until it is lost or given back."""
         self._transport.leases.add(lease)
-        if self._thread is None:
-            self._thread = Thread(target=self._run, name="statepool-keep-alive", daemon=True)
-            self._thread.start()
+        with self._starting:
+            if self._thread is None:
+                self._thread = Thread(target=self._run, name="statepool-keep-alive", daemon=True)
+                self._thread.start()
         self._inbox.put((None, None))
 
     def close(self) -> None:
