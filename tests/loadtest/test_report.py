@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from statepool.errors import OverloadedError
 from statepool.loadtest.options import AlignWorkload, LoadOptions
 from statepool.loadtest.record import MAX_MISMATCHES, Recorder
 from statepool.loadtest.report import Report, ReportFileError, read_report
@@ -75,6 +76,17 @@ def test_every_mismatch_counts() -> None:
     assert report.to_json()["mismatch_count"] == 6 * MAX_MISMATCHES
     assert len(report.mismatches) == 2 * MAX_MISMATCHES
     assert not passes(report)
+
+
+def test_errors_have_an_example() -> None:
+    """Of each kind of error what the first one said is told, over all slices and processes, and is kept in the file."""
+    recorders = served(), served()
+    for number, recorder in enumerate(recorders):
+        recorder.error("step", OverloadedError(f"queue {number} is\nfull"))
+
+    report = Report.from_json(report_of(*recorders).to_json())
+
+    assert "2 x step: OverloadedError, such as: queue 0 is full" in "\n".join(summary(report))
 
 
 def test_first_tokens_are_no_operations() -> None:

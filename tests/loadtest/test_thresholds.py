@@ -3,6 +3,7 @@
 import pytest
 
 from loadtest.test_report import MILLISECOND, report_of, served
+from statepool.loadtest.options import AlignWorkload
 from statepool.loadtest.record import Recorder
 from statepool.loadtest.report import Report
 from statepool.loadtest.thresholds import Threshold, judge
@@ -25,7 +26,7 @@ def measured(errors: int = 0) -> Report:
     [
         ("p50<51ms", True),
         ("p50<49ms", False),
-        (" step_quiet.p99 < 0.1 ", True),
+        (" step_quiet.p99 < 0.1s ", True),
         ("step_quiet.p99.9<=99ms", False),
         ("max<1s", True),
         ("max>99ms", True),
@@ -76,10 +77,7 @@ def test_errors(text: str, holds: bool) -> None:
     ],
 )
 def test_other_forms_are_refused(text: str) -> None:
-    """Whatever else is written is refused, with the forms that are known; seconds need no unit."""
-    if text == "p99<2":
-        assert Threshold.parse(text).bound == 2.0
-        return
+    """Whatever else is written is refused, with the forms that are known; a duration needs a unit."""
     with pytest.raises(ValueError, match="must"):
         Threshold.parse(text)
 
@@ -92,11 +90,28 @@ def test_objectives(text: str, bound: float) -> None:
     assert (threshold.comparison, threshold.bound) == ("<=", bound)
 
 
-@pytest.mark.parametrize("text", ["p99", "p99<5ms", "max=1s", "errors=0", "p99==1s", "p99=x", "p1.2.3=1s"])
+@pytest.mark.parametrize("text", ["p99", "p99<5ms", "max=1s", "errors=0", "p99=5", "p99==1s", "p99=x", "p1.2.3=1s"])
 def test_other_objectives_are_refused(text: str) -> None:
     """Only percentiles have objectives."""
     with pytest.raises(ValueError, match="must"):
         Threshold.objective(text)
+
+
+@pytest.mark.parametrize("text", ["foo.p99<1ms", "foo.throughput>1/s", "commit.p99<1ms"])
+def test_operations_that_are_not_measured(text: str) -> None:
+    """What a workload never does is refused with what it does; all together can always be named."""
+    align = AlignWorkload(engines=1, sequences=1, shared_blocks=1, prompt_tokens=1, output_tokens=1)
+    with pytest.raises(ValueError, match=r"align measures no .*step_quiet.*, all$"):
+        Threshold.parse(text).check(align)
+    for known in ("step_quiet.p99<1s", "all.max<1s", "p99<1s", "errors<1"):
+        Threshold.parse(known).check(align)
+
+
+def test_nothing_measured_is_told_as_such() -> None:
+    """The verdict on a run in which nothing happened says so once."""
+    (verdict,) = [each for each in judge(report_of(Recorder()), []) if not each.holds]
+
+    assert str(verdict) == "something happens: nothing was measured"
 
 
 def test_what_goes_without_saying() -> None:

@@ -78,6 +78,19 @@ def test_terminal(server: Server) -> None:
     os.close(ours)
 
 
+def test_pipe(server: Server) -> None:
+    """In a pipe look follows look, each written as it is taken, until Ctrl-C."""
+    with subprocess.Popen([*COMMAND, server.target], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(2):
+            assert any("occupancy" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+
+    assert process.returncode == 0
+    assert "\x1b" not in rest
+
+
 def _rest(terminal: int) -> str:
     try:
         return os.read(terminal, 65536).decode(errors="replace")

@@ -130,8 +130,8 @@ def load(
         verify=verify,
         seed=seed,
     )
-    thresholds = read_thresholds(slo or [], threshold or [])
-    check_folders(report, json_file)
+    thresholds = read_thresholds(slo or [], threshold or [], sent)
+    check_files(report, json_file)
     if find_max:
         results = search(options, thresholds)
     else:
@@ -152,16 +152,19 @@ def draw(json_file: Annotated[Path, Parameter(name="json")], page: Path, /) -> N
     write_file(page, render(load_report(json_file)))
 
 
-def read_thresholds(objectives: Sequence[str], thresholds: Sequence[str]) -> list[Threshold]:
+def read_thresholds(objectives: Sequence[str], thresholds: Sequence[str], workload: Workload) -> list[Threshold]:
     """Reads what must hold.
 
     Raises:
-        CommandError: A text cannot be read.
+        CommandError: A text cannot be read, or names an operation that the workload has not.
     """
     try:
-        return [*map(Threshold.objective, objectives), *map(Threshold.parse, thresholds)]
+        wanted = [*map(Threshold.objective, objectives), *map(Threshold.parse, thresholds)]
+        for each in wanted:
+            each.check(workload)
     except ValueError as error:
         raise CommandError(str(error), exit_code=2) from error
+    return wanted
 
 
 def search(options: LoadOptions, thresholds: Sequence[Threshold]) -> Report:
@@ -199,7 +202,7 @@ def show(report: Report) -> None:
     console = Console()
     console.print(table(report))
     for line in summary(report):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
 
 
 def publish(report: Report, page: Path | None, json_file: Path | None) -> None:
@@ -219,13 +222,15 @@ def publish(report: Report, page: Path | None, json_file: Path | None) -> None:
         write_file(page, render(report))
 
 
-def check_folders(*paths: Path | None) -> None:
-    """Looks for the folders of files before a long measurement, not after it.
+def check_files(page: Path | None, json_file: Path | None) -> None:
+    """Looks at the names of files before a long measurement, not after it.
 
     Raises:
-        CommandError: One is not there.
+        CommandError: A folder is not there, or both are the same.
     """
-    for path in paths:
+    if page is not None and json_file is not None and page.absolute() == json_file.absolute():
+        raise CommandError(f"{page}: --report and --json need a file each", exit_code=2)
+    for path in (page, json_file):
         if path is not None and not path.parent.is_dir():
             raise CommandError(f"{path}: {path.parent} is no folder", exit_code=2)
 

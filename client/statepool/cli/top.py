@@ -1,5 +1,6 @@
 """``statepool top``: how full a server is and what it does, as it goes on."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -12,8 +13,7 @@ from rich.live import Live
 
 from statepool import Client
 from statepool.cli.connect import HERE, Connection, connect
-from statepool.cli.failure import CommandError
-from statepool.cli.options import Seconds
+from statepool.cli.options import SomeTime
 from statepool.cli.top_view import view
 from statepool.errors import DeadlineExceededError, UnavailableError
 from statepool.intervals import Interval
@@ -29,11 +29,11 @@ _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 def top(
     *,
     connection: Connection = HERE,
-    interval: Seconds = 1.0,
+    interval: SomeTime = 1.0,
     once: Annotated[bool, Parameter(negative=())] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
-    """Show how full a server is and what it does, as it goes on; Ctrl-C ends it.
+    """Show how full a server is and what it does, as it goes on; Ctrl-C ends it. In a pipe, look follows look.
 
     Args:
         connection: The server.
@@ -41,8 +41,6 @@ def top(
         once: Look at one interval, and end.
         as_json: Print one JSON object per interval, in a line.
     """
-    if interval <= 0:
-        raise CommandError("--interval must be more than 0", exit_code=2)
     console, target = Console(highlight=False), connection.target
     with connect(connection) as client:
         looks = islice(_looks(client, interval, is_patient=not once), 1 if once else None)
@@ -56,12 +54,15 @@ def top(
 
 
 def _show(console: Console, target: str, looks: Iterator[Facts]) -> None:
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        try:
+    """Shows look after look until Ctrl-C: on a terminal in place of the one before, else one below the other."""
+    with contextlib.suppress(KeyboardInterrupt):
+        if not console.is_terminal:
+            for facts in looks:
+                console.print(view(target, facts))
+            return
+        with Live(console=console, screen=True, auto_refresh=False) as live:
             for facts in looks:
                 live.update(view(target, facts), refresh=True)
-        except KeyboardInterrupt:
-            return
 
 
 def _looks(client: Client, interval: float, *, is_patient: bool) -> Iterator[Facts]:

@@ -39,6 +39,11 @@ class BlocksWorkload:
         """Lanes over all processes."""
         return self.concurrency
 
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """What is measured by itself."""
+        return ("allocate", "commit", "copy", "copy_specs", "free", "lookup", "read", "write")
+
     def __str__(self) -> str:
         return f"{self.mix} mix, {self.concurrency} lanes"
 
@@ -64,6 +69,12 @@ class AlignWorkload:
     def callers(self) -> int:
         """Engines over all processes."""
         return self.engines
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """What is measured by itself."""
+        steps = ("step_admissions", "step_copies", "step_quiet", "step_refused")
+        return ("first_token", "open", "read", *steps, "write")
 
     def __str__(self) -> str:
         return f"align mode, {self.engines} engines of {self.sequences} sequences"

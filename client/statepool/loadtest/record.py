@@ -11,6 +11,9 @@ from statepool.loadtest.slices import HIGHEST_NS, LOWEST_NS, TTFT, Slice
 MAX_MISMATCHES = 20
 """Failed comparisons that a process tells about; the others are only counted."""
 
+MOST_CHARS = 300
+"""Of what an error says that is kept as an example."""
+
 
 class Recorder:
     """What one process has seen; nothing but errors and comparisons is recorded before `start`.
@@ -76,7 +79,9 @@ class Recorder:
     def error(self, operation: str, error: Exception) -> None:
         """Records one operation that failed; one of the warm-up, which is news too, belongs to the first slice."""
         self.errors += 1
-        self._now().errors[f"{operation}: {type(error).__name__}"] += 1
+        what, now = f"{operation}: {type(error).__name__}", self._now()
+        now.errors[what] += 1
+        now.examples.setdefault(what, str(error)[:MOST_CHARS])
 
     def count(self, what: str, number: int = 1) -> None:
         """Adds to a count."""

@@ -31,6 +31,8 @@ class Slice:
     """Latencies in nanoseconds, by operation."""
     errors: Counter[str] = field(default_factory=Counter)
     """Failed operations, by operation and error class."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """What the first of them said, by the same."""
     counts: Counter[str] = field(default_factory=Counter)
     """What happened to requests, tokens and bytes."""
 
@@ -50,13 +52,14 @@ class Slice:
             ValueError: A histogram is damaged, or not one of these.
         """
         histograms = {name: _decode(encoded) for name, encoded in values["histograms"].items()}
-        return cls(histograms, Counter(values["errors"]), Counter(values["counts"]))
+        return cls(histograms, Counter(values["errors"]), values.get("examples", {}), Counter(values["counts"]))
 
     def add(self, other: "Slice") -> None:
         """Adds another slice."""
         for name, histogram in other.histograms.items():
             self.histogram(name).add(histogram)
         self.errors.update(other.errors)
+        self.examples = other.examples | self.examples
         self.counts.update(other.counts)
 
     def histogram(self, operation: str) -> HdrHistogram:
@@ -86,6 +89,7 @@ class Slice:
         return {
             "histograms": {name: histogram.encode().decode() for name, histogram in self.histograms.items()},
             "errors": dict(self.errors),
+            "examples": self.examples,
             "counts": dict(self.counts),
         }
 

@@ -43,9 +43,14 @@ def summary(report: Report) -> list[str]:
         f"verified  {report.verified} comparisons, {report.mismatch_count} mismatches",
         *_clients(report),
         f"errors    {total.errors.total()}",
-        *(f"          {count} x {what}" for what, count in sorted(total.errors.items())),
+        *(f"          {count} x {what}{_example(total, what)}" for what, count in sorted(total.errors.items())),
         *(f"MISMATCH  {what}" for what in report.mismatches),
     ]
+
+
+def _example(total: Slice, what: str) -> str:
+    example = " ".join(total.examples.get(what, "").split())
+    return f", such as: {example}" if example else ""
 
 
 def _requests(total: Slice, seconds: float) -> list[str]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from statepool.loadtest.options import AlignWorkload
+from statepool.loadtest.options import AlignWorkload, Workload
 from statepool.loadtest.report import Report
 from statepool.loadtest.slices import ALL, Slice
 from statepool.loadtest.verdicts import Verdict
@@ -42,6 +42,8 @@ class Threshold:
     write: Callable[[float], str]
     """Writes a value for people."""
     is_of_errors: bool = False
+    operation: str = ALL
+    """What it is about."""
 
     @classmethod
     def parse(cls, text: str) -> "Threshold":
@@ -67,6 +69,16 @@ class Threshold:
         if match is None:
             raise ValueError(f"slo {text!r}: must look like p99=5ms or copy.p99=5ms")
         return cls.parse(f"{match[1]}<={match[2]}")
+
+    def check(self, workload: Workload) -> None:
+        """Makes sure that a workload has what it is about.
+
+        Raises:
+            ValueError: No such operation is ever measured.
+        """
+        known = (*workload.operations, ALL)
+        if self.operation not in known:
+            raise ValueError(f"{self.text!r}: {workload.name} measures no {self.operation!r}, but {', '.join(known)}")
 
     def judge(self, report: Report, total: Slice) -> Verdict:
         """Compares a report with the bound."""
@@ -106,6 +118,8 @@ def _goes_without_saying(report: Report, total: Slice, thresholds: Sequence[Thre
 
 def _latency(text: str, match: re.Match[str]) -> Threshold:
     operation, what = match[1] or ALL, match[2]
+    if not match[4][-1].isalpha():
+        raise ValueError(f"threshold {text!r}: {match[4]} must have a unit, such as {match[4]}ms")
 
     def measure(_report: Report, total: Slice) -> float | None:
         histogram = total.latencies(operation)
@@ -115,7 +129,7 @@ def _latency(text: str, match: re.Match[str]) -> Threshold:
             return float(histogram.get_mean_value() if what == "mean" else histogram.get_max_value()) / 1e9
         return float(histogram.get_value_at_percentile(float(what[1:]))) / 1e9
 
-    return Threshold(text, measure, match[3], parse_seconds(match[4]), format_seconds)
+    return Threshold(text, measure, match[3], parse_seconds(match[4]), format_seconds, operation=operation)
 
 
 def _throughput(text: str, match: re.Match[str]) -> Threshold:
@@ -125,7 +139,7 @@ def _throughput(text: str, match: re.Match[str]) -> Threshold:
         histogram = total.latencies(operation)
         return None if histogram is None else float(histogram.get_total_count()) / report.options.duration
 
-    return Threshold(text, measure, match[2], float(match[3]), lambda value: f"{value:.1f}/s")
+    return Threshold(text, measure, match[2], float(match[3]), lambda value: f"{value:.1f}/s", operation=operation)
 
 
 def _errors(text: str, match: re.Match[str]) -> Threshold:

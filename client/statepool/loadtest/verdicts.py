@@ -15,7 +15,7 @@ class Verdict:
     """Whether it does."""
 
     def __str__(self) -> str:
-        return f"{self.text}: measured {self.measured}"
+        return f"{self.text}: {self.measured}"
 
 
 @dataclass(frozen=True, slots=True)
