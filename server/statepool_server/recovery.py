@@ -34,7 +34,7 @@ from statepool_server.service.works import WorksState
 from statepool_server.sessions import ids_before
 from statepool_server.view import PoolState
 
-FORMAT = 4
+FORMAT = 5
 """Format of snapshots and records; another one is not read."""
 
 MAX_CONTINUED = 64
