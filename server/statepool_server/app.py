@@ -178,6 +178,7 @@ async def run(config: ServerConfig) -> None:
     Raises:
         ValueError: The configuration cannot be.
         ArenaError: The memory cannot be had.
+        ForeignStateError: The folder holds the state of another pool.
         OSError: The journal cannot be begun.
     """
     keep_freed_memory()
@@ -185,12 +186,16 @@ async def run(config: ServerConfig) -> None:
     for address in (*plan.addresses, *plan.admin_addresses):
         address.refuse_if_served()
     stop = asyncio.Event()
-    for signal_number in _STOP_SIGNALS:  # handlers of the loop would be run when it turns, which is after all this
-        signal.signal(signal_number, lambda *_: stop.set())
+    # Handlers of the loop would be run when it turns, which is after all of the start.
+    former = {number: signal.signal(number, lambda *_: stop.set()) for number in _STOP_SIGNALS}
     try:
         await _run(config, plan, stop)
     except _StartEndedError:
         _log.info("stopped before it served")
+    except BaseException:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        raise
     for signal_number in _STOP_SIGNALS:  # a second signal must not turn a clean end into a death by signal
         asyncio.get_running_loop().remove_signal_handler(signal_number)
         signal.signal(signal_number, signal.SIG_IGN)

@@ -111,10 +111,11 @@ def test_report_for_people(roomy: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slo", "exit_code"), [("p99=1h", 0), ("p50=1us", 1), ("allocate.p99=1h", 0), ("nothing.p99=1h", 1), ("p99", 2)]
+    ("slo", "exit_code"),
+    [("p99=1h", 0), ("p50=1us", 1), ("allocate.p99=1h", 0), ("commit.p99=1h", 1), ("nothing.p99=1h", 2)],
 )
 def test_objectives_decide_the_exit_code(roomy: Server, slo: str, exit_code: int) -> None:
-    """A missed objective is exit code 1, one that cannot be read is 2; both say why."""
+    """A missed objective is exit code 1, one that cannot be kept is 2; both say why."""
     answer = load_blocks(roomy, "--mix", "churn", "--duration", "200ms", "--warmup", "0s", "--slo", slo)
 
     assert answer.returncode == exit_code

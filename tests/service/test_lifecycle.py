@@ -384,3 +384,13 @@ def test_flags_win_over_environment_and_that_over_the_file(
     ended = start("--max-batch", "9", last=("--print-config",))
 
     assert {"max-batch = 9", "max-sessions = 4", "max-replays = 7"} <= set(ended.out.splitlines())
+
+
+def test_a_start_that_fails_leaves_signals_alone(start: Callable[..., Ended]) -> None:
+    """A server that could not be started has not taken signals from the process that tried."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    ended = start("--blocks", "2000000000")
+
+    assert "are available" in ended.error
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
