@@ -91,8 +91,6 @@ class Identity:
 
     def differences(self, found: "Identity") -> list[str]:
         """Tells what is not the same, in the words of an operator."""
-        if found.format != self.format:
-            return [f"another version of statepool has written it (format {found.format}, {self.format} here)"]
         named = {
             "--blocks": (found.block_count, self.block_count),
             "--block-tokens": (found.block_tokens, self.block_tokens),
@@ -220,6 +218,9 @@ def _read_state(history: History, plan: Plan) -> ServerState | None:
         return None
     try:
         identity = decode(history.snapshot, _Named).identity
+        if identity.format != FORMAT:  # nobody can go on with it, after an upgrade for one
+            _log.warning("begins anew: another version has written the state", format=identity.format)
+            return None
         differences = Identity.of(known).differences(identity)
         if not plan.outlives_process:
             differences.append(f"--device: cpu there, {known.devices[0]} here")

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -24,6 +25,9 @@ from statepool import (
 )
 from statepool.v1 import block_pb2 as pb
 from statepool.v1 import session_pb2, types_pb2
+from statepool_server.journal.encoding import decode, encode
+from statepool_server.journal.journal import Journal
+from statepool_server.recovery import ServerState
 
 LONG = 60.0
 SMALL_JOURNAL = ("--max-message-bytes", "64KiB", "--journal-bytes", "5MiB")
@@ -284,6 +288,28 @@ def test_another_pool_that_may_take_the_place(servers: Servers) -> None:
         with other.wait_until_ready().client() as theirs:
             assert theirs.get_pool().usage.evictable_blocks == 1
         other.kill()
+
+
+def test_the_state_of_another_version(servers: Servers) -> None:
+    """A server that cannot read what another version has written begins anew, and says so."""
+    server = servers.start().wait_until_ready()
+    with server.client() as client:
+        _commit(client, [b"a" * 32])
+        server.stop()
+        journal = Journal(server.state_dir, 2**20)
+        history = journal.read()
+        assert history is not None
+        assert history.snapshot is not None
+        state = decode(history.snapshot, ServerState)
+        former = replace(state, identity=replace(state.identity, format=state.identity.format - 1))
+        journal.begin(history.incarnation, encode(former))
+        journal.close()
+
+        heir = servers.start("--state-dir", str(server.state_dir), listen=server.target).wait_until_ready()
+
+        assert client.get_pool().usage.evictable_blocks == 0
+        assert "another version" in heir.log
+        heir.stop()
 
 
 def test_a_stopped_server_is_continued(servers: Servers) -> None:
