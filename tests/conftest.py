@@ -14,7 +14,15 @@ settings.load_profile("statepool")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _SLOW = (
-    "test_deadlines.py::test_a_session_that_is_resumed_late",
+    "service/test_deadlines.py::test_a_session_that_is_resumed_late",
+    *(
+        "service/test_groups.py::test_a_",
+        "service/test_directory.py::test_a_",
+        "security/test_tls.py::test_certificate_is",
+    ),
+    *("service/test_recovery.py::test_a_full", "service/test_recovery.py::test_sessions_have_time"),
+    *("service/test_commands.py::test_objectives", "service/test_commands.py::test_closed_loop"),
+    *("security/test_commands.py::test_load_test", "security/test_commands.py::test_by_certificate"),
     *("robustness/test_soak.py", "robustness/test_twin.py", "robustness/test_field.py"),
     *("deploy/test_doctor.py", "deploy/test_guide.py", "deploy/test_health.py", "attach/test_cuda_memory.py"),
     *("deploy/test_readme_commands.py::test_commands", "deploy/test_reference.py"),
