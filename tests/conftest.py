@@ -23,6 +23,7 @@ _SLOW = (
     *("service/test_recovery.py::test_a_full", "service/test_recovery.py::test_sessions_have_time"),
     *("service/test_commands.py::test_objectives", "service/test_commands.py::test_closed_loop"),
     *("security/test_commands.py::test_load_test", "security/test_commands.py::test_by_certificate"),
+    *("attach/test_restarts.py", "security/test_peers.py", "robustness/test_runs.py"),
     *("robustness/test_soak.py", "robustness/test_twin.py", "robustness/test_field.py"),
     *("deploy/test_doctor.py", "deploy/test_guide.py", "deploy/test_health.py", "attach/test_cuda_memory.py"),
     *("deploy/test_readme_commands.py::test_commands", "deploy/test_reference.py"),
