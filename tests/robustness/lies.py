@@ -84,7 +84,7 @@ class Liar:
     def _blocks(self, session: Session, blocks: BlockRefs) -> Iterator[Lie]:
         """Claims blocks that are no longer its own or never were, and a state that was not written."""
         ref, stubs, mine = ref_of(session), self._stubs.blocks, refs_to_wire(blocks)
-        stale = refs_to_wire(BlockRefs.of(blocks.block_ids, blocks.generations - 2))
+        stale = refs_to_wire(BlockRefs.of(blocks.block_ids, blocks.generations + 2))
         unwritten = {"prefix_hashes": [b"lie"], "boundary_tokens": [32], "written_through_tokens": [16]}
         yield Lie("stale free", stubs.FreeBlocks, block_pb2.FreeBlocksRequest(session=ref, blocks=stale))
         yield Lie("stale copy", stubs.CopyBlocks, block_pb2.CopyBlocksRequest(session=ref, src=mine, dst=stale))
