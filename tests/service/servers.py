@@ -167,6 +167,15 @@ class Server:
         """Makes a client."""
         return Client(self.target, timeout=timeout, tls=self._security.tls, token=self._security.token)
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Has the process stand still for a while."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def terminate(self, signal_number: int = signal.SIGTERM) -> None:
         """Asks the process, once, to drain and end."""
         if not self._told:

@@ -1,32 +1,20 @@
 """Guarantee: a call ends by the deadline that its caller gave, whatever it has to ask or to wait for first."""
 
 import asyncio
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from service.proxy import between
-from service.servers import DEADLINE_SECONDS, IMAGE_BYTES, Server, Servers
+from service.servers import DEADLINE_SECONDS, IMAGE_BYTES, Servers
 from statepool import AsyncClient, Client, StatepoolError
 
 IMAGE = bytes(IMAGE_BYTES)
 GIVEN, WAITED = 7.0, 6.0
 """Deadline of calls that wait for their session, and how long they do; who gave the deadline twice would take both."""
-
-
-@contextlib.contextmanager
-def frozen(server: Server) -> Iterator[None]:
-    """Has a server stand still."""
-    server.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        server.process.send_signal(signal.SIGCONT)
 
 
 def seconds_until_it_fails(call: Callable[[], object]) -> float:
@@ -44,7 +32,7 @@ def test_the_first_stream_of_a_client(servers: Servers) -> None:
         blocks = session.allocate_blocks(1)
         session.commit_blocks(blocks, prefix_hashes=[b"a"], boundary_tokens=16, written_through_tokens=16)
         transfer = session.create_transfer(blocks)
-        with frozen(server):
+        with server.frozen():
             for call in (
                 lambda: session.read_images(blocks, timeout=0.1),
                 lambda: list(session.read_blocks(blocks, timeout=0.1)),
@@ -63,7 +51,7 @@ async def test_the_first_stream_of_a_client_async(servers: Servers) -> None:
         session = await client.create_session(60.0)
         blocks = await session.allocate_blocks(1)
         transfer = await session.create_transfer(blocks)
-        with frozen(server):
+        with server.frozen():
             began = time.monotonic()
             for call in (
                 session.read_images(blocks, timeout=0.1),

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,15 +125,12 @@ async def test_a_send_that_is_given_up_while_another_task_receives(servers: Serv
         await aio.create_session(60.0) as session,
         session.scheduler() as scheduler,
     ):
-        server.process.send_signal(signal.SIGSTOP)
-        try:
+        with server.frozen():
             await scheduler.send()
             receiving = asyncio.ensure_future(scheduler.receive())
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.2):
                     await scheduler.send(admit=[Admission(1, 2**20, MANY_HASHES)])
-        finally:
-            server.process.send_signal(signal.SIGCONT)
 
         assert (await receiving).step == 1
         assert (await scheduler.receive()).step == 2
@@ -149,12 +145,8 @@ async def test_server_that_stands_still(servers: Servers, hashes: list[bytes]) -
         await aio.create_session(60.0) as session,
         session.scheduler() as scheduler,
     ):
-        server.process.send_signal(signal.SIGSTOP)
-        try:
-            with pytest.raises(DeadlineExceededError):
-                await scheduler.step(admit=[Admission(1, 2**20, hashes)], timeout=0.2)
-        finally:
-            server.process.send_signal(signal.SIGCONT)
+        with server.frozen(), pytest.raises(DeadlineExceededError):
+            await scheduler.step(admit=[Admission(1, 2**20, hashes)], timeout=0.2)
 
         assert (await scheduler.receive()).step == 1
 

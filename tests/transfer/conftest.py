@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -36,6 +37,26 @@ def leaving_nothing(server: Server) -> Iterator[Client]:
         yield client
         until(lambda: not list(client.list_transfers()), "the transfers to end")
         empty(client)
+
+
+STANDING_COPY = {"STATEPOOL_FAILPOINTS": "copy=2+1*sleep(1500)"}
+"""Has the third work of a server's memory, which `copying` begins, stand still for a while."""
+
+
+@contextlib.contextmanager
+def copying(server: Server, told: str = "") -> Iterator[None]:
+    """Has a server that was started with `STANDING_COPY` copy a block meanwhile.
+
+    Args:
+        server: The server.
+        told: What its log says before the copy counts as begun.
+    """
+    with server.client() as client, client.create_session(60.0) as session, ThreadPoolExecutor(1) as executor:
+        src, dst = (session.allocate_blocks(1) for _ in range(2))
+        copy = executor.submit(session.copy_blocks, src=src, dst=dst)
+        until(lambda: client.get_pool().usage.busy_blocks == 2 and told in server.log, "the copy to stand still")
+        yield
+        copy.result()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from statepool import (
 )
 from statepool.v1 import transfer_pb2 as pb
 from statepool.wire import refs_from_wire
-from transfer.conftest import FLAGS, WIDE
+from transfer.conftest import FLAGS, STANDING_COPY, WIDE, copying
 from transfer.images import Images, fill, images
 from transfer.valve import Valve, valve
 
@@ -311,22 +311,12 @@ def test_no_thread_puts_the_bytes_away(
     expected: Images,
 ) -> None:
     """While the destination's own memory work is full, or stands still, nothing of what comes is passed over."""
-    flags, environment = (*FLAGS, "--stall-timeout", "20s", *limit), {"STATEPOOL_FAILPOINTS": "copy=2+1*sleep(1500)"}
-    destination = servers.start(*flags, conv_shape=WIDE, environment=environment).wait_until_ready()
-    with (
-        destination.client() as client,
-        client.create_session(LONG) as taker,
-        client.create_session(LONG) as other,
-        ThreadPoolExecutor(1) as executor,
-    ):
-        mine = [other.allocate_blocks(1) for _ in range(2)]
-        copying = executor.submit(other.copy_blocks, src=mine[0], dst=mine[1])
-        until(lambda: client.get_pool().usage.busy_blocks == 2 and told in destination.log, "the copy to stand still")
-
+    flags = (*FLAGS, "--stall-timeout", "20s", *limit)
+    destination = servers.start(*flags, conv_shape=WIDE, environment=STANDING_COPY).wait_until_ready()
+    with destination.client() as client, client.create_session(LONG) as taker, copying(destination, told):
         received = taker.receive_transfer(lender.create_transfer(blocks), source=source.target)
 
         assert np.array_equal(images(taker, received.blocks), expected)
-        copying.result()
 
 
 def test_a_request_comes_again_half_way(

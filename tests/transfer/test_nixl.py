@@ -27,7 +27,7 @@ from statepool import (
     TransferNotFoundError,
 )
 from statepool_server.nixl_agent import nixl_package
-from transfer.conftest import FLAGS, WIDE
+from transfer.conftest import FLAGS, STANDING_COPY, WIDE, copying
 from transfer.images import Images, fill, images
 from transfer.liar import Lie, liar
 
@@ -477,20 +477,10 @@ def test_the_destination_cannot_take_sums(
     servers: Servers, over: dict[str, str], lender: Session, source: Server, blocks: BlockRefs, expected: Images
 ) -> None:
     """Its own memory work, which has no room for a moment, is not taken for a source that is gone."""
-    flags, environment = (*NIXL, "--max-queued-copies", "1"), {"STATEPOOL_FAILPOINTS": "copy=2+1*sleep(1500)"}
-    destination = servers.start(*flags, conv_shape=WIDE, environment=over | environment).wait_until_ready()
-    with (
-        destination.client() as client,
-        client.create_session(LONG) as taker,
-        client.create_session(LONG) as other,
-        ThreadPoolExecutor(1) as executor,
-    ):
-        mine = [other.allocate_blocks(1) for _ in range(2)]
-        copying = executor.submit(other.copy_blocks, src=mine[0], dst=mine[1])
-        until(lambda: client.get_pool().usage.busy_blocks == 2, "the copy to begin")
-
+    flags = (*NIXL, "--max-queued-copies", "1")
+    destination = servers.start(*flags, conv_shape=WIDE, environment=over | STANDING_COPY).wait_until_ready()
+    with destination.client() as client, client.create_session(LONG) as taker, copying(destination):
         _assert_it_works(lender, taker, source, blocks, expected)
-        copying.result()
 
 
 @pytest.mark.parametrize("patience", ["1s"])

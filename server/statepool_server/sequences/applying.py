@@ -197,7 +197,7 @@ class StepChanges:
         copied = np.flatnonzero(plan.publication_steps == COPIED)
         return MemoryWork(
             session_id=session.session_id,
-            wiped_blocks=np.setdiff1d(foreign, zeroed),
+            wiped_blocks=np.setdiff1d(foreign, zeroed) if len(foreign) else foreign,
             post_copies=copy_plan(plan.post_copies),
             zeroed_blocks=zeroed,
             pre_copies=copy_plan(pre_copies),

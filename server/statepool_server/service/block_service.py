@@ -124,7 +124,7 @@ class BlockService(BlockStreams):
         core = self._core
         reply = core.remembered(request)  # the same request may have been ahead in the line
         if reply is None:
-            if _zeroes(request) or core.pool.get_session(request.session.session_id).tenant:
+            if _zeroes(request) or core.pool.sessions.get(request.session.session_id).tenant:
                 core.copies.check_room(time_remaining(context))
             core.quotas.check_blocks(request.session.session_id, request.count)
             reply = core.ledger.perform(Kind.ALLOCATE_BLOCKS, request)

@@ -213,8 +213,9 @@ class Core:
 
     def _tell_changes(self) -> None:
         """Serves those who wait for blocks, and tells who wants to know how many there are."""
-        if self._standing != self._told:  # most engine steps change nothing of it
-            self._told = self._standing
+        standing = self._standing
+        if standing != self._told:  # most engine steps change nothing of it
+            self._told = standing
             self.waiting.serve()
             for listener in self.block_listeners:
                 listener()
